@@ -1,0 +1,1 @@
+"""What lies on disk: manifests, shards, weights and training state."""

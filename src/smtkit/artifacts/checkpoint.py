@@ -1,0 +1,113 @@
+"""Weights and training state in safetensors and JSON. Nothing is pickled or unpickled."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from smtkit.artifacts.manifest import hash_file
+from smtkit.artifacts.run import publish, write_atomically
+from smtkit.errors import ArtifactError, InputOutputError
+
+MODEL = "model.safetensors"
+_HEADER = "smtkit"
+_STATE = "checkpoint.json"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Writes tensors, and `header` as JSON beside them, under the name `path` when whole."""
+    temporary = path.with_name(f".{path.name}")
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        # One key only: safetensors keeps its metadata in no fixed order.
+        save_file(on_cpu, temporary, {_HEADER: json.dumps(header, sort_keys=True)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        publish(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise InputOutputError(f"{path}: {error}") from None
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file of `save_tensors`, on the CPU, and its header. Raises ArtifactError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_HEADER])
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{path}: not weights of smtkit: {error}") from None
+
+
+class TrainingState:
+    """What a run needs to go on as if it had not stopped: one object, saved and loaded whole.
+
+    `step` updates were made. The order of samples and all random numbers are functions of the seed
+    and the step, so nothing else of the past is needed.
+    """
+
+    def __init__(self, network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.step = 0
+        self.tokens = 0
+        self.seconds = 0.0
+
+    def save(self, directory: Path) -> None:
+        """Writes the state to `directory`; the state that was there stays valid until this is."""
+        path = directory / f"checkpoint-{self.step:09d}.safetensors"
+        save_tensors(path, self._tensors(), {})
+        content = {
+            "file": path.name,
+            "xxh3": hash_file(path),
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+        }
+        write_atomically(directory / _STATE, json.dumps(content, indent=2) + "\n")
+        for stale in directory.glob("checkpoint-*.safetensors"):
+            if stale != path:
+                stale.unlink()
+
+    def load(self, directory: Path) -> bool:
+        """Takes over the state saved in `directory`, if there is one. Raises ArtifactError."""
+        if not (directory / _STATE).exists():
+            return False
+        content = json.loads((directory / _STATE).read_text(encoding="utf-8"))
+        path = directory / content["file"]
+        if not path.exists() or hash_file(path) != content["xxh3"]:
+            raise ArtifactError(f"{path}: damaged or missing", "--overwrite starts anew")
+        tensors, _ = load_tensors(path)
+        self.network.load_state_dict(_with_prefix(tensors, "network."))
+        self._load_optimizer(_with_prefix(tensors, "optimizer."))
+        self.step, self.tokens = content["step"], content["tokens"]
+        self.seconds = content["seconds"]
+        return True
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": t for name, t in values.items()}
+        return tensors
+
+    def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,208 @@
+"""The manifest: what an artifact is, what it was made from, and which files belong to it.
+
+An artifact is a directory that is complete if and only if it holds `manifest.json`. Its files lie
+in a folder named after the run that wrote them; the manifest is replaced atomically, last.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import xxhash
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from smtkit.errors import ArtifactError, InputOutputError, UsageError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+METRICS = "metrics.jsonl"
+
+Kind = Literal["tokens", "encoder", "labels", "rnn", "evaluation", "report"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(_Record):
+    """One file: `name` is relative to the artifact, `<run>/<logical name>`; `xxh3` is 128 bits."""
+
+    name: str
+    bytes: int
+    rows: int | None
+    xxh3: str
+
+    @property
+    def logical_name(self) -> str:
+        return self.name.partition("/")[2]
+
+
+class Parent(_Record):
+    """An artifact that this one was made from, with its own parents: the whole lineage."""
+
+    kind: Kind
+    path: str
+    digest: str
+    parents: list["Parent"]
+
+
+class Manifest(_Record):
+    """`manifest.json`, field by field as docs/artifacts.md describes it."""
+
+    kind: Kind
+    format_version: int
+    smtkit_version: str
+    command: str
+    config: dict[str, Any]
+    identity: dict[str, Any]
+    seed: int | None
+    git_revision: str | None
+    packages: dict[str, str]
+    started: str
+    finished: str
+    parents: list[Parent]
+    files: list[FileEntry]
+    statistics: dict[str, Any]
+    digest: str
+
+    def ancestor(self, kind: Kind) -> Parent | None:
+        """The nearest artifact of `kind` in the lineage."""
+        generation = self.parents
+        while generation:
+            for parent in generation:
+                if parent.kind == kind:
+                    return parent
+            generation = [grandparent for parent in generation for grandparent in parent.parents]
+        return None
+
+
+class Artifact:
+    """A complete artifact, opened for reading."""
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self._entries = {entry.logical_name: entry for entry in manifest.files}
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str], *kinds: Kind) -> "Artifact":
+        """Opens the artifact in `directory`, which must be of one of `kinds` (none: any).
+
+        Raises UsageError where the path does not exist, ArtifactError where it is not a complete
+        artifact of that kind and of this format version, or a file is missing or cut short.
+        """
+        directory = Path(directory)
+        artifact = cls(directory, read_manifest(directory))
+        found = artifact.manifest.kind
+        if kinds and found not in kinds:
+            wanted = " or ".join(kinds)
+            raise ArtifactError(f"{directory}: kind is {found}, expected {wanted}")
+        for entry in artifact.manifest.files:
+            _check_size(directory / entry.name, entry)
+        return artifact
+
+    def file(self, logical_name: str) -> Path:
+        """The path of a file of this artifact. Raises ArtifactError if it has none of the name."""
+        return self.directory / self._entry(logical_name).name
+
+    def files(self, prefix: str) -> list[Path]:
+        """Paths of the files whose logical name starts with `prefix`, in order of name."""
+        names = sorted(name for name in self._entries if name.startswith(prefix))
+        return [self.directory / self._entries[name].name for name in names]
+
+    def rows(self, prefix: str) -> list[int]:
+        """Rows of each of `files(prefix)`."""
+        names = sorted(name for name in self._entries if name.startswith(prefix))
+        return [self._entries[name].rows or 0 for name in names]
+
+    def verified(self, logical_name: str) -> Path:
+        """The path of a file whose checksum was found right. Raises ArtifactError otherwise."""
+        entry = self._entry(logical_name)
+        path = self.directory / entry.name
+        found = hash_file(path)
+        if found != entry.xxh3:
+            raise ArtifactError(f"{path}: damaged: xxh3 is {found}, the manifest says {entry.xxh3}")
+        return path
+
+    def verify(self) -> None:
+        """Reads every file and compares checksums. Raises ArtifactError for the first that differs."""
+        for name in self._entries:
+            self.verified(name)
+
+    def as_parent(self) -> Parent:
+        return Parent(
+            kind=self.manifest.kind,
+            path=str(self.directory),
+            digest=self.manifest.digest,
+            parents=self.manifest.parents,
+        )
+
+    def _entry(self, logical_name: str) -> FileEntry:
+        if logical_name not in self._entries:
+            raise ArtifactError(
+                f"{self.directory}: {self.manifest.kind} artifact without {logical_name}"
+            )
+        return self._entries[logical_name]
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads and checks `directory/manifest.json`. Raises UsageError or ArtifactError."""
+    path = directory / MANIFEST
+    if not directory.exists():
+        raise UsageError(f"{directory}: no such artifact")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(
+            f"{directory}: not a complete artifact: it holds no {MANIFEST}"
+        ) from None
+    except OSError as error:
+        raise InputOutputError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not a manifest: {error}") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path}: format version is {version}, this smtkit reads {FORMAT_VERSION}"
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        key = ".".join(map(str, detail["loc"]))
+        raise ArtifactError(f"{path}: {key}: {detail['msg']}") from None
+
+
+def content_digest(kind: Kind, files: Iterable[FileEntry]) -> str:
+    """Digest over what the artifact holds; not over times, places, or how it was made."""
+    content = sorted(
+        (entry.logical_name, entry.bytes, entry.xxh3)
+        for entry in files
+        if entry.logical_name != METRICS
+    )
+    text = json.dumps([kind, FORMAT_VERSION, content])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def hash_file(path: Path) -> str:
+    """xxh3-128 of a file, in hexadecimal. Raises InputOutputError."""
+    checksum = xxhash.xxh3_128()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                checksum.update(block)
+    except OSError as error:
+        raise InputOutputError(f"{path}: {error.strerror}") from None
+    return checksum.hexdigest()
+
+
+def _check_size(path: Path, entry: FileEntry) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise ArtifactError(f"{path}: missing, though the manifest names it") from None
+    if size != entry.bytes:
+        raise ArtifactError(f"{path}: {size} bytes, the manifest says {entry.bytes}")

@@ -1,0 +1,298 @@
+"""The commit protocol: how an artifact comes to be, and how the old one stays whole until then.
+
+A run writes into a folder of its own inside the artifact's directory, under a lock. `commit`
+replaces the manifest atomically, and then collects what no manifest names.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import smtkit
+from smtkit.artifacts.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Artifact,
+    FileEntry,
+    Kind,
+    Manifest,
+    content_digest,
+    hash_file,
+    read_manifest,
+)
+from smtkit.config import Config
+from smtkit.errors import InputOutputError, LockedError, UsageError
+
+RUN_RECORD = "run.json"
+_RUN_PREFIX = "run-"
+_PACKAGES = ("numpy", "pyarrow", "safetensors", "sentencepiece", "torch")
+
+
+class Run:
+    """A stage at work on one artifact. Use as a context manager.
+
+    `finished` is the manifest of an artifact that is complete already (`resume`): there is nothing
+    to do. `directory` is where to write; `resumed` tells whether an earlier run left its work in it.
+    When the block raises, the folder is removed unless `keep` was called: nothing half written
+    stays, and nothing that a later run could go on from is lost.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        kind: Kind,
+        config: Config,
+        parents: Sequence[Artifact] = (),
+        *,
+        seed: int | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+        inputs: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.kind = kind
+        self.finished: Manifest | None = None
+        self.resumed = False
+        self._config = config
+        self._parents = [parent.as_parent() for parent in parents]
+        self._seed = seed
+        self._overwrite = overwrite
+        self._resume = resume
+        self._identity: dict[str, Any] = {
+            **config.identity(),
+            **{f"input {parent.kind}": parent.digest for parent in self._parents},
+            **(inputs or {}),
+        }
+        self._entries: dict[str, FileEntry] = {}
+        self._kept = False
+        self._started = datetime.now(UTC)
+
+    def __enter__(self) -> Self:
+        self._created = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path, os.O_RDONLY)
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(f"--out {self.path}: not a directory") from None
+        except OSError as error:
+            raise InputOutputError(f"--out {self.path}: {error.strerror}") from None
+        try:
+            self._take_lock()
+            self._take_place()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None and self.finished is None and not self._kept:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            if self._created:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+        os.close(self._lock)
+
+    def keep(self) -> None:
+        """From now on the folder holds something to resume from."""
+        self._kept = True
+
+    def add(self, logical_name: str, rows: int | None = None) -> FileEntry:
+        """Takes a finished file of the run's folder into the artifact."""
+        path = self.directory / logical_name
+        entry = FileEntry(
+            name=f"{self.directory.name}/{logical_name}",
+            bytes=path.stat().st_size,
+            rows=rows,
+            xxh3=hash_file(path),
+        )
+        self._entries[logical_name] = entry
+        return entry
+
+    def commit(self, statistics: Mapping[str, Any]) -> Manifest:
+        """Makes the files that were added the artifact, and removes all others."""
+        files = [self._entries[name] for name in sorted(self._entries)]
+        manifest = Manifest(
+            kind=self.kind,
+            format_version=FORMAT_VERSION,
+            smtkit_version=smtkit.__version__,
+            command=_command_line(),
+            config=self._config.model_dump(mode="json"),
+            identity=self._identity,
+            seed=self._seed,
+            git_revision=_git_revision(),
+            packages={name: metadata.version(name) for name in _PACKAGES},
+            started=self._started.isoformat(timespec="seconds"),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            parents=self._parents,
+            files=files,
+            statistics=dict(statistics),
+            digest=content_digest(self.kind, files),
+        )
+        write_atomically(self.path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+        self._collect({entry.name for entry in files})
+        self.finished = manifest
+        return manifest
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LockedError(f"--out {self.path}: another run is writing it") from None
+
+    def _take_place(self) -> None:
+        runs = sorted(self.path.glob(f"{_RUN_PREFIX}*/{RUN_RECORD}"))
+        committed = (self.path / MANIFEST).exists()
+        strangers = [
+            entry.name
+            for entry in self.path.iterdir()
+            if entry.name != MANIFEST and not entry.name.startswith(_RUN_PREFIX)
+        ]
+        if strangers and not committed and not runs:
+            raise UsageError(
+                f"--out {self.path}: holds other files ({sorted(strangers)[0]})",
+                "name a new or empty directory",
+            )
+        if committed and self._goes_on_from_complete():
+            return
+        unfinished = self._unfinished(runs)
+        if unfinished and self._goes_on_from(unfinished[-1]):
+            return
+        for run in unfinished:
+            shutil.rmtree(run.parent)
+        self._start()
+
+    def _goes_on_from_complete(self) -> bool:
+        if not (self._resume or self._overwrite):
+            raise UsageError(
+                f"--out {self.path}: exists", "--overwrite makes it anew, --resume keeps it"
+            )
+        if not self._resume:
+            return False
+        manifest = read_manifest(self.path)
+        difference = _difference(manifest.identity, self._identity)
+        if difference is None and manifest.kind == self.kind:
+            self.finished = manifest
+            return True
+        self._refuse_difference(difference or f"kind was {manifest.kind}, is {self.kind}")
+        return False
+
+    def _goes_on_from(self, record: Path) -> bool:
+        if not self._resume:
+            return False
+        found = json.loads(record.read_text(encoding="utf-8"))
+        difference = _difference(found["identity"], self._identity)
+        if difference is None and found["kind"] == self.kind:
+            self.directory = record.parent
+            self._started = datetime.fromisoformat(found["started"])
+            self.resumed = self._kept = True
+            return True
+        self._refuse_difference(difference or f"kind was {found['kind']}, is {self.kind}")
+        return False
+
+    def _refuse_difference(self, difference: str) -> None:
+        if not self._overwrite:
+            raise UsageError(
+                f"--out {self.path}: cannot resume: {difference}",
+                "--overwrite makes it anew",
+            )
+
+    def _unfinished(self, runs: Sequence[Path]) -> list[Path]:
+        """Records of runs that hold work and that no manifest names."""
+        named = self._named_by_manifest()
+        unfinished = [run for run in runs if run.parent.name not in named]
+        holding_work = [run for run in unfinished if len(list(run.parent.iterdir())) > 1]
+        if holding_work and not (self._resume or self._overwrite):
+            raise UsageError(
+                f"--out {self.path}: holds an unfinished run",
+                "--resume goes on with it, --overwrite starts anew",
+            )
+        return unfinished
+
+    def _named_by_manifest(self) -> set[str]:
+        if not (self.path / MANIFEST).exists():
+            return set()
+        content = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
+        return {entry["name"].partition("/")[0] for entry in content["files"]}
+
+    def _start(self) -> None:
+        self.directory = self.path / f"{_RUN_PREFIX}{secrets.token_hex(4)}"
+        self.directory.mkdir()
+        record = {
+            "kind": self.kind,
+            "identity": self._identity,
+            "started": self._started.isoformat(timespec="seconds"),
+        }
+        write_atomically(self.directory / RUN_RECORD, json.dumps(record, indent=2) + "\n")
+
+    def _collect(self, named: set[str]) -> None:
+        for run in self.path.glob(f"{_RUN_PREFIX}*"):
+            for file in run.iterdir():
+                if f"{run.name}/{file.name}" not in named:
+                    file.unlink()
+            with contextlib.suppress(OSError):
+                run.rmdir()
+
+
+def write_atomically(path: Path, content: str) -> None:
+    """Replaces `path` with `content`: a reader sees the old file or the new one, also after a crash.
+
+    Raises InputOutputError.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        publish(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputOutputError(f"{path}: {error.strerror}") from None
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Renames a finished file into place, durably."""
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            return f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
+    return None
+
+
+def _command_line() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _git_revision() -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None if result.returncode == 0 else None

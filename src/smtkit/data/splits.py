@@ -1,0 +1,90 @@
+"""Which split a document belongs to: a function of its content and the seed, of nothing else."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smtkit.data.order import mix, random_key
+
+SPLITS = ("train", "validation", "test")
+TRAIN, VALIDATION, TEST = range(3)
+BY_POSITION, REMOVED = 3, 4
+
+
+@dataclass(frozen=True)
+class Fractions:
+    """Shares of the bytes that are held out of training."""
+
+    validation: float
+    test: float
+
+    def boundaries(self, size: int) -> tuple[int, int]:
+        """Where validation and test begin in a document of `size` bytes split by position."""
+        test = round(size * (1 - self.test))
+        return min(round(size * (1 - self.test - self.validation)), test), test
+
+
+def assign_splits(
+    digests: NDArray[np.uint64], sizes: NDArray[np.int64], fractions: Fractions, seed: int
+) -> NDArray[np.int8]:
+    """A code for each document: TRAIN, VALIDATION, TEST, BY_POSITION or REMOVED.
+
+    digests: (documents, 2), 128 bits of each content; sizes: (documents,), bytes. Empty documents
+    and all but the first of equal ones are REMOVED. A document that holds half of all bytes or more
+    is split BY_POSITION. The others are ranked by a hash of seed and content: the first go to test
+    until it has its share of the bytes, the next to validation. So a document's split does not
+    depend on the order of the inputs.
+    """
+    codes = np.full(len(sizes), REMOVED, dtype=np.int8)
+    _, first = np.unique(digests, axis=0, return_index=True)
+    kept = np.sort(first)
+    kept = kept[sizes[kept] > 0]
+    total = int(sizes[kept].sum())
+    long = sizes[kept] * 2 >= total
+    codes[kept[long]] = BY_POSITION
+
+    whole = kept[~long]
+    key = np.uint64(random_key(seed, "split"))
+    ranking = np.lexsort((digests[whole, 1], mix(digests[whole, 0] ^ key)))
+    whole = whole[ranking]
+    codes[whole] = TRAIN
+    start = 0
+    for code, fraction in ((TEST, fractions.test), (VALIDATION, fractions.validation)):
+        taken = _until_share(sizes[whole[start:]], fraction * total)
+        codes[whole[start : start + taken]] = code
+        start += taken
+    return codes
+
+
+def cut(
+    blocks: Iterable[bytes], boundaries: tuple[int, int]
+) -> Iterator[tuple[int, int, bytes]]:
+    """(split, offset, bytes) of one document that is split by position.
+
+    A boundary moves past the UTF-8 continuation bytes it falls upon: no character is torn.
+    """
+    position, split = 0, TRAIN
+    for block in blocks:
+        start = 0
+        while split < TEST and position + len(block) > boundaries[split]:
+            stop = max(boundaries[split] - position, start)
+            limit = boundaries[split] + 3 - position
+            while stop < min(len(block), limit) and block[stop] & 0xC0 == 0x80:
+                stop += 1
+            if stop == len(block) < limit:
+                break  # the character may go on in the next block
+            if stop > start:
+                yield split, position + start, block[start:stop]
+            start, split = stop, split + 1
+        if start < len(block):
+            yield split, position + start, block[start:]
+        position += len(block)
+
+
+def _until_share(sizes: NDArray[np.int64], share: float) -> int:
+    """How many of the first documents reach `share` bytes."""
+    if share <= 0:
+        return 0
+    return int(min(np.searchsorted(np.cumsum(sizes), share) + 1, len(sizes)))

@@ -1,0 +1,137 @@
+"""Windows anywhere in a token stream: what the teacher reads, and what labels are made of.
+
+B: windows, T: window, F: look-ahead.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smtkit.artifacts.manifest import Artifact
+from smtkit.convention import IGNORE
+from smtkit.data.order import IntArray, SampleOrder, random_key, stratified, uniform
+from smtkit.data.tokens import TokenStream
+from smtkit.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class Windows:
+    """tokens (B, T + F) and targets (B, T + F + 1), int64; length (B,): tokens that are there.
+
+    `targets[:, i]` is what follows `tokens[:, :i]`. Past `length` there is padding: tokens 0,
+    targets IGNORE.
+    """
+
+    tokens: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    length: NDArray[np.int64]
+
+
+class TextWindows:
+    """Windows of `window` tokens that tile a stream, from a phase that changes with the epoch."""
+
+    def __init__(self, stream: TokenStream, window: int, lookahead: int = 0) -> None:
+        self.window = window
+        self._stream = stream
+        self._lookahead = lookahead
+        self.per_epoch = max(1, len(stream) // window)
+
+    def tiles(self) -> IntArray:
+        """Starts of the windows that cover the stream once; the last may be shorter."""
+        return np.arange(0, len(self._stream), self.window, dtype=np.int64)
+
+    def starts(self, epochs: IntArray, rows: IntArray, seed: int) -> IntArray:
+        """Start of window `row` of the tiling of `epoch`."""
+        room = min(self.window, len(self._stream))
+        phase = uniform(random_key(seed, "phase"), epochs, 1)[:, 0] * room
+        return rows * self.window + phase.astype(np.int64)
+
+    def read(self, starts: IntArray) -> Windows:
+        """The windows at `starts`."""
+        width = self.window + self._lookahead
+        targets = np.full((len(starts), width + 1), IGNORE, dtype=np.int64)
+        available = np.zeros(len(starts), dtype=np.int64)
+        for row, start in enumerate(starts):
+            tokens = self._stream.read(int(start), width + 1)
+            targets[row, : len(tokens)] = tokens
+            available[row] = len(tokens)
+        tokens = np.where(targets == IGNORE, 0, targets)[:, :width]
+        return Windows(tokens, targets, np.minimum(available, width))
+
+
+@dataclass(frozen=True)
+class TeacherBatch:
+    """Windows and the positions at which they are used.
+
+    tokens (B, T + F), targets (B, T + F + 1), length (B,) at most T; anchors (B, A) and
+    uniformity_positions (B, U) in 0..length; dynamics_positions (B, P) in 0..length - 1.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    length: Tensor
+    anchors: Tensor
+    dynamics_positions: Tensor
+    uniformity_positions: Tensor
+
+    @property
+    def tokens_read(self) -> int:
+        return int(self.length.sum())
+
+
+class TeacherSource:
+    """Batches for the teacher: a pure function of the seed and the step."""
+
+    def __init__(
+        self,
+        windows: TextWindows,
+        *,
+        batch_size: int,
+        seed: int,
+        anchors: int,
+        dynamics_positions: int,
+        uniformity_positions: int,
+    ) -> None:
+        self.windows_per_epoch = windows.per_epoch
+        self._windows = windows
+        self._order = SampleOrder(windows.per_epoch, batch_size, seed)
+        self._seed = seed
+        self._anchors = anchors
+        self._dynamics_positions = dynamics_positions
+        self._uniformity_positions = uniformity_positions
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> TeacherBatch:
+        entries = self._order.entries(step, part, parts)
+        epochs, rows = self._order.rows(entries)
+        windows = self._windows.read(self._windows.starts(epochs, rows, self._seed))
+        length = np.minimum(windows.length, self._windows.window)
+        positions = length + 1
+        return TeacherBatch(
+            *_tensors(
+                windows.tokens,
+                windows.targets,
+                length,
+                self._draw("anchors", entries, self._anchors, positions),
+                self._draw("dynamics", entries, self._dynamics_positions, length),
+                self._draw("uniformity", entries, self._uniformity_positions, positions),
+            )
+        )
+
+    def _draw(self, purpose: str, entries: IntArray, draws: int, sizes: IntArray) -> IntArray:
+        return stratified(random_key(self._seed, purpose), entries, draws, sizes)
+
+
+def open_stream(tokens: Artifact, split: str) -> TokenStream:
+    """The stream of one split. Raises ArtifactError where the split is empty."""
+    stream = TokenStream(tokens.files(f"{split}-"))
+    if len(stream) == 0:
+        raise ArtifactError(f"{tokens.directory}: the {split} split is empty")
+    return stream
+
+
+def _tensors(*arrays: NDArray[Any]) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(array) for array in arrays)

@@ -1,0 +1,1 @@
+"""The networks: transformers, the teacher, transition cells, and the RNN."""

@@ -1,0 +1,140 @@
+"""The transformer that encoder, decoder and one cell are made of.
+
+Pre-norm blocks of attention with rotary positions (RoPE, Su et al. 2021) and a gated MLP (SwiGLU,
+Shazeer 2020), RMSNorm without bias; optionally a short causal depthwise convolution before the
+attention. B: sequences, L: length, C: width, H: heads.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_ROPE_BASE = 10_000.0
+
+
+class Transformer(nn.Module):
+    """(B, L, C) -> (B, L, C): blocks and a last norm. `causal`: position i sees 0..i alone."""
+
+    def __init__(
+        self, width: int, layers: int, heads: int, *, causal: bool, convolution: int = 0
+    ) -> None:
+        super().__init__()
+        self.head_width = width // heads
+        self.blocks = nn.ModuleList(
+            Block(width, heads, causal=causal, convolution=convolution) for _ in range(layers)
+        )
+        self.norm = RmsNorm(width)
+        self._scale_residuals(layers)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rotation = rotary(inputs.shape[1], self.head_width, inputs.device, inputs.dtype)
+        for block in self.blocks:
+            inputs = block(inputs, rotation)
+        return self.norm(inputs)
+
+    def _scale_residuals(self, layers: int) -> None:
+        """What is added to the residual stream starts small, so that its variance does not grow
+        with depth (GPT-2)."""
+        for block in self.blocks:
+            for linear in (block.attention.output, block.mlp.output):
+                nn.init.normal_(linear.weight, std=0.5 / math.sqrt(2 * layers * linear.in_features))
+
+
+class Block(nn.Module):
+    """Convolution (optional), attention, MLP: each reads a norm of the stream and adds to it."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool, convolution: int) -> None:
+        super().__init__()
+        self.convolution = CausalConvolution(width, convolution) if convolution else None
+        self.attention_norm = RmsNorm(width)
+        self.attention = Attention(width, heads, causal=causal)
+        self.mlp_norm = RmsNorm(width)
+        self.mlp = GatedMlp(width)
+
+    def forward(self, inputs: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        if self.convolution is not None:
+            inputs = inputs + self.convolution(inputs)
+        inputs = inputs + self.attention(self.attention_norm(inputs), rotation)
+        return inputs + self.mlp(self.mlp_norm(inputs))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, (B, L, C) -> (B, L, C)."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.causal = causal
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.output = nn.Linear(width, width, bias=False)
+
+    def forward(self, inputs: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        batch, length, width = inputs.shape
+        projected = self.query_key_value(inputs).view(batch, length, 3, self.heads, -1)
+        query, key, value = projected.permute(2, 0, 3, 1, 4)  # (B, H, L, C / H) each
+        mixed = F.scaled_dot_product_attention(
+            rotate(query, rotation), rotate(key, rotation), value, is_causal=self.causal
+        )
+        return self.output(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class GatedMlp(nn.Module):
+    """SwiGLU with a hidden width of 8/3 C, rounded up to a multiple of 16: as many weights as an
+    MLP of 4 C."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = 16 * math.ceil(8 * width / 3 / 16)
+        self.gate_and_value = nn.Linear(width, 2 * hidden, bias=False)
+        self.output = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        gate, value = self.gate_and_value(inputs).chunk(2, dim=-1)
+        return self.output(F.silu(gate) * value)
+
+
+class CausalConvolution(nn.Module):
+    """Depthwise convolution over the last `kernel` positions, (B, L, C) -> (B, L, C)."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(kernel, width) / (2 * kernel))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        # A sum of shifted products: on a CPU ten times faster than a grouped convolution.
+        kernel, length = len(self.weight), inputs.shape[1]
+        padded = F.pad(inputs, (0, 0, kernel - 1, 0))
+        mixed = padded[:, :length] * self.weight[0]
+        for tap in range(1, kernel):
+            mixed = torch.addcmul(mixed, padded[:, tap : tap + length], self.weight[tap])
+        return mixed
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square normalisation of the last axis, with a learned gain."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.rms_norm(inputs, self.gain.shape, self.gain, eps=1e-6)
+
+
+def rotary(
+    length: int, head_width: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine (L, head_width / 2) of the rotation at each position."""
+    exponents = torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width
+    positions = torch.arange(length, device=device, dtype=torch.float32)
+    angles = positions[:, None] / _ROPE_BASE**exponents
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates pairs (first half, second half) of the last axis of (B, H, L, C / H)."""
+    cosine, sine = rotation
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)

@@ -1,0 +1,123 @@
+"""`smtkit train-encoder`: a `tokens` artifact to an `encoder` artifact, the teacher."""
+
+import os
+
+import torch
+
+from smtkit.artifacts.checkpoint import MODEL, load_tensors, save_tensors
+from smtkit.artifacts.manifest import METRICS, Artifact, Manifest
+from smtkit.artifacts.run import Run
+from smtkit.config import (
+    CellConfig,
+    DecoderConfig,
+    EncoderConfig,
+    ReadoutConfig,
+    TrainEncoderConfig,
+)
+from smtkit.data.tokenizers import TOKENIZER, load_tokenizer
+from smtkit.data.windows import TeacherSource, TextWindows, open_stream
+from smtkit.methods.predictive_state import PredictiveState
+from smtkit.models.teacher import Teacher
+from smtkit.progress import Progress, Silent
+from smtkit.training import Trainer, Validation, choose_device
+
+
+def run(
+    config: TrainEncoderConfig,
+    tokens: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Trains encoder, decoder, readout and co-trained cell on the artifact `tokens`.
+
+    Raises ArtifactError (not tokens, an empty split), NonFiniteLossError, InterruptedRunError.
+    """
+    device = choose_device(config.device)
+    source = Artifact.open(tokens, "tokens")
+    tokenizer = load_tokenizer(source.verified(TOKENIZER))
+    with Run(
+        out,
+        "encoder",
+        config,
+        [source],
+        seed=config.seed,
+        overwrite=overwrite,
+        resume=resume,
+    ) as artifact:
+        if artifact.finished:
+            return artifact.finished
+        torch.manual_seed(config.seed)
+        teacher = build_teacher(config, tokenizer.vocabulary_size)
+        trainer = Trainer(
+            PredictiveState(teacher, config.objective),
+            _source(config, source, "train", config.seed),
+            _validation(config, source),
+            config.training,
+            artifact.directory,
+            device,
+            progress or Silent(),
+            artifact.keep,
+        )
+        validated = trainer.run()
+        tokenizer.save(artifact.directory)
+        header = {
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "window": config.data.window,
+            **config.model_dump(include={"encoder", "decoder", "cell", "readout"}),
+        }
+        save_tensors(artifact.directory / MODEL, teacher.state_dict(), header)
+        for name in (MODEL, TOKENIZER, METRICS):
+            artifact.add(name)
+        return artifact.commit(
+            {
+                "steps": trainer.state.step,
+                "tokens": trainer.state.tokens,
+                "seconds": round(trainer.state.seconds, 3),
+                "parameters": sum(p.numel() for p in teacher.parameters()),
+                "validation": validated,
+            }
+        )
+
+
+def build_teacher(config: TrainEncoderConfig, vocabulary_size: int) -> Teacher:
+    """The teacher with random weights."""
+    return Teacher(vocabulary_size, config.encoder, config.decoder, config.cell, config.readout)
+
+
+def load_teacher(encoder: Artifact) -> tuple[Teacher, int]:
+    """The teacher of an `encoder` artifact, for evaluation, and its window."""
+    tensors, header = load_tensors(encoder.verified(MODEL))
+    teacher = Teacher(
+        header["vocabulary_size"],
+        EncoderConfig(**header["encoder"]),
+        DecoderConfig(**header["decoder"]),
+        CellConfig(**header["cell"]),
+        ReadoutConfig(**header["readout"]),
+    )
+    teacher.load_state_dict(tensors)
+    return teacher.eval().requires_grad_(False), header["window"]
+
+
+def _source(
+    config: TrainEncoderConfig, tokens: Artifact, split: str, seed: int
+) -> TeacherSource:
+    windows = TextWindows(
+        open_stream(tokens, split), config.data.window, config.objective.future_length
+    )
+    return TeacherSource(
+        windows,
+        batch_size=config.training.batch_size,
+        seed=seed,
+        anchors=config.objective.anchors,
+        dynamics_positions=config.objective.dynamics_positions,
+        uniformity_positions=config.objective.uniformity_positions,
+    )
+
+
+def _validation(config: TrainEncoderConfig, tokens: Artifact) -> Validation:
+    source = _source(config, tokens, "validation", config.seed)
+    wanted = min(config.training.validation_windows, source.windows_per_epoch)
+    return Validation(source, max(1, wanted // config.training.batch_size))

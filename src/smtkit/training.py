@@ -1,0 +1,354 @@
+"""The one loop: every method trains in it. A method is an objective, a source gives its batches."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from smtkit.artifacts.checkpoint import TrainingState
+from smtkit.artifacts.manifest import METRICS
+from smtkit.artifacts.run import publish
+from smtkit.config import Device, TrainingConfig
+from smtkit.errors import InterruptedRunError, NonFiniteLossError, UsageError
+from smtkit.progress import Progress
+
+
+class Batch(Protocol):
+    """A dataclass of tensors."""
+
+    __dataclass_fields__: Any
+
+    @property
+    def tokens_read(self) -> int: ...
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
+BatchT_co = TypeVar("BatchT_co", bound=Batch, covariant=True)
+BatchT_contra = TypeVar("BatchT_contra", bound=Batch, contravariant=True)
+
+
+class Source(Protocol[BatchT_co]):
+    """Slice `part` of `parts` of the batch of `step`: a pure function."""
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> BatchT_co: ...
+
+
+class Method(Protocol[BatchT_contra]):
+    """An objective: sums of named terms over a batch, their counts and weights.
+
+    The loss is the sum over terms of weight * sum / max(count, 1), with sums and counts taken over
+    all parts of the batch. `diagnostics` are more numbers to log; `concern` says what of them the
+    user should know now.
+    """
+
+    network: nn.Module
+
+    def weights(self, step: int) -> dict[str, float]: ...
+
+    def counts(self, batch: BatchT_contra) -> dict[str, int]: ...
+
+    def losses(self, batch: BatchT_contra) -> dict[str, Tensor]: ...
+
+    def diagnostics(self, batch: BatchT_contra) -> dict[str, float]: ...
+
+    def concern(self, metrics: Mapping[str, float]) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Validation(Generic[BatchT]):
+    """Held-out batches: steps 0..`batches` - 1 of `source`."""
+
+    source: Source[BatchT]
+    batches: int
+
+
+class Trainer(Generic[BatchT]):
+    """Trains `method` on `source` until `config` says stop; saves to, and resumes from, `directory`.
+
+    `run` returns the last validation's means. It raises NonFiniteLossError before an update that
+    would spoil the weights, and InterruptedRunError, with the state saved, on SIGINT and SIGTERM.
+    """
+
+    def __init__(
+        self,
+        method: Method[BatchT],
+        source: Source[BatchT],
+        validation: Validation[BatchT],
+        config: TrainingConfig,
+        directory: Path,
+        device: torch.device,
+        progress: Progress,
+        on_checkpoint: Callable[[], None],
+    ) -> None:
+        self._method = method
+        self._source = source
+        self._validation = validation
+        self._config = config
+        self._directory = directory
+        self._device = device
+        self._progress = progress
+        self._on_checkpoint = on_checkpoint
+        method.network.to(device)
+        if config.compile:
+            for module in method.network.children():
+                module.compile()
+        self.state = TrainingState(method.network, _optimizer(method.network, config))
+        self._metrics = MetricsFile(directory / METRICS)
+        self._tally = _Tally()
+        self._concerned = False
+
+    def run(self) -> dict[str, float]:
+        if self.state.load(self._directory):
+            self._on_checkpoint()
+        self._metrics.truncate(self.state.step)
+        seconds_before, began = self.state.seconds, time.monotonic()
+        validated: dict[str, float] = {}
+        with stop_signals() as stopped_by:
+            while not self._finished():
+                self._step()
+                self.state.seconds = seconds_before + time.monotonic() - began
+                last = self._finished()
+                if last or self.state.step % self._config.log_every == 0:
+                    self._log()
+                if last or self.state.step % self._config.validate_every == 0:
+                    validated = self._validate()
+                if stopped_by or (not last and self._checkpoint_is_due()):
+                    self._save()
+                if stopped_by:
+                    self._interrupt(stopped_by[0])
+        return validated or self._validate()
+
+    def _finished(self) -> bool:
+        return self._share_done() >= 1
+
+    def _share_done(self) -> float:
+        config = self._config
+        shares = (
+            self.state.step / config.max_steps if config.max_steps else 0.0,
+            self.state.seconds / config.max_seconds if config.max_seconds else 0.0,
+        )
+        return max(shares)
+
+    def _step(self) -> None:
+        state, parts = self.state, self._config.accumulation
+        step = state.step
+        batches = [self._source.batch(step, part, parts) for part in range(parts)]
+        counts = _added(self._method.counts(batch) for batch in batches)
+        weights = self._method.weights(step)
+        loss = torch.zeros((), device=self._device)
+        for batch in batches:
+            self._last_batch = moved(batch, self._device)
+            with self._autocast():
+                sums = self._method.losses(self._last_batch)
+            part_loss = sum(
+                (weights[name] * sums[name] / max(counts[name], 1) for name in sums),
+                start=torch.zeros((), device=self._device),
+            )
+            part_loss.backward()  # type: ignore[no-untyped-call]
+            loss += part_loss.detach()
+            self._tally.add({name: total.detach() for name, total in sums.items()})
+            state.tokens += batch.tokens_read
+        self._update(loss)
+        self._tally.count(counts)
+        state.step += 1
+
+    def _update(self, loss: Tensor) -> None:
+        step, optimizer = self.state.step, self.state.optimizer
+        norm = nn.utils.clip_grad_norm_(self._method.network.parameters(), self._config.clip)
+        if not bool(torch.isfinite(loss + norm)):
+            raise NonFiniteLossError(
+                f"step {step}: loss is {float(loss)}, gradient norm {float(norm)}; no update made",
+                "try a smaller training.learning_rate, or training.precision=float32",
+            )
+        self._rate = self._config.learning_rate * schedule(self._config, step, self._share_done())
+        for group in optimizer.param_groups:
+            group["lr"] = self._rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self._norm = norm
+        self._tally.add({"loss": loss})
+        self._tally.count({"loss": 1})
+
+    def _log(self) -> None:
+        metrics = {
+            **self._tally.means(),
+            "gradient_norm": float(self._norm),
+            "learning_rate": self._rate,
+            **self._method.diagnostics(self._last_batch),
+        }
+        speed = self.state.tokens / max(self.state.seconds, 1e-9)
+        self._write("train", metrics, tokens_per_second=round(speed, 1))
+        self._progress.update(
+            "training",
+            self.state.step if self._config.max_steps else round(self.state.seconds, 1),
+            self._config.max_steps or self._config.max_seconds,
+            tokens_per_second=speed,
+            **self._tally.means(),
+        )
+        self._tally = _Tally()
+        concern = self._method.concern(metrics)
+        if concern and not self._concerned:
+            self._progress.warn(f"step {self.state.step}: {concern}")
+        self._concerned = concern is not None
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        tally = _Tally()
+        self._method.network.eval()
+        for step in range(self._validation.batches):
+            batch = self._validation.source.batch(step)
+            with self._autocast():
+                tally.add(self._method.losses(moved(batch, self._device)))
+            tally.count(self._method.counts(batch))
+        self._method.network.train()
+        means = tally.means()
+        self._write("validation", means)
+        return means
+
+    def _write(self, split: str, metrics: Mapping[str, float], **more: float) -> None:
+        self._metrics.append(
+            {
+                "step": self.state.step,
+                "split": split,
+                **metrics,
+                "tokens": self.state.tokens,
+                "seconds": round(self.state.seconds, 3),
+                **more,
+            }
+        )
+
+    def _autocast(self) -> torch.autocast:
+        precision = self._config.precision
+        enabled = precision == "bfloat16" or (precision == "auto" and self._device.type == "cuda")
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=enabled)
+
+    def _checkpoint_is_due(self) -> bool:
+        return self.state.step % self._config.checkpoint_every == 0
+
+    def _save(self) -> None:
+        self.state.save(self._directory)
+        self._on_checkpoint()
+
+    def _interrupt(self, signal_number: int) -> None:
+        raise InterruptedRunError(
+            signal_number,
+            f"stopped by {signal.Signals(signal_number).name}; saved at step {self.state.step}",
+            "the same command with --resume goes on",
+        )
+
+
+def schedule(config: TrainingConfig, step: int, share_done: float) -> float:
+    """Factor of the learning rate: linear warm-up by steps, then constant or a cosine to zero."""
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.schedule == "constant":
+        return warm
+    return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, share_done)))
+
+
+def choose_device(name: Device) -> torch.device:
+    """`auto`: CUDA where there is one. Raises UsageError where `cuda` is asked for in vain."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is available here, allowed: cpu, auto")
+    return torch.device(name)
+
+
+def moved(batch: BatchT, device: torch.device) -> BatchT:
+    """The batch on `device`; from pinned memory, and without waiting, where that is CUDA."""
+    if device.type == "cpu":
+        return batch
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.pin_memory().to(device, non_blocking=True)
+
+    fields = {f.name: move(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
+    return dataclasses.replace(batch, **fields)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that gets the number of the first SIGINT or SIGTERM; a second one acts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, note)
+    except ValueError:  # not the main thread: the caller's own signals are its affair
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class MetricsFile:
+    """`metrics.jsonl`: a line of JSON for every record."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, record: Mapping[str, float | str]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def truncate(self, step: int) -> None:
+        """Drops what was written after `step`: by a run that was killed before its next save."""
+        if not self._path.exists():
+            return
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        temporary = self._path.with_name(f".{self._path.name}")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        publish(temporary, self._path)
+
+
+class _Tally:
+    """Sums and counts of terms since the last record."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, sums: Mapping[str, Tensor]) -> None:
+        for name, total in sums.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(total)) + total
+
+    def count(self, counts: Mapping[str, int]) -> None:
+        self._counts = _added([self._counts, counts])
+
+    def means(self) -> dict[str, float]:
+        return {name: float(t) / max(self._counts[name], 1) for name, t in self._sums.items()}
+
+
+def _added(items: Any) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for counts in items:
+        for name, count in counts.items():
+            totals[name] = totals.get(name, 0) + count
+    return totals
+
+
+def _optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW; only matrices decay."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
