@@ -89,7 +89,7 @@ class DecoderConfig(_AttentionConfig):
 
 
 class CellConfig(_AttentionConfig):
-    """The transition cell. A `gru`'s state is the memory; `width` is that of its input embedding."""
+    """The transition cell. A `gru`'s state is the memory; `width` is that of its embedding."""
 
     kind: Literal["mlp", "transformer", "gru"] = "mlp"
     width: Positive = 192

@@ -4,7 +4,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """A listener. The command line draws a bar or prints lines; a library user may ignore it all."""
+    """A listener. The command line draws a bar or prints lines; a library user may ignore it."""
 
     def update(
         self, task: str, completed: float, total: float | None, **metrics: float | str

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from smtkit.progress import Progress
 class Batch(Protocol):
     """A dataclass of tensors."""
 
-    __dataclass_fields__: Any
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def tokens_read(self) -> int: ...
@@ -50,7 +50,8 @@ class Method(Protocol[BatchT_contra]):
     user should know now.
     """
 
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module: ...
 
     def weights(self, step: int) -> dict[str, float]: ...
 
@@ -72,7 +73,7 @@ class Validation(Generic[BatchT]):
 
 
 class Trainer(Generic[BatchT]):
-    """Trains `method` on `source` until `config` says stop; saves to, and resumes from, `directory`.
+    """Trains `method` on `source` until `config` says stop; saves to and resumes from `directory`.
 
     `run` returns the last validation's means. It raises NonFiniteLossError before an update that
     would spoil the weights, and InterruptedRunError, with the state saved, on SIGINT and SIGTERM.
@@ -124,7 +125,7 @@ class Trainer(Generic[BatchT]):
                 if stopped_by or (not last and self._checkpoint_is_due()):
                     self._save()
                 if stopped_by:
-                    self._interrupt(stopped_by[0])
+                    raise stopped(stopped_by[0], f"saved at step {self.state.step}")
         return validated or self._validate()
 
     def _finished(self) -> bool:
@@ -153,7 +154,7 @@ class Trainer(Generic[BatchT]):
                 (weights[name] * sums[name] / max(counts[name], 1) for name in sums),
                 start=torch.zeros((), device=self._device),
             )
-            part_loss.backward()  # type: ignore[no-untyped-call]
+            part_loss.backward()
             loss += part_loss.detach()
             self._tally.add({name: total.detach() for name, total in sums.items()})
             state.tokens += batch.tokens_read
@@ -238,13 +239,6 @@ class Trainer(Generic[BatchT]):
         self.state.save(self._directory)
         self._on_checkpoint()
 
-    def _interrupt(self, signal_number: int) -> None:
-        raise InterruptedRunError(
-            signal_number,
-            f"stopped by {signal.Signals(signal_number).name}; saved at step {self.state.step}",
-            "the same command with --resume goes on",
-        )
-
 
 def schedule(config: TrainingConfig, step: int, share_done: float) -> float:
     """Factor of the learning rate: linear warm-up by steps, then constant or a cosine to zero."""
@@ -284,7 +278,7 @@ def stop_signals() -> Iterator[list[int]]:
         received.append(number)
         signal.signal(number, before[number])
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for number in before:
             signal.signal(number, note)
@@ -295,6 +289,13 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stopped(signal_number: int, saved: str) -> InterruptedRunError:
+    """What to raise after a signal, once the state is saved."""
+    name = signal.Signals(signal_number).name
+    hint = "the same command with --resume goes on"
+    return InterruptedRunError(signal_number, f"stopped by {name}; {saved}", hint)
 
 
 class MetricsFile:

@@ -128,7 +128,7 @@ class Artifact:
         return path
 
     def verify(self) -> None:
-        """Reads every file and compares checksums. Raises ArtifactError for the first that differs."""
+        """Reads every file and compares checksums. Raises ArtifactError at the first difference."""
         for name in self._entries:
             self.verified(name)
 

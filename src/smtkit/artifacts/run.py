@@ -44,7 +44,7 @@ class Run:
     """A stage at work on one artifact. Use as a context manager.
 
     `finished` is the manifest of an artifact that is complete already (`resume`): there is nothing
-    to do. `directory` is where to write; `resumed` tells whether an earlier run left its work in it.
+    to do. `directory` is where to write; with `resume` an earlier run may have left its work there.
     When the block raises, the folder is removed unless `keep` was called: nothing half written
     stays, and nothing that a later run could go on from is lost.
     """
@@ -64,7 +64,6 @@ class Run:
         self.path = Path(path)
         self.kind = kind
         self.finished: Manifest | None = None
-        self.resumed = False
         self._config = config
         self._parents = [parent.as_parent() for parent in parents]
         self._seed = seed
@@ -159,6 +158,8 @@ class Run:
     def _take_place(self) -> None:
         runs = sorted(self.path.glob(f"{_RUN_PREFIX}*/{RUN_RECORD}"))
         committed = (self.path / MANIFEST).exists()
+        if committed:
+            self._refuse_another_kind()
         strangers = [
             entry.name
             for entry in self.path.iterdir()
@@ -178,6 +179,15 @@ class Run:
             shutil.rmtree(run.parent)
         self._start()
 
+    def _refuse_another_kind(self) -> None:
+        """Also with `overwrite`: what was named by mistake is not lost."""
+        kind = read_manifest(self.path).kind
+        if kind != self.kind:
+            raise UsageError(
+                f"--out {self.path}: holds an artifact of kind {kind}, not {self.kind}",
+                "name another directory",
+            )
+
     def _goes_on_from_complete(self) -> bool:
         if not (self._resume or self._overwrite):
             raise UsageError(
@@ -187,10 +197,10 @@ class Run:
             return False
         manifest = read_manifest(self.path)
         difference = _difference(manifest.identity, self._identity)
-        if difference is None and manifest.kind == self.kind:
+        if difference is None:
             self.finished = manifest
             return True
-        self._refuse_difference(difference or f"kind was {manifest.kind}, is {self.kind}")
+        self._refuse_difference(difference)
         return False
 
     def _goes_on_from(self, record: Path) -> bool:
@@ -201,7 +211,7 @@ class Run:
         if difference is None and found["kind"] == self.kind:
             self.directory = record.parent
             self._started = datetime.fromisoformat(found["started"])
-            self.resumed = self._kept = True
+            self._kept = True
             return True
         self._refuse_difference(difference or f"kind was {found['kind']}, is {self.kind}")
         return False
@@ -251,7 +261,7 @@ class Run:
 
 
 def write_atomically(path: Path, content: str) -> None:
-    """Replaces `path` with `content`: a reader sees the old file or the new one, also after a crash.
+    """Replaces `path` with `content`: a reader sees the old file or the new one, after a crash.
 
     Raises InputOutputError.
     """

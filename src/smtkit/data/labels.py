@@ -146,9 +146,7 @@ class TransitionBatch:
 class TransitionSource:
     """Batches of transitions: windows in the shuffled order, `positions` drawn in each."""
 
-    def __init__(
-        self, labels: LabelShards, *, batch_size: int, seed: int, positions: int
-    ) -> None:
+    def __init__(self, labels: LabelShards, *, batch_size: int, seed: int, positions: int) -> None:
         self._labels = labels
         self._order = SampleOrder(len(labels), batch_size, seed)
         self._positions = positions

@@ -84,7 +84,7 @@ def find_documents(
 
 
 def decode(part: Part, errors: Errors) -> Iterator[str]:
-    """The text of UTF-8 bytes. Raises InputOutputError that names file and offset of a wrong one."""
+    """The text of UTF-8 bytes. Raises InputOutputError: file and offset of a wrong one."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors)
     position = part.start
     for block in chain(part.blocks, [b""]):

@@ -58,9 +58,7 @@ def assign_splits(
     return codes
 
 
-def cut(
-    blocks: Iterable[bytes], boundaries: tuple[int, int]
-) -> Iterator[tuple[int, int, bytes]]:
+def cut(blocks: Iterable[bytes], boundaries: tuple[int, int]) -> Iterator[tuple[int, int, bytes]]:
     """(split, offset, bytes) of one document that is split by position.
 
     A boundary moves past the UTF-8 continuation bytes it falls upon: no character is torn.
@@ -87,4 +85,5 @@ def _until_share(sizes: NDArray[np.int64], share: float) -> int:
     """How many of the first documents reach `share` bytes."""
     if share <= 0:
         return 0
-    return int(min(np.searchsorted(np.cumsum(sizes), share) + 1, len(sizes)))
+    reached = int(np.searchsorted(np.cumsum(sizes), share)) + 1
+    return min(reached, len(sizes))

@@ -25,6 +25,7 @@ class Tokenizer(ABC):
     vocabulary_size: int
     end_of_document: int
     unknown: int | None = None
+    """The token of what the vocabulary lacks, where there is one."""
 
     @abstractmethod
     def encode_part(self, part: Part, errors: Errors) -> Iterator[TokenArray]:
@@ -92,7 +93,7 @@ class CharTokenizer(Tokenizer):
         if list(characters) != sorted(set(characters)):
             raise ValueError("characters must be distinct and in order of code point")
         self.characters = characters
-        self.unknown = len(characters)
+        self.unknown: int = len(characters)
         self.end_of_document = len(characters) + 1
         self.vocabulary_size = len(characters) + 2
         self._code_points = _code_points(characters)

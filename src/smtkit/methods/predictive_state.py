@@ -35,10 +35,7 @@ class PredictiveState:
         collapse the memory before it predicts anything."""
         config = self._config
         since = step - config.dynamics_start
-        if since < 0:
-            ramp = 0.0
-        else:
-            ramp = min(1.0, (since + 1) / max(1, config.dynamics_ramp))
+        ramp = 0.0 if since < 0 else min(1.0, (since + 1) / max(1, config.dynamics_ramp))
         return {
             "decoding": config.decoding_weight,
             "dense": config.dense_weight,

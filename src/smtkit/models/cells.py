@@ -87,9 +87,7 @@ class GruCell(nn.Module):
         return normalize_slots(updated.view_as(memory))
 
 
-def build_cell(
-    config: CellConfig, vocabulary_size: int, slots: int, slot_width: int
-) -> nn.Module:
+def build_cell(config: CellConfig, vocabulary_size: int, slots: int, slot_width: int) -> nn.Module:
     """The cell of `config.kind` with random weights."""
     shape = (vocabulary_size, slots, slot_width, config.width)
     if config.kind == "mlp":

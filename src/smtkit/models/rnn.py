@@ -66,7 +66,7 @@ class RecurrentNetwork(nn.Module):
         return self.cell(memory, token)
 
     def rollout(self, tokens: Tensor, memory: Tensor | None = None) -> Tensor:
-        """Memories after every token, from `memory` (B, K, D) or the empty one: (B, T + 1, K, D)."""
+        """Memories (B, T + 1, K, D) before and after each token, from `memory` or the empty one."""
         memory = self.start(len(tokens)) if memory is None else memory
         memories = [memory]
         for token in tokens.unbind(1):
@@ -106,7 +106,7 @@ def sample(
 ) -> int:
     """A token drawn from softmax(logits (V,) / temperature), the likeliest if temperature is 0.
 
-    `top_k`: among the k likeliest alone; `top_p`: among the fewest that have probability p together.
+    `top_k`: among the k likeliest; `top_p`: among the fewest that together have probability p.
     """
     if temperature == 0:
         return int(logits.argmax())

@@ -60,8 +60,8 @@ class CausalEncoder(MemoryEncoder):
 class FutureDecoder(nn.Module):
     """A causal transformer over K slots, then the future tokens.
 
-    `decoder(memory (N, K, D), future (N, F))` gives logits (N, F + 1, V): the first, said at the last
-    slot, of the target at the memory's own position; each next one after one more token.
+    `decoder(memory (N, K, D), future (N, F))` gives logits (N, F + 1, V): the first, said at the
+    last slot, of the target at the memory's own position; each next one after one more token.
     """
 
     def __init__(

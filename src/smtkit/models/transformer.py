@@ -22,24 +22,19 @@ class Transformer(nn.Module):
     ) -> None:
         super().__init__()
         self.head_width = width // heads
-        self.blocks = nn.ModuleList(
+        blocks = [
             Block(width, heads, causal=causal, convolution=convolution) for _ in range(layers)
-        )
+        ]
+        for block in blocks:
+            block.start_small(layers)
+        self.blocks = nn.ModuleList(blocks)
         self.norm = RmsNorm(width)
-        self._scale_residuals(layers)
 
     def forward(self, inputs: Tensor) -> Tensor:
         rotation = rotary(inputs.shape[1], self.head_width, inputs.device, inputs.dtype)
         for block in self.blocks:
             inputs = block(inputs, rotation)
         return self.norm(inputs)
-
-    def _scale_residuals(self, layers: int) -> None:
-        """What is added to the residual stream starts small, so that its variance does not grow
-        with depth (GPT-2)."""
-        for block in self.blocks:
-            for linear in (block.attention.output, block.mlp.output):
-                nn.init.normal_(linear.weight, std=0.5 / math.sqrt(2 * layers * linear.in_features))
 
 
 class Block(nn.Module):
@@ -58,6 +53,11 @@ class Block(nn.Module):
             inputs = inputs + self.convolution(inputs)
         inputs = inputs + self.attention(self.attention_norm(inputs), rotation)
         return inputs + self.mlp(self.mlp_norm(inputs))
+
+    def start_small(self, layers: int) -> None:
+        """Shrinks what is added to the stream, so that its variance does not grow with depth."""
+        for linear in (self.attention.output, self.mlp.output):
+            nn.init.normal_(linear.weight, std=0.5 / math.sqrt(2 * layers * linear.in_features))
 
 
 class Attention(nn.Module):

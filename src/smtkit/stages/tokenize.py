@@ -105,8 +105,9 @@ class _Corpus:
         boundaries = self._fractions.boundaries(int(self.sizes[number]))
         pieces = splits.cut(self._read(number), boundaries)
         for split, group in groupby(pieces, key=itemgetter(0)):
-            _, start, first = next(group)
-            blocks = chain([first], (block for _, _, block in group))
+            part = iter(group)
+            _, start, first = next(part)
+            blocks = chain([first], map(itemgetter(2), part))
             yield number, split, Part(self.documents[number], start, blocks)
 
     def _read(self, number: int) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from smtkit.config import (
     TrainEncoderConfig,
 )
 from smtkit.data.tokenizers import TOKENIZER, load_tokenizer
-from smtkit.data.windows import TeacherSource, TextWindows, open_stream
+from smtkit.data.windows import TeacherBatch, TeacherSource, TextWindows, open_stream
 from smtkit.methods.predictive_state import PredictiveState
 from smtkit.models.teacher import Teacher
 from smtkit.progress import Progress, Silent
@@ -101,9 +101,7 @@ def load_teacher(encoder: Artifact) -> tuple[Teacher, int]:
     return teacher.eval().requires_grad_(False), header["window"]
 
 
-def _source(
-    config: TrainEncoderConfig, tokens: Artifact, split: str, seed: int
-) -> TeacherSource:
+def _source(config: TrainEncoderConfig, tokens: Artifact, split: str, seed: int) -> TeacherSource:
     windows = TextWindows(
         open_stream(tokens, split), config.data.window, config.objective.future_length
     )
@@ -117,7 +115,7 @@ def _source(
     )
 
 
-def _validation(config: TrainEncoderConfig, tokens: Artifact) -> Validation:
+def _validation(config: TrainEncoderConfig, tokens: Artifact) -> Validation[TeacherBatch]:
     source = _source(config, tokens, "validation", config.seed)
     wanted = min(config.training.validation_windows, source.windows_per_epoch)
     return Validation(source, max(1, wanted // config.training.batch_size))

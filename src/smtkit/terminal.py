@@ -1,0 +1,180 @@
+"""What the command line shows: progress on stderr, results on stdout."""
+
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from smtkit.artifacts.manifest import Manifest, Parent
+
+_LINE_SECONDS = 5.0
+
+
+class Terminal:
+    """The listener of a stage: a bar with ETA on a terminal, else a plain line now and then."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+        self._json = json
+        self._quiet = quiet
+        self._log = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar = _bar(self._log) if self._log.is_terminal and not quiet else None
+        self._tasks: dict[str, TaskID] = {}
+        self._began: dict[str, float] = {}
+        self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(
+        self, task: str, completed: float, total: float | None, **metrics: float | str
+    ) -> None:
+        if self._quiet:
+            return
+        shown = "  ".join(f"{name} {_short(name, value)}" for name, value in metrics.items())
+        if self._bar:
+            if task not in self._tasks:
+                self._tasks[task] = self._bar.add_task(task, total=total, metrics="")
+            self._bar.update(
+                self._tasks[task], completed=completed, total=total, metrics=_unbroken(shown)
+            )
+        else:
+            self._line(task, completed, total, shown)
+
+    def warn(self, message: str) -> None:
+        self._log.print(Text(f"warning: {message}", style="yellow"))
+
+    def show(self, manifest: Manifest, path: Path, *, lineage: bool = False) -> None:
+        """The result of a stage: as JSON, as a table, or as a few lines."""
+        if self._json:
+            print(manifest.model_dump_json(indent=2))
+            return
+        if self._quiet:
+            return
+        print(f"{path}: {manifest.kind} {manifest.digest[:12]}")
+        if manifest.kind == "evaluation":
+            _print_evaluation(manifest.statistics)
+        else:
+            _print_statistics(manifest.statistics)
+        if lineage:
+            size = sum(entry.bytes for entry in manifest.files)
+            print(f"  {len(manifest.files)} files, {size:,} bytes, finished {manifest.finished}")
+            print(f"  $ {manifest.command}")
+            _print_lineage(manifest.parents, "  ")
+
+    def _line(self, task: str, completed: float, total: float | None, shown: str) -> None:
+        now = time.monotonic()
+        began = self._began.setdefault(task, now)
+        last = total is not None and completed >= total
+        if not last and now - self._last_line < _LINE_SECONDS:
+            return
+        self._last_line = now
+        share = f" of {total:,.10g}" if total else ""
+        left = (now - began) * (total - completed) / completed if total and completed else 0.0
+        eta = f"  eta {left:.0f} s" if left >= 1 else ""
+        print(f"{task} {completed:,.10g}{share}{eta}  {shown}".rstrip(), file=sys.stderr)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[metrics]}", markup=False),
+        console=console,
+    )
+
+
+def _short(name: str, value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    if name.endswith("per_second"):
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def _unbroken(text: str) -> str:
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _print_statistics(statistics: Mapping[str, Any]) -> None:
+    for name, value in statistics.items():
+        if isinstance(value, Mapping) and any(isinstance(v, Mapping) for v in value.values()):
+            for key, inner in value.items():
+                print(f"  {key}: {_joined(inner)}")
+        elif isinstance(value, Mapping):
+            print(f"  {name}: {_joined(value)}")
+        else:
+            print(f"  {name}: {_number(value)}")
+
+
+def _joined(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_number(value)}" for name, value in values.items())
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.5g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _print_lineage(parents: Sequence[Parent], indent: str) -> None:
+    for parent in parents:
+        print(f"{indent}from {parent.path}: {parent.kind} {parent.digest[:12]}")
+        _print_lineage(parent.parents, indent + "  ")
+
+
+def _print_evaluation(statistics: Mapping[str, Any]) -> None:
+    """A row a predictor, a column a range of positions."""
+    results = statistics["results"]
+    in_bytes = all(result["bits_per_byte"] is not None for result in results)
+    unit = "bits_per_byte" if in_bytes else "bits_per_token"
+    ranges = list(dict.fromkeys(result["range"] for result in results))
+    window = statistics["window"]
+    table = Table(
+        title=f"{unit.replace('_', ' ')} on {statistics['split']}, "
+        f"{statistics['windows']} windows, T = {window}",
+        box=box.SIMPLE,
+    )
+    table.add_column("position")
+    for name in ranges:
+        table.add_column(name, justify="right")
+    for predictor in dict.fromkeys(result["predictor"] for result in results):
+        cells = {r["range"]: r for r in results if r["predictor"] == predictor}
+        table.add_row(predictor, *(_cell(cells.get(name), unit) for name in ranges))
+    console = Console(highlight=False)
+    console.print(table)
+    if statistics["drift"]:
+        marks = sorted({1, window // 4, window // 2, window} - {0})
+        values = ", ".join(f"{statistics['drift'][i - 1]:.3f} at {i}" for i in marks)
+        print(f"  drift of the free-running memory from the teacher's: {values}")
+
+
+def _cell(result: Mapping[str, Any] | None, unit: str) -> str:
+    if result is None:
+        return "-"
+    error = result["nll_standard_error"]
+    if error is None:
+        return f"{result[unit]:.3f}"
+    scale = result[unit] / result["nll"] if result["nll"] else 1 / math.log(2)
+    return f"{result[unit]:.3f} \N{PLUS-MINUS SIGN}{error * scale:.3f}"
