@@ -24,7 +24,7 @@ RUNTIME_KEYS = frozenset({"device", "training.log_every", "training.checkpoint_e
 class Config(BaseModel):
     """Base of all schemas: unknown keys are errors, values do not change after resolution."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     def identity(self) -> dict[str, Any]:
         """Dotted key to value, of all that decides what a run computes."""
@@ -36,13 +36,21 @@ class TokenizeConfig(Config):
     """`smtkit tokenize`."""
 
     inputs: list[str] = Field(min_length=1)
+    """Files, directories, globs."""
     tokenizer: Literal["byte", "char"] = "byte"
+    """`byte`: any file; `char`: UTF-8 text, vocabulary from train."""
     include: list[str] = []
+    """Of directories, only files that match one of these globs."""
     exclude: list[str] = []
+    """Of directories, no files that match one of these globs."""
     errors: Literal["strict", "replace"] = "strict"
+    """Bytes that are not UTF-8: an error, or U+FFFD."""
     validation_fraction: Fraction = 0.05
+    """Share of the bytes."""
     test_fraction: Fraction = 0.05
+    """Share of the bytes."""
     seed: int = 0
+    """Of all random numbers."""
 
     @model_validator(mode="after")
     def _train_is_left(self) -> Self:
@@ -53,8 +61,11 @@ class TokenizeConfig(Config):
 
 class _AttentionConfig(Config):
     width: Positive
+    """Of the residual stream."""
     layers: Positive
+    """Blocks."""
     heads: Positive
+    """Attention heads."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -72,10 +83,15 @@ class EncoderConfig(_AttentionConfig):
     """The memory encoder, and with it the shape of memory: `slots` (K) of `slot_width` (D)."""
 
     slots: Positive = 4
+    """K."""
     slot_width: Positive = 64
+    """D."""
     width: Positive = 128
+    """Of the residual stream."""
     layers: Positive = 2
+    """Blocks."""
     heads: Positive = 4
+    """Attention heads."""
     convolution: NonNegative = 4
     """Kernel of the causal depthwise convolution in every block; 0: none."""
 
@@ -84,17 +100,25 @@ class DecoderConfig(_AttentionConfig):
     """The future decoder."""
 
     width: Positive = 128
+    """Of the residual stream."""
     layers: Positive = 1
+    """Blocks."""
     heads: Positive = 4
+    """Attention heads."""
 
 
 class CellConfig(_AttentionConfig):
-    """The transition cell. A `gru`'s state is the memory; `width` is that of its embedding."""
+    """The transition cell. A `gru` has one layer, whose state is the memory; `width` is that of its
+    input embedding."""
 
     kind: Literal["mlp", "transformer", "gru"] = "mlp"
+    """Which cell."""
     width: Positive = 192
+    """Of the residual stream."""
     layers: Positive = 1
+    """Blocks."""
     heads: Positive = 4
+    """Attention heads."""
 
     def _attends(self) -> bool:
         return self.kind == "transformer"
@@ -105,19 +129,23 @@ class ReadoutConfig(Config):
     with an empty future."""
 
     kind: Literal["mlp", "decoder"] = "mlp"
+    """`mlp`, or the future decoder with an empty future."""
     hidden: Positive | None = None
+    """Hidden width of the `mlp`; unset: a linear map."""
 
 
 class WindowConfig(Config):
     """`window` (T): how many tokens a sequence has."""
 
     window: Positive = 128
+    """T: tokens a sequence."""
 
 
 class TransitionDataConfig(Config):
     """`positions`: how many transitions are drawn in each window."""
 
     positions: Positive = 32
+    """Transitions drawn in each window."""
 
 
 class PredictiveStateConfig(Config):
@@ -134,9 +162,13 @@ class PredictiveStateConfig(Config):
     uniformity_group: Annotated[int, Field(ge=1)] = 8
     """Windows that are compared with each other; it divides a micro-batch."""
     decoding_weight: Weight = 1.0
+    """Of the decoder's cross-entropy at the anchors."""
     dense_weight: Weight = 1.0
+    """Of the readout's cross-entropy at all positions."""
     dynamics_weight: Weight = 0.1
+    """Of the co-trained cell's squared error, once ramped in."""
     uniformity_weight: Weight = 0.01
+    """Of the log mean potential of pairs of memories."""
     dynamics_start: NonNegative = 100
     """Step at which the dynamics weight leaves zero."""
     dynamics_ramp: NonNegative = 200
@@ -147,7 +179,9 @@ class TransitionObjectiveConfig(Config):
     """The one-step objective of the RNN."""
 
     dynamics_weight: Weight = 10.0
+    """Of the squared error of the predicted memory."""
     readout_weight: Weight = 1.0
+    """Of the cross-entropy of the readout on the predicted memory."""
 
 
 class TrainingConfig(Config):
@@ -157,22 +191,35 @@ class TrainingConfig(Config):
     batch_size: Positive = 32
     """Windows a step, over all ranks and accumulation steps."""
     accumulation: Positive = 1
+    """Parts in which a batch is computed."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """The highest."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Of AdamW."""
     weight_decay: Weight = 0.01
+    """Of AdamW, on matrices only."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient."""
     schedule: Literal["constant", "cosine"] = "cosine"
+    """After the warm-up; the cosine falls to zero."""
     warmup_steps: NonNegative = 50
+    """Steps of linear warm-up."""
     max_steps: Positive | None = None
+    """Stop after so many updates."""
     max_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Stop after so many seconds of training."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 autocast on CUDA, float32 on a CPU."""
     compile: bool = False
+    """torch.compile every part of the network."""
     log_every: Positive = 20
+    """Steps between records of training."""
     validate_every: Positive = 200
+    """Steps between validations."""
     validation_windows: Positive = 128
+    """Windows a validation."""
     checkpoint_every: Positive = 200
+    """Steps between checkpoints."""
 
     @model_validator(mode="after")
     def _ends(self) -> Self:
@@ -190,7 +237,9 @@ class TrainEncoderConfig(Config):
     """`smtkit train-encoder`."""
 
     seed: int = 0
+    """Of all random numbers."""
     device: Device = "auto"
+    """`auto`: CUDA where there is one."""
     data: WindowConfig = WindowConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
@@ -214,22 +263,32 @@ class ExtractLabelsConfig(Config):
     """`smtkit extract-labels`."""
 
     seed: int = 0
+    """Of all random numbers."""
     device: Device = "auto"
+    """`auto`: CUDA where there is one."""
     dtype: Literal["float16", "float32"] = "float16"
+    """Of the stored memories."""
     max_windows: Positive | None = None
     """Train windows, drawn by the seed; unset: all."""
     max_validation_windows: Positive = 256
+    """Validation windows, drawn by the seed."""
     batch_size: Positive = 64
+    """Windows a pass of the encoder."""
     shard_bytes: Positive = 64 * 2**20
+    """Bytes of memories a shard."""
 
 
 class TrainRnnConfig(Config):
     """`smtkit train-rnn --method smt`."""
 
     seed: int = 0
+    """Of all random numbers."""
     device: Device = "auto"
+    """`auto`: CUDA where there is one."""
     method: Literal["smt"] = "smt"
+    """`smt`: one-step transitions, never unrolled."""
     init_from_labels: bool = False
+    """Start from the teacher's co-trained cell and readout."""
     data: TransitionDataConfig = TransitionDataConfig()
     cell: CellConfig = CellConfig()
     readout: ReadoutConfig = ReadoutConfig()
@@ -241,12 +300,13 @@ class EvaluateConfig(Config):
     """`smtkit eval`."""
 
     device: Device = "auto"
+    """`auto`: CUDA where there is one."""
     split: Literal["train", "validation", "test"] = "test"
-    window: Annotated[int, Field(ge=2)] | None = None
-    """T, for an RNN that was trained on windows; unset: the window it was trained on."""
+    """Which split is read."""
     windows: Positive = 256
     """Windows of 4 T tokens, spread evenly over the split."""
     batch_size: Positive = 32
+    """Windows at a time."""
     baseline_tokens: Positive = 50_000_000
     """Tokens of train on which the n-gram baselines are counted."""
 
@@ -255,13 +315,19 @@ class GenerateConfig(Config):
     """`smtkit generate`."""
 
     seed: int | None = None
+    """Of the draws; unset: another text each time."""
     device: Device = "auto"
+    """`auto`: CUDA where there is one."""
     prompt: str = ""
+    """Text to go on from."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """0: the likeliest token always."""
     top_k: Positive | None = None
+    """Among the k likeliest tokens."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Among the fewest tokens that together have this probability."""
     max_tokens: Positive = 500
+    """Stop after so many."""
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

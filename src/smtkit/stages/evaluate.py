@@ -68,7 +68,6 @@ def run(
         if artifact.finished:
             return artifact.finished
         network, window = load_rnn(trained)
-        window = config.window or window
         tokenizer = load_tokenizer(source.verified(TOKENIZER))
         ngrams = _count_ngrams(source, tokenizer, config)
         predictors = _Predictors(
