@@ -3,11 +3,13 @@
 Stages are imported when their command runs: `smtkit --help` imports neither torch nor pyarrow.
 """
 
+import io
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -34,11 +36,14 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="section.key=value; repeatable, stronger than --config."),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Of all random numbers.")]
+Seed = Annotated[str | None, typer.Option("--seed", metavar="N", help="Of all random numbers.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
-MaxSteps = Annotated[int | None, typer.Option("--max-steps", help="Stop after so many updates.")]
+MaxSteps = Annotated[
+    str | None, typer.Option("--max-steps", metavar="N", help="Stop after so many updates.")
+]
 MaxSeconds = Annotated[
-    float | None, typer.Option("--max-seconds", help="Stop after so many seconds of training.")
+    str | None,
+    typer.Option("--max-seconds", metavar="X", help="Stop after so many seconds of training."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
 Resume = Annotated[
@@ -88,8 +93,12 @@ def tokenize(
     errors: Annotated[
         str | None, typer.Option(help="At bytes that are not UTF-8: strict or replace.")
     ] = None,
-    validation_fraction: Annotated[float | None, typer.Option(help="Share of the bytes.")] = None,
-    test_fraction: Annotated[float | None, typer.Option(help="Share of the bytes.")] = None,
+    validation_fraction: Annotated[
+        str | None, typer.Option(metavar="X", help="Share of the bytes.")
+    ] = None,
+    test_fraction: Annotated[
+        str | None, typer.Option(metavar="X", help="Share of the bytes.")
+    ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Seed = None,
@@ -162,7 +171,8 @@ def extract_labels(
     tokens: Annotated[Path, typer.Option(help="A tokens artifact of the same tokenizer.")],
     out: Out,
     max_windows: Annotated[
-        int | None, typer.Option(help="Label so many train windows, drawn by the seed; else all.")
+        str | None,
+        typer.Option(metavar="N", help="Label so many train windows, drawn by the seed; else all."),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float16 or float32.")] = None,
     config: ConfigFile = None,
@@ -243,7 +253,9 @@ def evaluate(
         Path | None, typer.Option(help="The encoder it learned from: adds teacher and drift.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="train, validation or test.")] = None,
-    windows: Annotated[int | None, typer.Option(help="How many windows of 4 T tokens.")] = None,
+    windows: Annotated[
+        str | None, typer.Option(metavar="N", help="How many windows of 4 T tokens.")
+    ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
     device: Device = None,
@@ -280,12 +292,16 @@ def evaluate(
 def generate(
     rnn: Annotated[Path, typer.Argument(metavar="RNN", help="An rnn artifact.")],
     prompt: Annotated[str | None, typer.Option(help="Text to go on from.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0: the likeliest always.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Among the k likeliest tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Among the fewest tokens of this probability.")
+    temperature: Annotated[
+        str | None, typer.Option(metavar="X", help="0: the likeliest always.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Stop after so many.")] = None,
+    top_k: Annotated[
+        str | None, typer.Option(metavar="N", help="Among the k likeliest tokens.")
+    ] = None,
+    top_p: Annotated[
+        str | None, typer.Option(metavar="X", help="Among the fewest tokens of this probability.")
+    ] = None,
+    max_tokens: Annotated[str | None, typer.Option(metavar="N", help="Stop after so many.")] = None,
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Seed = None,
@@ -333,6 +349,9 @@ def inspect(
 
 def main() -> NoReturn:
     """The entry point: runs the command, turns errors into one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every character
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(_exit_code())
 
 
@@ -341,15 +360,18 @@ def _exit_code() -> int:
 
     from smtkit.errors import SmtkitError
 
+    command = typer.main.get_command(app)
     try:
-        result = app(standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        with command.make_context("smtkit", sys.argv[1:]) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+        return 0
+    except typer.Exit as end:
+        return end.exit_code
     except TyperException as error:
-        message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
-        return _fail(message, 2)
+        return _fail(_message(error), 2)
     except SmtkitError as error:
-        if "--debug" in sys.argv:
-            raise
+        _show_traceback_if_asked()
         return _fail(str(error) + (f" ({error.hint})" if error.hint else ""), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 130)
@@ -357,10 +379,18 @@ def _exit_code() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if "--debug" in sys.argv:
-            raise
+        _show_traceback_if_asked()
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 74)
+
+
+def _message(error: Exception) -> str:
+    return error.format_message() if hasattr(error, "format_message") else str(error)
+
+
+def _show_traceback_if_asked() -> None:
+    if "--debug" in sys.argv:
+        traceback.print_exc()
 
 
 def _fail(message: str, code: int) -> int:
@@ -368,7 +398,7 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _training_flags(max_steps: int | None, max_seconds: float | None) -> dict[str, Any]:
+def _training_flags(max_steps: str | None, max_seconds: str | None) -> dict[str, str | None]:
     return {"training.max_steps": max_steps, "training.max_seconds": max_seconds}
 
 

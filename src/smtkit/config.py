@@ -167,6 +167,8 @@ class PredictiveStateConfig(Config):
     """Of the readout's cross-entropy at all positions."""
     dynamics_weight: Weight = 0.1
     """Of the co-trained cell's squared error, once ramped in."""
+    readout_weight: Weight = 0.0
+    """Of the readout's cross-entropy on the co-trained cell's predicted memory, ramped in alike."""
     uniformity_weight: Weight = 0.01
     """Of the log mean potential of pairs of memories."""
     dynamics_start: NonNegative = 100
@@ -407,9 +409,10 @@ def _assign(values: dict[str, Any], key: str, value: Any, source: str) -> None:
 def _explain(
     schema: type[Config], error: ValidationError, sources: Mapping[str, str]
 ) -> UsageError:
-    detail = error.errors(include_url=False)[0]
+    details = error.errors(include_url=False)
+    detail = min(details, key=lambda found: found["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in detail["loc"])
-    named = [source for name, source in sources.items() if name == key or key.startswith(name)]
+    named = [source for name, source in sources.items() if _overlap(name, key)]
     where = f"{named[-1]}: " if named else ""
     if detail["type"] == "extra_forbidden":
         return UsageError(f"{where}unknown key {key}", _suggest(schema, key))
@@ -423,6 +426,12 @@ def _explain(
 
 
 _LIMIT_HINT = "for example --max-steps 1000, or --max-seconds 600"
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one dotted key is the other, or lies in the other's section."""
+    shorter, longer = sorted((one, other), key=len)
+    return f"{longer}.".startswith(f"{shorter}.")
 
 
 def _suggest(schema: type[Config], key: str) -> str:

@@ -79,15 +79,21 @@ class TrainingState:
         """Takes over the state saved in `directory`, if there is one. Raises ArtifactError."""
         if not (directory / _STATE).exists():
             return False
-        content = json.loads((directory / _STATE).read_text(encoding="utf-8"))
-        path = directory / content["file"]
-        if not path.exists() or hash_file(path) != content["xxh3"]:
+        try:
+            content = json.loads((directory / _STATE).read_text(encoding="utf-8"))
+            path = directory / content["file"]
+            whole = path.exists() and hash_file(path) == content["xxh3"]
+            progress = content["step"], content["tokens"], content["seconds"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"{directory / _STATE}: damaged: {error}", "--overwrite starts anew"
+            ) from None
+        if not whole:
             raise ArtifactError(f"{path}: damaged or missing", "--overwrite starts anew")
         tensors, _ = load_tensors(path)
         self.network.load_state_dict(_with_prefix(tensors, "network."))
         self._load_optimizer(_with_prefix(tensors, "optimizer."))
-        self.step, self.tokens = content["step"], content["tokens"]
-        self.seconds = content["seconds"]
+        self.step, self.tokens, self.seconds = progress
         return True
 
     def _tensors(self) -> dict[str, Tensor]:

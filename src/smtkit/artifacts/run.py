@@ -33,7 +33,7 @@ from smtkit.artifacts.manifest import (
     read_manifest,
 )
 from smtkit.config import Config
-from smtkit.errors import InputOutputError, LockedError, UsageError
+from smtkit.errors import ArtifactError, InputOutputError, LockedError, UsageError
 
 RUN_RECORD = "run.json"
 _RUN_PREFIX = "run-"
@@ -79,7 +79,7 @@ class Run:
         self._started = datetime.now(UTC)
 
     def __enter__(self) -> Self:
-        self._created = not self.path.exists()
+        self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path, os.O_RDONLY)
@@ -103,9 +103,9 @@ class Run:
     ) -> None:
         if error is not None and self.finished is None and not self._kept:
             shutil.rmtree(self.directory, ignore_errors=True)
-            if self._created:
-                with contextlib.suppress(OSError):
-                    self.path.rmdir()
+            with contextlib.suppress(OSError):
+                for directory in self._created:
+                    directory.rmdir()
         os.close(self._lock)
 
     def keep(self) -> None:
@@ -145,8 +145,8 @@ class Run:
             digest=content_digest(self.kind, files),
         )
         write_atomically(self.path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-        self._collect({entry.name for entry in files})
         self.finished = manifest
+        self._collect({entry.name for entry in files})
         return manifest
 
     def _take_lock(self) -> None:
@@ -163,7 +163,7 @@ class Run:
         strangers = [
             entry.name
             for entry in self.path.iterdir()
-            if entry.name != MANIFEST and not entry.name.startswith(_RUN_PREFIX)
+            if not entry.name.startswith((MANIFEST, f".{MANIFEST}.", _RUN_PREFIX))
         ]
         if strangers and not committed and not runs:
             raise UsageError(
@@ -206,12 +206,14 @@ class Run:
     def _goes_on_from(self, record: Path) -> bool:
         if not self._resume:
             return False
-        found = json.loads(record.read_text(encoding="utf-8"))
-        difference = _difference(found["identity"], self._identity)
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+            difference = _difference(found["identity"], self._identity)
+            started = datetime.fromisoformat(found["started"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{record}: damaged: {error}", "--overwrite starts anew") from None
         if difference is None and found["kind"] == self.kind:
-            self.directory = record.parent
-            self._started = datetime.fromisoformat(found["started"])
-            self._kept = True
+            self.directory, self._started, self._kept = record.parent, started, True
             return True
         self._refuse_difference(difference or f"kind was {found['kind']}, is {self.kind}")
         return False
@@ -252,16 +254,21 @@ class Run:
         write_atomically(self.directory / RUN_RECORD, json.dumps(record, indent=2) + "\n")
 
     def _collect(self, named: set[str]) -> None:
+        """Removes what no manifest names. What cannot be removed now is left to the next commit."""
         for run in self.path.glob(f"{_RUN_PREFIX}*"):
+            if run.name != self.directory.name:
+                shutil.rmtree(run, ignore_errors=True)
+                continue
             for file in run.iterdir():
                 if f"{run.name}/{file.name}" not in named:
-                    file.unlink()
-            with contextlib.suppress(OSError):
-                run.rmdir()
+                    with contextlib.suppress(OSError):
+                        file.unlink()
+        for leftover in self.path.glob(f".{MANIFEST}.*"):
+            leftover.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: str) -> None:
-    """Replaces `path` with `content`: a reader sees the old file or the new one, after a crash.
+    """Replaces `path` with `content`: a reader sees the old file or the new one, whole.
 
     Raises InputOutputError.
     """

@@ -2,6 +2,7 @@
 
 import codecs
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -114,18 +115,22 @@ def _expand(inputs: Sequence[str]) -> Iterator[Path]:
 
 
 def _walk(directory: Path, include: Sequence[str], exclude: Sequence[str]) -> Iterator[Path]:
-    try:
-        entries = sorted(directory.rglob("*"))
-    except OSError as error:
-        raise InputOutputError(f"{directory}: {error.strerror}") from None
-    for path in entries:
+    for path in sorted(_files_below(directory)):
         relative = path.relative_to(directory)
-        if any(part.startswith(".") for part in relative.parts) or not path.is_file():
+        if any(part.startswith(".") for part in relative.parts):
             continue
         if include and not _matches(relative, include):
             continue
         if not _matches(relative, exclude):
             yield path
+
+
+def _files_below(directory: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise InputOutputError(f"{error.filename}: {error.strerror}") from None
+
+    for parent, _, names in os.walk(directory, onerror=fail):
+        yield from (path for name in names if (path := Path(parent, name)).is_file())
 
 
 def _matches(relative: Path, patterns: Sequence[str]) -> bool:

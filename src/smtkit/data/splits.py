@@ -34,7 +34,8 @@ def assign_splits(
     digests: (documents, 2), 128 bits of each content; sizes: (documents,), bytes. Empty documents
     and all but the first of equal ones are REMOVED. A document that holds half of all bytes or more
     is split BY_POSITION. The others are ranked by a hash of seed and content: the first go to test
-    until it has its share of the bytes, the next to validation. So a document's split does not
+    until it has its share of their bytes, the next to validation; one of more than twice the share
+    stays in train while there are smaller ones. So a document's split does not
     depend on the order of the inputs.
     """
     codes = np.full(len(sizes), REMOVED, dtype=np.int8)
@@ -50,11 +51,11 @@ def assign_splits(
     ranking = np.lexsort((digests[whole, 1], mix(digests[whole, 0] ^ key)))
     whole = whole[ranking]
     codes[whole] = TRAIN
-    start = 0
+    size = int(sizes[whole].sum())
     for code, fraction in ((TEST, fractions.test), (VALIDATION, fractions.validation)):
-        taken = _until_share(sizes[whole[start:]], fraction * total)
-        codes[whole[start : start + taken]] = code
-        start += taken
+        chosen = _held_out(sizes[whole], fraction * size)
+        codes[whole[chosen]] = code
+        whole = np.delete(whole, chosen)
     return codes
 
 
@@ -81,9 +82,13 @@ def cut(blocks: Iterable[bytes], boundaries: tuple[int, int]) -> Iterator[tuple[
         position += len(block)
 
 
-def _until_share(sizes: NDArray[np.int64], share: float) -> int:
-    """How many of the first documents reach `share` bytes."""
-    if share <= 0:
-        return 0
-    reached = int(np.searchsorted(np.cumsum(sizes), share)) + 1
-    return min(reached, len(sizes))
+def _held_out(sizes: NDArray[np.int64], share: float) -> NDArray[np.intp]:
+    """The first documents that reach `share` bytes, without those that would take twice that alone;
+    the smallest one where there are no others."""
+    if share <= 0 or len(sizes) == 0:
+        return np.empty(0, dtype=np.intp)
+    eligible = np.flatnonzero(sizes <= 2 * share)
+    if len(eligible) == 0:
+        eligible = np.array([sizes.argmin()])
+    reached = int(np.searchsorted(np.cumsum(sizes[eligible]), share)) + 1
+    return eligible[:reached]

@@ -69,12 +69,13 @@ class ByteTokenizer(Tokenizer):
             yield np.frombuffer(block, dtype=np.uint8)
 
     def encode(self, text: str) -> list[int]:
-        return list(text.encode("utf-8"))
+        return list(text.encode("utf-8", "surrogateescape"))
 
     def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
-            yield decoder.decode(bytes([token]) if token < 256 else b"")
+            at_end = token == self.end_of_document
+            yield decoder.decode(b"" if at_end else bytes([token]), at_end)
         yield decoder.decode(b"", True)
 
     def byte_lengths(self) -> NDArray[np.int64]:
@@ -90,7 +91,7 @@ class CharTokenizer(Tokenizer):
     """Every character of the training split is a token; then come unknown and end of document."""
 
     def __init__(self, characters: str) -> None:
-        if list(characters) != sorted(set(characters)):
+        if not isinstance(characters, str) or list(characters) != sorted(set(characters)):
             raise ValueError("characters must be distinct and in order of code point")
         self.characters = characters
         self.unknown: int = len(characters)
@@ -151,4 +152,4 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:
-    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

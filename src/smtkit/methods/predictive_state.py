@@ -40,6 +40,7 @@ class PredictiveState:
             "decoding": config.decoding_weight,
             "dense": config.dense_weight,
             "dynamics": config.dynamics_weight * ramp,
+            "readout": config.readout_weight * ramp,
             "uniformity": config.uniformity_weight,
         }
 
@@ -49,18 +50,25 @@ class PredictiveState:
             "decoding": int((self._future_targets(batch) != IGNORE).sum()),
             "dense": int((self._dense_targets(batch) != IGNORE).sum()),
             "dynamics": batch.dynamics_positions.numel(),
+            "readout": int((self._transition_targets(batch) != IGNORE).sum()),
             "uniformity": len(batch.tokens) // self._config.uniformity_group,
         }
 
     def losses(self, batch: TeacherBatch) -> dict[str, Tensor]:
         """Sums of each term over the batch."""
         memory = self._encode(batch)
+        predicted = self._predict(memory, batch)
         return {
             "decoding": self._decoding(memory, batch),
             "dense": objectives.cross_entropy(
                 self.network.read(memory.flatten(0, 1)), self._dense_targets(batch)
             ),
-            "dynamics": self._dynamics(memory, batch),
+            "dynamics": objectives.dynamics(
+                predicted, select(memory, batch.dynamics_positions + 1).flatten(0, 1)
+            ),
+            "readout": objectives.cross_entropy(
+                self.network.read(predicted), self._transition_targets(batch)
+            ),
             "uniformity": self._uniformity(memory, batch),
         }
 
@@ -110,12 +118,15 @@ class PredictiveState:
         positions = torch.arange(targets.shape[1], device=targets.device)
         return targets.masked_fill(positions > batch.length[:, None], IGNORE)
 
-    def _dynamics(self, memory: Tensor, batch: TeacherBatch) -> Tensor:
+    def _predict(self, memory: Tensor, batch: TeacherBatch) -> Tensor:
+        """The co-trained cell's transitions at the sampled positions, (B P, K, D)."""
         positions = batch.dynamics_positions
         before = select(memory, positions).flatten(0, 1)
-        after = select(memory, positions + 1).flatten(0, 1)
-        token = select(batch.tokens, positions).flatten()
-        return objectives.dynamics(self.network.cell(before, token), after)
+        return self.network.cell(before, select(batch.tokens, positions).flatten())
+
+    @staticmethod
+    def _transition_targets(batch: TeacherBatch) -> Tensor:
+        return select(batch.targets, batch.dynamics_positions + 1)
 
     def _uniformity(self, memory: Tensor, batch: TeacherBatch) -> Tensor:
         compared = select(memory, batch.uniformity_positions)  # (B, U, K, D)

@@ -187,5 +187,6 @@ def _listing_digest(documents: Sequence[Document]) -> str:
             status = document.path.stat()
         except OSError as error:
             raise InputOutputError(f"{document.path}: {error.strerror}") from None
-        checksum.update(f"{document.path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        checksum.update(os.fsencode(document.path))
+        checksum.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return checksum.hexdigest()
