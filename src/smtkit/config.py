@@ -251,6 +251,14 @@ class TrainEncoderConfig(Config):
     training: TrainingConfig
 
     @model_validator(mode="after")
+    def _pairs_exist(self) -> Self:
+        if self.objective.uniformity_positions * self.objective.uniformity_group < 2:
+            raise ValueError(
+                "objective.uniformity_positions * objective.uniformity_group must be at least 2"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _groups_divide(self) -> Self:
         micro_batch = self.training.batch_size // self.training.accumulation
         if micro_batch % self.objective.uniformity_group:

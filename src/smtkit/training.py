@@ -122,7 +122,9 @@ class Trainer(Generic[BatchT]):
                     self._log()
                 if last or self.state.step % self._config.validate_every == 0:
                     validated = self._validate()
-                if stopped_by or (not last and self._checkpoint_is_due()):
+                if last:
+                    break
+                if stopped_by or self._checkpoint_is_due():
                     self._save()
                 if stopped_by:
                     raise stopped(stopped_by[0], f"saved at step {self.state.step}")

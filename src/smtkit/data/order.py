@@ -36,11 +36,12 @@ def uniform(key: int, entries: IntArray, draws: int) -> NDArray[np.float64]:
 
 
 def stratified(key: int, entries: IntArray, draws: int, sizes: IntArray) -> IntArray:
-    """(len(entries), draws) integers, ascending, row r of them in [0, sizes[r]): one a stratum.
+    """(len(entries), draws) integers, ascending, row r of them in [0, sizes[r]), evenly spaced from
+    a random phase: each is as likely as any other.
 
     No integer comes twice where draws <= sizes[r]; all come where they are equal.
     """
-    fractions = (np.arange(draws) + uniform(key, entries, draws)) / draws
+    fractions = (np.arange(draws) + uniform(key, entries, 1)) / draws
     return np.minimum((fractions * sizes[:, None]).astype(np.int64), sizes[:, None] - 1)
 
 

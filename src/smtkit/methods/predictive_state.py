@@ -105,7 +105,11 @@ class PredictiveState:
 
     def _future_targets(self, batch: TeacherBatch) -> Tensor:
         offsets = torch.arange(self._config.future_length + 1, device=batch.targets.device)
-        return select(batch.targets, self._from_anchors(batch, offsets))
+        positions = self._from_anchors(batch, offsets)
+        targets = select(batch.targets, positions)
+        length = batch.length[:, None]
+        padding = (positions > length) & (length < self._window(batch))
+        return targets.masked_fill(padding, IGNORE)
 
     @staticmethod
     def _from_anchors(batch: TeacherBatch, offsets: Tensor) -> Tensor:

@@ -18,9 +18,7 @@ from smtkit.models.rnn import RecurrentNetwork
 class SupervisedMemoryTraining:
     """The cell learns `(memory[i], tokens[i]) -> memory[i + 1]`, the readout to predict from it."""
 
-    def __init__(
-        self, network: RecurrentNetwork, config: TransitionObjectiveConfig, seed: int
-    ) -> None:
+    def __init__(self, network: RecurrentNetwork, config: TransitionObjectiveConfig) -> None:
         self.network = network
         self._config = config
 

@@ -110,7 +110,7 @@ def sample(
     """
     if temperature == 0:
         return int(logits.argmax())
-    values, tokens = (logits / temperature).sort(descending=True)
+    values, tokens = ((logits - logits.max()) / temperature).sort(descending=True)
     probabilities = values.softmax(-1)
     if top_k is not None:
         probabilities[top_k:] = 0

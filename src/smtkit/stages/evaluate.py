@@ -132,8 +132,10 @@ class Drift:
         self._sum = self._sum + flat.sum(0).cpu().numpy()
         self._squared_sum += float(flat.square().sum())
 
-    def by_position(self) -> list[float]:
-        """Drift at positions 1..T."""
+    def by_position(self) -> list[float] | None:
+        """Drift at positions 1..T; None where no whole window was seen."""
+        if self._rows == 0:
+            return None
         count = self._rows * len(self._squared_error)
         spread = self._squared_sum / count - float(np.sum(np.square(self._sum / count)))
         return [float(value) for value in self._squared_error / self._rows / max(spread, 1e-12)]

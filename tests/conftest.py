@@ -1,0 +1,212 @@
+"""Tiny configs, and artifacts that are built once a session through the stages' Python API."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pyarrow as pa
+import pytest
+import torch
+
+from smtkit.config import (
+    EvaluateConfig,
+    ExtractLabelsConfig,
+    TokenizeConfig,
+    TrainEncoderConfig,
+    TrainRnnConfig,
+)
+from smtkit.data.tokens import TokenStream, tokens_schema
+from smtkit.stages import extract_labels, tokenize, train_encoder, train_rnn
+
+# A deadline would be an assertion on the clock.
+hypothesis.settings.register_profile("smtkit", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.load_profile("smtkit")
+
+WINDOW = 16
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def encoder_config(**changes: Any) -> TrainEncoderConfig:
+    """A teacher that trains in a moment; `changes` replace values, or keys of a section."""
+    tiny = {
+        "data": {"window": WINDOW},
+        "encoder": {"slots": 2, "slot_width": 8, "width": 16, "layers": 2, "heads": 2},
+        "decoder": {"width": 16, "layers": 1, "heads": 2},
+        "cell": {"width": 16},
+        "objective": {
+            "future_length": 4,
+            "dynamics_positions": 8,
+            "uniformity_positions": 4,
+            "uniformity_group": 2,
+            "dynamics_start": 2,
+            "dynamics_ramp": 4,
+        },
+        "training": {
+            "batch_size": 8,
+            "max_steps": 12,
+            "warmup_steps": 2,
+            "log_every": 2,
+            "validate_every": 6,
+            "validation_windows": 16,
+            "checkpoint_every": 4,
+        },
+    }
+    return TrainEncoderConfig(**_merged(tiny, changes))
+
+
+def rnn_config(**changes: Any) -> TrainRnnConfig:
+    """An RNN that trains in a moment; `changes` replace values, or keys of a section."""
+    tiny = {
+        "cell": {"width": 16},
+        "data": {"positions": 8},
+        "training": {
+            "batch_size": 8,
+            "max_steps": 12,
+            "warmup_steps": 2,
+            "log_every": 2,
+            "validate_every": 6,
+            "validation_windows": 16,
+            "checkpoint_every": 4,
+        },
+    }
+    return TrainRnnConfig(**_merged(tiny, changes))
+
+
+def evaluate_config(**changes: Any) -> EvaluateConfig:
+    return EvaluateConfig(**{"windows": 1000, "batch_size": 4, **changes})
+
+
+def _merged(settings: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(settings)
+    for key, value in changes.items():
+        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
+    return merged
+
+
+def write_text(path: Path, words: int, seed: int = 0) -> Path:
+    """A text of `words` random words, some of them with characters of two bytes."""
+    choose = random.Random(seed).choice
+    lexicon = ["memory", "slot", "drift", "état", "naïve", "window", "cell", "of", "the", "über"]
+    path.write_text(" ".join(choose(lexicon) for _ in range(words)), encoding="utf-8")
+    return path
+
+
+def tokenized(path: Path, out: Path, tokenizer: str = "byte") -> Path:
+    """A `tokens` artifact of a file or a directory, of which a fifth is held out."""
+    tokenize.run(
+        TokenizeConfig(
+            inputs=[str(path)], tokenizer=tokenizer, validation_fraction=0.1, test_fraction=0.1
+        ),
+        out,
+    )
+    return out
+
+
+def arrow_columns(paths: Sequence[Path]) -> dict[str, list[Any]]:
+    """The columns of Arrow files, as Python lists, read with nothing of smtkit."""
+    columns: dict[str, list[Any]] = {}
+    for path in paths:
+        for name, column in pa.ipc.open_file(path).read_all().to_pydict().items():
+            columns.setdefault(name, []).extend(column)
+    return columns
+
+
+def shards(artifact: Path, split: str) -> list[Path]:
+    return sorted(artifact.glob(f"run-*/{split}-*.arrow"))
+
+
+def split_tokens(tokens: Path, split: str) -> list[int]:
+    """All tokens of a split of a `tokens` artifact."""
+    return [token for row in arrow_columns(shards(tokens, split))["tokens"] for token in row]
+
+
+def write_stream(
+    directory: Path, content: Sequence[Sequence[Sequence[int]]], vocabulary_size: int = 257
+) -> TokenStream:
+    """A token stream of shards of batches of tokens."""
+    schema = tokens_schema(vocabulary_size)
+    paths = []
+    for number, batches in enumerate(content):
+        paths.append(directory / f"shard-{number:05d}.arrow")
+        with pa.OSFile(str(paths[-1]), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for tokens in batches:
+                columns = {"document": [0], "offset": [0], "tokens": [list(tokens)]}
+                writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=schema))
+    return TokenStream(paths)
+
+
+def model_bytes(artifact: Path) -> bytes:
+    (path,) = artifact.glob("run-*/model.safetensors")
+    return path.read_bytes()
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The directories of one chain of artifacts."""
+
+    tokens: Path
+    encoder: Path
+    labels: Path
+    rnn: Path
+
+
+def build_pipeline(
+    directory: Path,
+    tokens: Path,
+    encoder: TrainEncoderConfig,
+    labels: ExtractLabelsConfig,
+    rnn: TrainRnnConfig,
+) -> Pipeline:
+    """Everything after `tokens`, in `directory`."""
+    built = Pipeline(tokens, directory / "encoder", directory / "labels", directory / "rnn")
+    train_encoder.run(encoder, built.tokens, built.encoder)
+    extract_labels.run(labels, built.encoder, built.tokens, built.labels)
+    train_rnn.run(rnn, built.labels, built.rnn)
+    return built
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A chain of artifacts of many short texts, tokenized as bytes. Read only."""
+    directory = tmp_path_factory.mktemp("pipeline")
+    (directory / "texts").mkdir()
+    for number in range(40):
+        write_text(directory / "texts" / f"{number}.txt", words=40, seed=number)
+    tokens = tokenized(directory / "texts", directory / "tokens")
+    return build_pipeline(directory, tokens, encoder_config(), ExtractLabelsConfig(), rnn_config())
+
+
+@pytest.fixture(scope="session")
+def character_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A chain of artifacts of one text, tokenized as characters. Read only."""
+    directory = tmp_path_factory.mktemp("characters")
+    tokens = tokenized(write_text(directory / "text.txt", 800), directory / "tokens", "char")
+    return build_pipeline(
+        directory,
+        tokens,
+        encoder_config(training={"max_steps": 2}),
+        ExtractLabelsConfig(),
+        rnn_config(training={"max_steps": 2}),
+    )
+
+
+class Recorder:
+    """A listener that remembers what it was warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def update(
+        self, task: str, completed: float, total: float | None, **metrics: float | str
+    ) -> None:
+        pass
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
