@@ -18,9 +18,9 @@ from smtkit.config import (
     TokenizeConfig,
     TrainEncoderConfig,
     TrainRnnConfig,
-    resolve,
 )
 from smtkit.errors import UsageError
+from smtkit.resolve import resolve
 
 REQUIRED: dict[type[Config], dict[str, Any]] = {
     TokenizeConfig: {"inputs": ["a.txt"]},

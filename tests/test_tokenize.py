@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtkit.artifacts.manifest import Artifact
-from smtkit.config import TokenizeConfig, resolve
+from smtkit.config import TokenizeConfig
 from smtkit.data import splits
 from smtkit.data.splits import SPLITS, Fractions, assign_splits, cut
 from smtkit.data.tokenizers import load_tokenizer
 from smtkit.errors import InputOutputError, UsageError
 from smtkit.progress import Silent
+from smtkit.resolve import resolve
 from smtkit.stages import tokenize
 
 WORDS = "Größe, naïve, 東京, Привет, \N{PILE OF POO}; "
@@ -563,6 +564,7 @@ PEAK = """
 import sys
 from pathlib import Path
 from smtkit.config import TokenizeConfig
+from smtkit.resolve import resolve
 from smtkit.stages import tokenize
 tokenize.run(TokenizeConfig(inputs=[sys.argv[1]], tokenizer=sys.argv[3]), sys.argv[2])
 status = Path("/proc/self/status").read_text()

@@ -1,14 +1,9 @@
-"""What can be set: one schema a stage, resolved as defaults < TOML file < --set < flags."""
+"""What can be set: one schema a stage. `resolve.py` fills them in."""
 
-import difflib
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from smtkit.errors import UsageError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Device = Literal["auto", "cpu", "cuda"]
 Positive = Annotated[int, Field(gt=0)]
@@ -17,7 +12,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-RUNTIME_KEYS = frozenset({"device", "training.log_every", "training.checkpoint_every"})
+RUNTIME_KEYS = frozenset({"device", "workers", "training.log_every", "training.checkpoint_every"})
 """Keys that do not change what a run computes: a resumed run may set them anew."""
 
 
@@ -28,35 +23,104 @@ class Config(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """Dotted key to value, of all that decides what a run computes."""
-        settings = _flatten(self.model_dump(mode="json"))
+        settings = flatten(self.model_dump(mode="json"))
         return {key: value for key, value in settings if key not in RUNTIME_KEYS}
+
+
+class PixelConfig(Config):
+    """How images become tokens."""
+
+    levels: Annotated[int, Field(ge=2, le=256)] | None = None
+    """Grey levels; unset: 256, or 2 with `binarize`."""
+    size: tuple[Positive, Positive] | None = None
+    """Height and width to resample to, by area; unset: as the source has them."""
+    maximum: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """The source's white; unset: 255 for whole numbers, 1 for others."""
+    binarize: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of white from which a pixel is 1, else 0."""
+    order: Literal["raster"] = "raster"
+    """Line by line from the top left corner."""
 
 
 class TokenizeConfig(Config):
     """`smtkit tokenize`."""
 
     inputs: list[str] = Field(min_length=1)
-    """Files, directories, globs."""
-    tokenizer: Literal["byte", "char"] = "byte"
-    """`byte`: any file; `char`: UTF-8 text, vocabulary from train."""
+    """Files, directories, globs; `-`: standard input."""
+    test_inputs: list[str] = []
+    """Files that are the test split; unset: a share of the inputs is."""
+    tokenizer: Literal["byte", "char", "sentencepiece", "pixel"] = "byte"
+    """`byte`: any file; `char`: vocabulary from train; `sentencepiece`; `pixel`: images."""
     include: list[str] = []
     """Of directories, only files that match one of these globs."""
     exclude: list[str] = []
     """Of directories, no files that match one of these globs."""
-    errors: Literal["strict", "replace"] = "strict"
-    """Bytes that are not UTF-8: an error, or U+FFFD."""
+    format: Literal["text", "jsonl", "csv", "parquet"] | None = None
+    """Of text; unset: by the file's suffix."""
+    text_field: str = "text"
+    """The field, or column, of the text in jsonl, csv and parquet."""
+    errors: Literal["strict", "replace", "skip"] = "strict"
+    """Broken rows and bytes that are not UTF-8: an error, U+FFFD, or pass over the document."""
+    max_expansion: Annotated[float, Field(ge=1)] = 200.0
+    """What a compressed file may expand to, in multiples of its size; 64 MiB always."""
+    vocabulary_size: Annotated[int, Field(ge=300)] = 4096
+    """Of a sentencepiece model to train, with its bytes and the end of a document."""
+    model_type: Literal["unigram", "bpe"] = "unigram"
+    """Of a sentencepiece model to train."""
+    tokenizer_model: str | None = None
+    """An existing sentencepiece model."""
+    training_bytes: Positive = 10 * 2**20
+    """Text of train, drawn by the seed, on which a sentencepiece model is trained."""
+    pixel: PixelConfig = PixelConfig()
     validation_fraction: Fraction = 0.05
     """Share of the bytes."""
     test_fraction: Fraction = 0.05
     """Share of the bytes."""
     seed: int = 0
     """Of all random numbers."""
+    workers: Positive | None = None
+    """Threads; unset: one a core."""
 
     @model_validator(mode="after")
     def _train_is_left(self) -> Self:
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation_fraction + test_fraction must be below 1")
         return self
+
+
+class SynthesizeConfig(Config):
+    """`smtkit synthesize`."""
+
+    task: Literal[
+        "retrieval",
+        "string-copy",
+        "stack",
+        "keys-values",
+        "modular-arithmetic",
+        "parity",
+        "recency",
+    ]
+    """What is to be remembered."""
+    lengths: list[Positive] = Field(min_length=1)
+    """Tokens a row; of several, each row draws one."""
+    sequences: Positive
+    """Rows of train."""
+    validation_sequences: Positive = 1000
+    """Rows of validation."""
+    test_sequences: Positive = 1000
+    """Rows of test."""
+    vocabulary: Annotated[int, Field(ge=2)] | None = None
+    """Tokens, with the task's marks; unset: what suits the task."""
+    noise: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the tokens that mean nothing; unset: what suits the task."""
+    reverse: bool = False
+    """Of `string-copy`: the last symbol first."""
+    depth: Positive = 8
+    """Of `stack`: the most values on it."""
+    pairs: Positive | None = None
+    """Of `keys-values`: pairs a row; unset: a quarter of the length."""
+    seed: int = 0
+    """Of all random numbers."""
 
 
 class _AttentionConfig(Config):
@@ -137,8 +201,8 @@ class ReadoutConfig(Config):
 class WindowConfig(Config):
     """`window` (T): how many tokens a sequence has."""
 
-    window: Positive = 128
-    """T: tokens a sequence."""
+    window: Positive | None = None
+    """T; unset: 128 for text, the longest row for images and tasks."""
 
 
 class TransitionDataConfig(Config):
@@ -151,8 +215,8 @@ class TransitionDataConfig(Config):
 class PredictiveStateConfig(Config):
     """The joint objective of encoder, decoder and co-trained cell."""
 
-    future_length: NonNegative = 16
-    """F: how many tokens the decoder sees ahead; it predicts F + 1."""
+    future_length: NonNegative | Literal["rest"] = 16
+    """F: how many tokens the decoder sees ahead; it predicts F + 1. `rest`: all of the row."""
     anchors: Positive = 2
     """Positions a window at which the decoder is asked for the future."""
     dynamics_positions: Positive = 32
@@ -165,11 +229,11 @@ class PredictiveStateConfig(Config):
     """Of the decoder's cross-entropy at the anchors."""
     dense_weight: Weight = 1.0
     """Of the readout's cross-entropy at all positions."""
-    dynamics_weight: Weight = 0.1
+    dynamics_weight: Weight = 2.0
     """Of the co-trained cell's squared error, once ramped in."""
-    readout_weight: Weight = 0.0
+    readout_weight: Weight = 2.0
     """Of the readout's cross-entropy on the co-trained cell's predicted memory, ramped in alike."""
-    uniformity_weight: Weight = 0.01
+    uniformity_weight: Weight = 0.1
     """Of the log mean potential of pairs of memories."""
     dynamics_start: NonNegative = 100
     """Step at which the dynamics weight leaves zero."""
@@ -194,7 +258,7 @@ class TrainingConfig(Config):
     """Windows a step, over all ranks and accumulation steps."""
     accumulation: Positive = 1
     """Parts in which a batch is computed."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """The highest."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     """Of AdamW."""
@@ -340,124 +404,10 @@ class GenerateConfig(Config):
     """Stop after so many."""
 
 
-ConfigT = TypeVar("ConfigT", bound=Config)
-
-
-def resolve(
-    schema: type[ConfigT],
-    file: Path | None = None,
-    overrides: Sequence[str] = (),
-    flags: Mapping[str, Any] | None = None,
-) -> ConfigT:
-    """The configuration from defaults < `file` (TOML) < `overrides` (`section.key=value`) <
-    `flags` (dotted key to value; None: not given).
-
-    Raises UsageError: one line that names the source, the key, what was found and what is allowed.
-    """
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    for source, key, value in _settings(file, overrides, flags or {}):
-        _assign(values, key, value, source)
-        sources[key] = source
-    try:
-        return schema.model_validate(values)
-    except ValidationError as error:
-        raise _explain(schema, error, sources) from None
-
-
-def _settings(
-    file: Path | None, overrides: Sequence[str], flags: Mapping[str, Any]
-) -> Iterator[tuple[str, str, Any]]:
-    if file is not None:
-        for key, value in _flatten(_read_toml(file)):
-            yield str(file), key, value
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"--set {override}: expected section.key=value")
-        yield f"--set {override}", key.strip(), _parse_value(text.strip())
-    for key, value in flags.items():
-        if value is not None:
-            yield "--" + key.rpartition(".")[2].replace("_", "-"), key, value
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: not a readable TOML file: {error}") from None
-
-
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of everything in a table of tables."""
     for key, value in table.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _assign(values: dict[str, Any], key: str, value: Any, source: str) -> None:
-    *sections, name = key.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise UsageError(f"{source}: {key}: {section} is a value, not a section")
-    values[name] = value
-
-
-def _explain(
-    schema: type[Config], error: ValidationError, sources: Mapping[str, str]
-) -> UsageError:
-    details = error.errors(include_url=False)
-    detail = min(details, key=lambda found: found["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in detail["loc"])
-    named = [source for name, source in sources.items() if _overlap(name, key)]
-    where = f"{named[-1]}: " if named else ""
-    if detail["type"] == "extra_forbidden":
-        return UsageError(f"{where}unknown key {key}", _suggest(schema, key))
-    if detail["type"] == "missing" and key == "training":
-        return UsageError("training.max_steps or training.max_seconds must be set", _LIMIT_HINT)
-    message = str(detail["msg"]).removeprefix("Value error, ")
-    hint = _LIMIT_HINT if "max_steps or max_seconds" in message else None
-    if detail["type"] in ("value_error", "missing"):
-        return UsageError(f"{where}{key}: {message}" if key else message, hint)
-    return UsageError(f"{where}{key} = {detail['input']!r}: {message}")
-
-
-_LIMIT_HINT = "for example --max-steps 1000, or --max-seconds 600"
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Whether one dotted key is the other, or lies in the other's section."""
-    shorter, longer = sorted((one, other), key=len)
-    return f"{longer}.".startswith(f"{shorter}.")
-
-
-def _suggest(schema: type[Config], key: str) -> str:
-    known = list(_keys(schema))
-    name = key.rpartition(".")[2]
-    same_name = [k for k in known if k.rpartition(".")[2] == name]
-    close = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {close[0]}?"
-    section = key.rpartition(".")[0]
-    siblings = [k for k in known if k.rpartition(".")[0] == section] or known
-    return "known keys: " + ", ".join(siblings)
-
-
-def _keys(schema: type[Config], prefix: str = "") -> Iterator[str]:
-    for name, field in schema.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Config):
-            yield from _keys(annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"

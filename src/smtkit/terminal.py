@@ -1,5 +1,6 @@
 """What the command line shows: progress on stderr, results on stdout."""
 
+import json
 import math
 import sys
 import time
@@ -15,6 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from smtkit.artifacts.manifest import Manifest, Parent
+from smtkit.data.pictures import shades
+from smtkit.stages.inspect import Answers, Inspection, Picture
 
 _LINE_SECONDS = 5.0
 
@@ -81,6 +84,25 @@ class Terminal:
             print(f"  $ {manifest.command}")
             _print_lineage(manifest.parents, "  ")
 
+    def inspect(self, inspection: Inspection, path: Path, *, draw: bool) -> None:
+        """An artifact, its counts, and the rows that were drawn; images only with `draw`."""
+        if self._json:
+            content = {
+                "manifest": inspection.manifest.model_dump(mode="json"),
+                "counts": inspection.counts,
+                "rows": [_plain(row) for row in inspection.rows],
+            }
+            print(json.dumps(content, indent=2))
+            return
+        self.show(inspection.manifest, path, lineage=True)
+        for split, counts in inspection.counts.items():
+            print(f"{split}: {_joined(counts)}")
+        for number, row in enumerate(inspection.rows, start=1):
+            if isinstance(row, Picture) and not draw:
+                continue
+            print(f"--- row {number}" + (f": {row.label}" if isinstance(row, Picture) else ""))
+            print(_drawn(row))
+
     def _line(self, task: str, completed: float, total: float | None, shown: str) -> None:
         now = time.monotonic()
         began = self._began.setdefault(task, now)
@@ -92,6 +114,21 @@ class Terminal:
         left = (now - began) * (total - completed) / completed if total and completed else 0.0
         eta = f"  eta {left:.0f} s" if left >= 1 else ""
         print(f"{task} {completed:,.10g}{share}{eta}  {shown}".rstrip(), file=sys.stderr)
+
+
+def _drawn(row: str | Picture | Answers) -> str:
+    if isinstance(row, Picture):
+        return shades(row.pixels, row.white)
+    if isinstance(row, Answers):
+        pairs = zip(row.symbols, row.answers, strict=True)
+        return " ".join(f"{symbol}->{answer}" if answer else symbol for symbol, answer in pairs)
+    return row
+
+
+def _plain(row: str | Picture | Answers) -> Any:
+    if isinstance(row, Picture):
+        return {"label": row.label, "pixels": row.pixels.tolist()}
+    return vars(row) if isinstance(row, Answers) else row
 
 
 def _bar(console: Console) -> Progress:
@@ -164,10 +201,25 @@ def _print_evaluation(statistics: Mapping[str, Any]) -> None:
         table.add_row(predictor, *(_cell(cells.get(name), unit) for name in ranges))
     console = Console(highlight=False)
     console.print(table)
+    if statistics["tokens"] == "symbols":
+        _print_accuracy(results, ranges)
     if statistics["drift"]:
         marks = sorted({1, window // 4, window // 2, window} - {0})
         values = ", ".join(f"{statistics['drift'][i - 1]:.3f} at {i}" for i in marks)
         print(f"  drift of the free-running memory from the teacher's: {values}")
+
+
+def _print_accuracy(results: Sequence[Mapping[str, Any]], ranges: Sequence[str]) -> None:
+    """Of tasks: how often the likeliest token is the answer."""
+    table = Table(title="accuracy", box=box.SIMPLE)
+    table.add_column("position")
+    for name in ranges:
+        table.add_column(name, justify="right")
+    told = [result for result in results if result["accuracy"] is not None]
+    for predictor in dict.fromkeys(result["predictor"] for result in told):
+        cells = {r["range"]: f"{r['accuracy']:.1%}" for r in told if r["predictor"] == predictor}
+        table.add_row(predictor, *(cells.get(name, "-") for name in ranges))
+    Console(highlight=False).print(table)
 
 
 def _cell(result: Mapping[str, Any] | None, unit: str) -> str:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
 
@@ -47,6 +48,50 @@ class ShardWriter:
             raise InputOutputError(f"{self.path}: {failure}") from None
         finally:
             self._temporary.unlink(missing_ok=True)
+
+
+class ShardSeries:
+    """Shards `PREFIX-00000.arrow`, `PREFIX-00001.arrow`, ... in one directory; at least one.
+
+    Use as a context manager. A shard ends when what was written to it weighs `limit` or more.
+    `shards` are (name, rows) of those that are whole.
+    """
+
+    def __init__(self, directory: Path, prefix: str, schema: pa.Schema, limit: int) -> None:
+        self.shards: list[tuple[str, int]] = []
+        self._directory = directory
+        self._prefix = prefix
+        self._schema = schema
+        self._limit = limit
+        self._weight = 0
+        self._writer: ShardWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def write(self, batch: pa.RecordBatch, weight: int) -> None:
+        writer = self._writer or self._open()
+        writer.write(batch)
+        self._weight += weight
+        if self._weight >= self._limit:
+            self._close(None)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is None and self._writer is None and not self.shards:
+            self._open()
+        self._close(error)
+
+    def _open(self) -> ShardWriter:
+        path = self._directory / f"{self._prefix}-{len(self.shards):05d}.arrow"
+        self._writer = ShardWriter(path, self._schema).__enter__()
+        self._weight = 0
+        return self._writer
+
+    def _close(self, error: BaseException | None) -> None:
+        if self._writer is not None:
+            self._writer.__exit__(type(error) if error else None, error, None)
+            self.shards.append((self._writer.path.name, self._writer.rows))
+            self._writer = None
 
 
 def read_shard(path: Path) -> pa.ipc.RecordBatchFileReader:

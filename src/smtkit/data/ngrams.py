@@ -8,16 +8,21 @@ with c counts, t(h) the number of different tokens seen after h, h' without its 
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from smtkit.convention import IGNORE
 
 IntArray = NDArray[np.int64]
 
 
 class NgramModel:
-    """Counts of all n-grams up to `order`, n-grams as numbers in base V."""
+    """Counts of (order - 1 tokens, the target that follows them), as numbers in base V.
+
+    Rows are tokens (B, L) and targets (B, L + 1), `targets[:, i]` following `tokens[:, :i]`: the
+    text itself, or the answers of a task. Where a target is IGNORE nothing is counted or predicted.
+    """
 
     def __init__(self, vocabulary_size: int, order: int) -> None:
         if vocabulary_size**order >= 2**63:
@@ -28,44 +33,45 @@ class NgramModel:
 
     @classmethod
     def count(
-        cls, vocabulary_size: int, order: int, blocks: Iterable[NDArray[Any]]
+        cls,
+        vocabulary_size: int,
+        order: int,
+        batches: Iterable[tuple[IntArray, IntArray]],
     ) -> "NgramModel":
-        """Counts a stream of tokens that comes in blocks."""
+        """Counts batches of (tokens, targets)."""
         model = cls(vocabulary_size, order)
-        carried = np.empty(0, dtype=np.int64)
-        for block in blocks:
-            tokens = np.concatenate([carried, block.astype(np.int64)])
+        for tokens, targets in batches:
             for n, table in enumerate(model._tables, start=1):
-                # An n-gram counts in the block that its last token belongs to.
-                table.add(model._codes(tokens[max(0, len(carried) - n + 1) :], n))
-            carried = tokens[max(0, len(tokens) - order + 1) :]
+                asked = targets[:, n - 1 :] != IGNORE
+                table.add(model._codes(tokens, targets, n)[asked])
         for table in model._tables:
             table.derive_histories(model._base)
         return model
 
-    def negative_log_likelihood(self, tokens: IntArray, order: int) -> NDArray[np.float64]:
-        """-log p of every token of rows (B, L) given up to `order` - 1 before it in its row."""
-        probability = np.full(tokens.shape, 1 / self._base)
-        for n in range(1, order + 1):
-            if tokens.shape[1] < n:
-                break
-            codes = self._codes(tokens, n)
+    def negative_log_likelihood(
+        self, tokens: IntArray, targets: IntArray, order: int
+    ) -> NDArray[np.float64]:
+        """-log p of every target given up to `order` - 1 tokens before it in its row: (B, L + 1).
+
+        NaN where it is IGNORE.
+        """
+        probability = np.full(targets.shape, 1 / self._base)
+        for n in range(1, min(order, targets.shape[1]) + 1):
+            codes = self._codes(tokens, targets, n)
             grams = self._tables[n - 1]
             total, kinds = grams.history(codes // self._base)
             lower = probability[:, n - 1 :]
             smoothed = (grams.of(codes) + kinds * lower) / np.maximum(total + kinds, 1)
             probability[:, n - 1 :] = np.where(total > 0, smoothed, lower)
-        return -np.log(probability)
+        return np.where(targets == IGNORE, np.nan, -np.log(probability))
 
-    def _codes(self, tokens: IntArray, n: int) -> IntArray:
-        """Numbers of the n-grams that end at positions n - 1, n, ... of the last axis."""
-        length = tokens.shape[-1] - n + 1
-        if length <= 0:
-            return np.empty((*tokens.shape[:-1], 0), dtype=np.int64)
-        codes = np.zeros((*tokens.shape[:-1], length), dtype=np.int64)
-        for offset in range(n):
-            codes = codes * self._base + tokens[..., offset : offset + length]
-        return codes
+    def _codes(self, tokens: IntArray, targets: IntArray, n: int) -> IntArray:
+        """Numbers of the n-grams that end at targets n - 1, n, ...: (B, L + 2 - n)."""
+        length = targets.shape[1] - n + 1
+        codes = np.zeros((len(targets), max(length, 0)), dtype=np.int64)
+        for offset in range(n - 1):
+            codes = codes * self._base + tokens[:, offset : offset + length]
+        return codes * self._base + np.maximum(targets[:, n - 1 :], 0)
 
 
 class _Counts:

@@ -1,146 +1,238 @@
-"""From what a user names to documents: files, directories and globs, read in blocks."""
+"""From what a user names to documents: text files, and rows of JSON lines, CSV and Parquet."""
 
 import codecs
-import glob
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatch
-from itertools import chain
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from smtkit.errors import InputOutputError, UsageError
+import pyarrow as pa
+import pyarrow.parquet
 
-BLOCK_BYTES = 2**20
-_SNIFFED_BYTES = 8192
+from smtkit.data.files import STDIN, Reader, expand, is_binary, suffixes, walk
+from smtkit.errors import InputOutputError, SmtkitError, UsageError
 
-Errors = Literal["strict", "replace"]
+Format = Literal["text", "jsonl", "csv", "parquet"]
+Errors = Literal["strict", "replace", "skip"]
+
+FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+LONGEST_ROW = 2**28
+_ROWS_AT_A_TIME = 1024
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document: a file, read as often as asked, a block at a time."""
+    """One document: its bytes can be read as often as asked. `name` is for messages."""
 
-    path: Path
-
-    def blocks(self) -> Iterator[bytes]:
-        """The bytes of the document in blocks of at most 1 MiB. Raises InputOutputError."""
-        try:
-            with self.path.open("rb") as file:
-                while block := file.read(BLOCK_BYTES):
-                    yield block
-        except OSError as error:
-            raise InputOutputError(f"{self.path}: {error.strerror}") from None
+    name: str
+    blocks: Callable[[], Iterator[bytes]]
 
 
 @dataclass(frozen=True)
-class Part:
-    """The bytes of a document from `start` on, to be read once."""
+class TextSource:
+    """One file, and the documents in it.
 
-    document: Document
-    start: int
-    blocks: Iterator[bytes]
+    `errors`: at a row without text, or bytes that are not UTF-8 (unless `any_bytes`), raise
+    InputOutputError that names file and row or offset (`strict`), pass over the document (`skip`),
+    or take U+FFFD for the bytes (`replace`).
+    """
+
+    path: Path
+    format: Format
+    text_field: str
+    errors: Errors
+    any_bytes: bool
+    reader: Reader
+
+    def at(self, path: Path) -> "TextSource":
+        """The same kind of source at another path."""
+        return replace(self, path=path)
+
+    def documents(self) -> Iterator[Document | SmtkitError]:
+        """The documents in order; in place of one that is broken, what is wrong with it."""
+        if self.format == "text":
+            yield self._whole()
+            return
+        rows = {"jsonl": self._json_rows, "csv": self._csv_rows, "parquet": self._parquet_rows}
+        for number, text in enumerate(rows[self.format](), start=1):
+            yield self._row(f"{self.path}: row {number}", text)
+
+    def check(self, document: Document) -> None:
+        """Raises InputOutputError at the first byte that is not UTF-8."""
+        if self.any_bytes or self.format != "text" or self.errors == "replace":
+            return
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        position = 0
+        for block in (*document.blocks(), b""):
+            pending = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise InputOutputError(
+                    f"{document.name}: byte {position - pending + error.start}: "
+                    f"0x{error.object[error.start]:02x} is not UTF-8",
+                    "--errors replace takes U+FFFD in its place, --tokenizer byte takes any bytes",
+                ) from None
+            position += len(block)
+
+    def _whole(self) -> Document:
+        return Document(str(self.path), lambda: self.reader.blocks(self.path))
+
+    def _row(self, name: str, text: object) -> Document | SmtkitError:
+        if isinstance(text, SmtkitError):
+            return text
+        if not isinstance(text, str):
+            found = "null" if text is None else type(text).__name__
+            return InputOutputError(f"{name}: {self.text_field} is {found}, expected text", _SKIP)
+        try:
+            data = text.encode("utf-8", "replace" if self.errors == "replace" else "strict")
+        except UnicodeEncodeError:
+            return InputOutputError(f"{name}: {self.text_field} holds half a character", _SKIP)
+        return Document(name, lambda: iter([data]))
+
+    def _json_rows(self) -> Iterator[object]:
+        with self.reader.open(self.path) as file:
+            number = 0
+            while line := file.readline(LONGEST_ROW):
+                number += 1
+                if line.strip():
+                    yield self._json_row(f"{self.path}: row {number}", line)
+
+    def _json_row(self, name: str, line: bytes) -> object:
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            return InputOutputError(f"{name}: not JSON: {error}", _SKIP)
+        if not isinstance(row, dict) or self.text_field not in row:
+            found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+            return InputOutputError(
+                f"{name}: no field {self.text_field}, found {found or 'nothing'}",
+                "--text-field names another, --errors skip passes over such rows",
+            )
+        return row[self.text_field]
+
+    def _csv_rows(self) -> Iterator[object]:
+        csv.field_size_limit(LONGEST_ROW)
+        with self.reader.open(self.path) as file:
+            errors = "replace" if self.errors == "replace" else "surrogateescape"
+            lines = io.TextIOWrapper(file, "utf-8-sig", errors, newline="")
+            rows = csv.reader(lines, strict=True)
+            try:
+                header = next(rows, [])
+                column = self._column(header)
+                for number, row in enumerate(rows, start=1):
+                    if len(row) != len(header):
+                        yield InputOutputError(
+                            f"{self.path}: row {number}: {len(row)} columns, the header has "
+                            f"{len(header)}",
+                            _SKIP,
+                        )
+                    else:
+                        yield row[column]
+            except csv.Error as error:
+                raise InputOutputError(f"{self.path}: line {rows.line_num}: {error}") from None
+
+    def _parquet_rows(self) -> Iterator[object]:
+        try:
+            with pa.parquet.ParquetFile(self.path) as file:
+                self._column(file.schema_arrow.names)
+                for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=[self.text_field]):
+                    yield from self._texts(batch.column(0))
+        except (OSError, pa.ArrowException) as error:
+            raise InputOutputError(f"{self.path}: cannot be read: {error}") from None
+        self.reader.on_read(self.path.stat().st_size)
+
+    @staticmethod
+    def _texts(column: pa.Array) -> list[object]:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        values: list[object] = column.to_pylist()
+        return values
+
+    def _column(self, names: Sequence[str]) -> int:
+        if self.text_field not in names:
+            raise UsageError(
+                f"{self.path}: no column {self.text_field}, found {', '.join(names) or 'none'}",
+                "--text-field names another",
+            )
+        return list(names).index(self.text_field)
+
+
+_SKIP = "--errors skip passes over such rows"
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How files become documents."""
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    text_field: str = "text"
+    errors: Errors = "strict"
+    any_bytes: bool = False
+    format: Format | None = None
+    """None: by the file's suffix."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Documents in a fixed order, and how many files of directories were passed over as binary."""
+    """Sources in a fixed order, and how many files of directories were passed over as binary."""
 
-    documents: list[Document]
+    sources: list[TextSource]
     binary: int
+    size: int
+    """Bytes on disk."""
 
 
-def find_documents(
-    inputs: Sequence[str], include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> Found:
-    """The documents that `inputs` (files, directories, globs) name.
+def find_sources(inputs: Sequence[str], settings: TextSettings, reader: Reader) -> Found:
+    """The files that `inputs` (files, directories, globs) name, each once.
 
-    A directory gives its files, recursively and in order of name, without hidden and binary ones
-    (a NUL byte in the first 8 KiB, as git decides it); `include` and `exclude` are globs that the
-    path below the directory, or any part of it, matches. A file named by itself is always taken.
-
+    A directory gives its files, recursively, without hidden ones and, of those that are text by
+    their suffix, without binary ones. A file named by itself is always taken.
     Raises UsageError where a path does not exist or nothing is found.
     """
-    documents: dict[Path, Document] = {}
+    paths: dict[Path, None] = {}
     binary = 0
-    for path in _expand(inputs):
+    for path in expand(inputs):
         if not path.is_dir():
-            documents.setdefault(path, Document(path))
+            paths[path] = None
             continue
-        for file in _walk(path, include, exclude):
-            if file in documents:
-                continue
-            if _is_binary(file):
+        for file in walk(path, settings.include, settings.exclude):
+            kind, compression = suffixes(file)
+            if kind not in FORMATS and not compression and is_binary(file):
                 binary += 1
             else:
-                documents[file] = Document(file)
-    if not documents:
+                paths[file] = None
+    if not paths:
         raise UsageError(
             f"{', '.join(inputs)}: no text files found"
             + (f" ({binary} binary files passed over)" if binary else ""),
-            "check --include and --exclude" if include or exclude else None,
+            "check --include and --exclude" if settings.include or settings.exclude else None,
         )
-    return Found(list(documents.values()), binary)
+    sources = [_source(path, settings, reader) for path in paths]
+    return Found(sources, binary, sum(_size(path) for path in paths))
 
 
-def decode(part: Part, errors: Errors) -> Iterator[str]:
-    """The text of UTF-8 bytes. Raises InputOutputError: file and offset of a wrong one."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    position = part.start
-    for block in chain(part.blocks, [b""]):
-        pending = len(decoder.getstate()[0])
-        try:
-            yield decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            offset = position - pending + error.start
-            raise InputOutputError(
-                f"{part.document.path}: byte {offset}: 0x{error.object[error.start]:02x} is not "
-                "UTF-8",
-                "--errors replace takes U+FFFD in its place, --tokenizer byte takes any bytes",
-            ) from None
-        position += len(block)
+def _source(path: Path, settings: TextSettings, reader: Reader) -> TextSource:
+    kind, compression = suffixes(path)
+    form = settings.format or FORMATS.get(kind, "text")
+    if form == "parquet" and compression:
+        raise UsageError(f"{path}: a parquet file is compressed inside, not outside")
+    return TextSource(path, form, settings.text_field, settings.errors, settings.any_bytes, reader)
 
 
-def _expand(inputs: Sequence[str]) -> Iterator[Path]:
-    for name in inputs:
-        path = Path(name)
-        if path.exists():
-            yield path
-            continue
-        matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
-        if not matches:
-            raise UsageError(f"{name}: no such file or directory")
-        yield from (Path(match) for match in matches)
-
-
-def _walk(directory: Path, include: Sequence[str], exclude: Sequence[str]) -> Iterator[Path]:
-    for path in sorted(_files_below(directory)):
-        relative = path.relative_to(directory)
-        if any(part.startswith(".") for part in relative.parts):
-            continue
-        if include and not _matches(relative, include):
-            continue
-        if not _matches(relative, exclude):
-            yield path
-
-
-def _files_below(directory: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise InputOutputError(f"{error.filename}: {error.strerror}") from None
-
-    for parent, _, names in os.walk(directory, onerror=fail):
-        yield from (path for name in names if (path := Path(parent, name)).is_file())
-
-
-def _matches(relative: Path, patterns: Sequence[str]) -> bool:
-    names = (relative.as_posix(), *relative.parts)
-    return any(fnmatch(name, pattern) for pattern in patterns for name in names)
-
-
-def _is_binary(path: Path) -> bool:
+def _size(path: Path) -> int:
+    if str(path) == STDIN:
+        return 0
     try:
-        with path.open("rb") as file:
-            return b"\0" in file.read(_SNIFFED_BYTES)
+        return path.stat().st_size
     except OSError as error:
         raise InputOutputError(f"{path}: {error.strerror}") from None

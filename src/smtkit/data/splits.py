@@ -27,40 +27,48 @@ class Fractions:
 
 
 def assign_splits(
-    digests: NDArray[np.uint64], sizes: NDArray[np.int64], fractions: Fractions, seed: int
+    digests: NDArray[np.uint64],
+    sizes: NDArray[np.int64],
+    fractions: Fractions,
+    seed: int,
+    *,
+    given_test: int = 0,
+    by_position: bool = True,
 ) -> NDArray[np.int8]:
     """A code for each document: TRAIN, VALIDATION, TEST, BY_POSITION or REMOVED.
 
-    digests: (documents, 2), 128 bits of each content; sizes: (documents,), bytes. Empty documents
-    and all but the first of equal ones are REMOVED. A document that holds half of all bytes or more
-    is split BY_POSITION. The others are ranked by a hash of seed and content: the first go to test
+    digests: (documents, 2), 128 bits of each content; sizes: (documents,), bytes. The first
+    `given_test` documents are a test split that somebody else made: it is kept as it is, and no
+    other is taken. Of the others, empty ones and all but the first of equal ones are REMOVED, also
+    those equal to one of the given. One that holds half of all bytes or more is split BY_POSITION,
+    if that is allowed. The rest are ranked by a hash of seed and content: the first go to test
     until it has its share of their bytes, the next to validation; one of more than twice the share
-    stays in train while there are smaller ones. So a document's split does not
-    depend on the order of the inputs.
+    stays in train while there are smaller ones. So the order of the inputs does not matter.
     """
     codes = np.full(len(sizes), REMOVED, dtype=np.int8)
     _, first = np.unique(digests, axis=0, return_index=True)
-    kept = np.sort(first)
-    kept = kept[sizes[kept] > 0]
-    total = int(sizes[kept].sum())
-    long = sizes[kept] * 2 >= total
-    codes[kept[long]] = BY_POSITION
+    codes[first] = TRAIN
+    codes[sizes == 0] = REMOVED
+    codes[:given_test] = np.where(sizes[:given_test] > 0, TEST, REMOVED)
+    kept = np.flatnonzero(codes == TRAIN)
+    if by_position:
+        long = kept[sizes[kept] * 2 >= int(sizes[kept].sum())]
+        codes[long] = BY_POSITION
 
-    whole = kept[~long]
+    whole = np.flatnonzero(codes == TRAIN)
     key = np.uint64(random_key(seed, "split"))
-    ranking = np.lexsort((digests[whole, 1], mix(digests[whole, 0] ^ key)))
-    whole = whole[ranking]
-    codes[whole] = TRAIN
+    whole = whole[np.lexsort((digests[whole, 1], mix(digests[whole, 0] ^ key)))]
     size = int(sizes[whole].sum())
-    for code, fraction in ((TEST, fractions.test), (VALIDATION, fractions.validation)):
-        chosen = _held_out(sizes[whole], fraction * size)
+    test_share = 0.0 if given_test else fractions.test
+    for code, share in ((TEST, test_share), (VALIDATION, fractions.validation)):
+        chosen = _held_out(sizes[whole], share * size)
         codes[whole[chosen]] = code
         whole = np.delete(whole, chosen)
     return codes
 
 
-def cut(blocks: Iterable[bytes], boundaries: tuple[int, int]) -> Iterator[tuple[int, int, bytes]]:
-    """(split, offset, bytes) of one document that is split by position.
+def cut(blocks: Iterable[bytes], boundaries: tuple[int, int]) -> Iterator[tuple[int, bytes]]:
+    """(split, bytes) of one document that is split by position.
 
     A boundary moves past the UTF-8 continuation bytes it falls upon: no character is torn.
     """
@@ -75,10 +83,10 @@ def cut(blocks: Iterable[bytes], boundaries: tuple[int, int]) -> Iterator[tuple[
             if stop == len(block) < limit:
                 break  # the character may go on in the next block
             if stop > start:
-                yield split, position + start, block[start:stop]
+                yield split, block[start:stop]
             start, split = stop, split + 1
         if start < len(block):
-            yield split, position + start, block[start:]
+            yield split, block[start:]
         position += len(block)
 
 

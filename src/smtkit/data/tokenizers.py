@@ -1,16 +1,16 @@
-"""Tokenizers: from bytes to token numbers and back."""
+"""Tokenizers: from text, pixels and symbols to token numbers, and back."""
 
 import codecs
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smtkit.data.sources import Errors, Part, decode
+from smtkit.artifacts.manifest import Artifact
+from smtkit.artifacts.run import Run
 from smtkit.errors import ArtifactError
 
 TOKENIZER = "tokenizer.json"
@@ -20,56 +20,53 @@ TokenArray = NDArray[np.integer[Any]]
 
 
 class Tokenizer(ABC):
-    """Encodes documents a block at a time; decodes tokens one by one."""
+    """What the token numbers of an artifact mean."""
 
     vocabulary_size: int
-    end_of_document: int
-    unknown: int | None = None
-    """The token of what the vocabulary lacks, where there is one."""
-
-    @abstractmethod
-    def encode_part(self, part: Part, errors: Errors) -> Iterator[TokenArray]:
-        """Tokens of a document's bytes, without the end-of-document token.
-
-        Raises InputOutputError that names file and offset where the bytes cannot be decoded.
-        """
-
-    @abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a text."""
-
-    @abstractmethod
-    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Text of a stream of tokens, as soon as it is known."""
-
-    @abstractmethod
-    def byte_lengths(self) -> NDArray[np.int64]:
-        """(vocabulary,) bytes of text that each token stands for."""
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
         """What `tokenizer.json` holds: equal if and only if the tokenizers are."""
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    @abstractmethod
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        """Text of a stream of tokens, as soon as it is known."""
+
+    def decode(self, tokens: Iterable[int]) -> str:
         return "".join(self.pieces(tokens))
 
-    def save(self, directory: Path) -> None:
+    def save(self, run: Run) -> None:
+        """Writes the tokenizer to the artifact that `run` makes."""
         text = json.dumps(self.description(), ensure_ascii=True, sort_keys=True)
-        (directory / TOKENIZER).write_text(text + "\n", encoding="utf-8")
+        (run.directory / TOKENIZER).write_text(text + "\n", encoding="utf-8")
+        run.add(TOKENIZER)
 
 
-class ByteTokenizer(Tokenizer):
+class TextTokenizer(Tokenizer):
+    """Encodes and decodes text."""
+
+    end_of_document: int
+    unknown: int | None = None
+    """The token of what the vocabulary lacks, where there is one."""
+
+    @abstractmethod
+    def encode(self, data: bytes) -> TokenArray:
+        """Tokens of UTF-8 bytes, without the end-of-document token. What is not UTF-8 counts as
+        U+FFFD, unless every byte is a token. May be called from many threads."""
+
+    @abstractmethod
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """(vocabulary,) bytes of text that each token stands for."""
+
+
+class ByteTokenizer(TextTokenizer):
     """Every byte is a token; 256 is the end of a document. Any file can be encoded."""
 
     vocabulary_size = 257
     end_of_document = 256
 
-    def encode_part(self, part: Part, errors: Errors) -> Iterator[TokenArray]:
-        for block in part.blocks:
-            yield np.frombuffer(block, dtype=np.uint8)
-
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode("utf-8", "surrogateescape"))
+    def encode(self, data: bytes) -> TokenArray:
+        return np.frombuffer(data, dtype=np.uint8)
 
     def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -87,7 +84,7 @@ class ByteTokenizer(Tokenizer):
         return {"kind": "byte"}
 
 
-class CharTokenizer(Tokenizer):
+class CharTokenizer(TextTokenizer):
     """Every character of the training split is a token; then come unknown and end of document."""
 
     def __init__(self, characters: str) -> None:
@@ -97,22 +94,22 @@ class CharTokenizer(Tokenizer):
         self.unknown: int = len(characters)
         self.end_of_document = len(characters) + 1
         self.vocabulary_size = len(characters) + 2
-        self._code_points = _code_points(characters)
+        points = _code_points(characters)
+        # One place more than the highest code point: all higher ones are looked up there.
+        self._tokens = np.full(int(points.max(initial=0)) + 2, self.unknown, dtype=np.int32)
+        self._tokens[points] = np.arange(len(points))
 
     @classmethod
-    def fit(cls, texts: Iterable[str]) -> "CharTokenizer":
-        """The tokenizer of all characters that come in `texts`."""
-        seen: NDArray[np.uint32] = np.empty(0, dtype=np.uint32)
-        for text in texts:
-            seen = np.union1d(seen, _code_points(text))
-        return cls("".join(map(chr, seen)))
+    def fit(cls, segments: Iterable[bytes]) -> "CharTokenizer":
+        """The tokenizer of all characters that come in `segments` of UTF-8 bytes."""
+        seen = np.zeros(0x110000, dtype=bool)
+        for data in segments:
+            seen[_code_points(data.decode("utf-8", "replace"))] = True
+        return cls("".join(map(chr, np.flatnonzero(seen))))
 
-    def encode_part(self, part: Part, errors: Errors) -> Iterator[TokenArray]:
-        for text in decode(part, errors):
-            yield self._encode(text)
-
-    def encode(self, text: str) -> list[int]:
-        return [int(token) for token in self._encode(text)]
+    def encode(self, data: bytes) -> TokenArray:
+        points = _code_points(data.decode("utf-8", "replace"))
+        return self._tokens[np.minimum(points, len(self._tokens) - 1)]
 
     def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
         for token in tokens:
@@ -128,27 +125,76 @@ class CharTokenizer(Tokenizer):
     def description(self) -> dict[str, Any]:
         return {"kind": "char", "characters": self.characters}
 
-    def _encode(self, text: str) -> TokenArray:
-        points = _code_points(text)
-        if not self.characters:
-            return np.full(len(points), self.unknown, dtype=np.int64)
-        places = np.searchsorted(self._code_points, points)
-        places = np.minimum(places, len(self.characters) - 1)
-        known = self._code_points[places] == points
-        return np.where(known, places, self.unknown)
+
+class PixelTokenizer(Tokenizer):
+    """Every grey level is a token; a row is an image, line by line from its top left corner."""
+
+    def __init__(self, levels: int, height: int, width: int) -> None:
+        self.vocabulary_size = self.levels = levels
+        self.height, self.width = height, width
+
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        for token in tokens:
+            yield f"{token} "
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "kind": "pixel",
+            "levels": self.levels,
+            "height": self.height,
+            "width": self.width,
+            "order": "raster",
+        }
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer that `Tokenizer.save` wrote. Raises ArtifactError."""
+class SymbolTokenizer(Tokenizer):
+    """The symbols of a synthetic task."""
+
+    def __init__(self, symbols: Sequence[str]) -> None:
+        self.symbols = list(symbols)
+        self.vocabulary_size = len(self.symbols)
+
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        for token in tokens:
+            yield f"{self.symbols[token]} "
+
+    def description(self) -> dict[str, Any]:
+        return {"kind": "symbols", "symbols": self.symbols}
+
+
+def load_tokenizer(artifact: Artifact) -> Tokenizer:
+    """The tokenizer that lies in an artifact. Raises ArtifactError."""
+    path = artifact.verified(TOKENIZER)
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        if description["kind"] == "byte":
-            return ByteTokenizer()
-        if description["kind"] == "char":
-            return CharTokenizer(description["characters"])
+        return _from_description(json.loads(path.read_text(encoding="utf-8")), artifact)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: not a tokenizer of smtkit: {error}") from None
-    raise ArtifactError(f"{path}: kind is {description['kind']}, expected byte or char")
+
+
+def load_text_tokenizer(artifact: Artifact) -> TextTokenizer:
+    """As `load_tokenizer`. Raises ArtifactError where the tokens are not text."""
+    tokenizer = load_tokenizer(artifact)
+    if not isinstance(tokenizer, TextTokenizer):
+        kind = tokenizer.description()["kind"]
+        raise ArtifactError(f"{artifact.directory}: its tokens are {kind}, expected text")
+    return tokenizer
+
+
+def _from_description(description: dict[str, Any], artifact: Artifact) -> Tokenizer:
+    kind = description["kind"]
+    if kind == "byte":
+        return ByteTokenizer()
+    if kind == "char":
+        return CharTokenizer(description["characters"])
+    if kind == "pixel":
+        return PixelTokenizer(description["levels"], description["height"], description["width"])
+    if kind == "symbols":
+        return SymbolTokenizer(description["symbols"])
+    if kind == "sentencepiece":
+        from smtkit.data.subwords import MODEL_FILE, SentencePieceTokenizer
+
+        return SentencePieceTokenizer(artifact.verified(MODEL_FILE).read_bytes())
+    raise ValueError(f"kind is {kind}, expected byte, char, sentencepiece, pixel or symbols")
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:

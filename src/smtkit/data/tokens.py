@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from smtkit.artifacts.shards import ShardWriter, read_shard
+from smtkit.artifacts.manifest import Artifact
+from smtkit.artifacts.shards import ShardSeries, read_shard
 from smtkit.data.tokenizers import TokenArray
+from smtkit.errors import ArtifactError
 
 CHUNK_TOKENS = 2**16
 BATCH_TOKENS = 2**20
@@ -33,38 +34,32 @@ def token_type(vocabulary_size: int) -> pa.DataType:
 
 
 class TokenWriter:
-    """Writes the documents of one split to shards `SPLIT-00000.arrow`, ...; holds one batch.
+    """Writes the documents of one split; holds one record batch. Use as a context manager.
 
-    Use as a context manager. `shards` are (name, rows) of what was written.
+    `shards` are (name, rows) of what was written.
     """
 
     def __init__(self, directory: Path, split: str, vocabulary_size: int) -> None:
         self.split = split
         self.tokens = 0
         self.documents = 0
-        self.shards: list[tuple[str, int]] = []
-        self._directory = directory
         self._schema = tokens_schema(vocabulary_size)
+        self._series = ShardSeries(directory, split, self._schema, SHARD_TOKENS)
         self._dtype = token_type(vocabulary_size).to_pandas_dtype()
         self._rows: list[tuple[int, int, NDArray[Any]]] = []
         self._pending = 0
-        self._in_shard = 0
-        self._writer: ShardWriter | None = None
+
+    @property
+    def shards(self) -> list[tuple[str, int]]:
+        return self._series.shards
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is None:
             self._flush()
-            if self._writer is None and not self.shards:
-                self._open()
-        self._close(error)
+        self._series.__exit__(kind, error, traceback)
 
     def append(self, document: int, offset: int, tokens: TokenArray) -> None:
         """Appends tokens of a document; `offset` is the number of its tokens before them."""
@@ -84,24 +79,8 @@ class TokenWriter:
         values = pa.array(np.concatenate(chunks))
         lists = pa.LargeListArray.from_arrays(pa.array(ends), values)
         columns = [pa.array(documents, pa.int64()), pa.array(offsets, pa.int64()), lists]
-        writer = self._writer or self._open()
-        writer.write(pa.record_batch(columns, schema=self._schema))
-        self._in_shard += self._pending
+        self._series.write(pa.record_batch(columns, schema=self._schema), self._pending)
         self._rows, self._pending = [], 0
-        if self._in_shard >= SHARD_TOKENS:
-            self._close(None)
-
-    def _open(self) -> ShardWriter:
-        path = self._directory / f"{self.split}-{len(self.shards):05d}.arrow"
-        self._writer = ShardWriter(path, self._schema).__enter__()
-        return self._writer
-
-    def _close(self, error: BaseException | None) -> None:
-        if self._writer is None:
-            return
-        self._writer.__exit__(type(error) if error else None, error, None)
-        self.shards.append((self._writer.path.name, self._writer.rows))
-        self._writer, self._in_shard = None, 0
 
 
 class TokenStream:
@@ -135,3 +114,16 @@ class TokenStream:
         if len(pieces) == 1:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint16)
+
+
+def is_stream(tokens: Artifact) -> bool:
+    """Whether the tokens are one stream of text; otherwise they are rows."""
+    return bool(tokens.manifest.statistics["layout"] == "stream")
+
+
+def open_stream(tokens: Artifact, split: str) -> TokenStream:
+    """The stream of one split. Raises ArtifactError where the split is empty."""
+    stream = TokenStream(tokens.files(f"{split}-"))
+    if len(stream) == 0:
+        raise ArtifactError(f"{tokens.directory}: the {split} split is empty")
+    return stream

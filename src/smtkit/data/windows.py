@@ -4,7 +4,7 @@ B: windows, T: window, F: look-ahead.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,8 +14,11 @@ from torch import Tensor
 from smtkit.artifacts.manifest import Artifact
 from smtkit.convention import IGNORE
 from smtkit.data.order import IntArray, SampleOrder, random_key, stratified, uniform
-from smtkit.data.tokens import TokenStream
-from smtkit.errors import ArtifactError
+from smtkit.data.rows import RowStore
+from smtkit.data.tokens import TokenStream, is_stream, open_stream
+from smtkit.errors import ArtifactError, UsageError
+
+DEFAULT_WINDOW = 128
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,50 @@ class Windows:
     tokens: NDArray[np.int64]
     targets: NDArray[np.int64]
     length: NDArray[np.int64]
+
+
+class WindowSource(Protocol):
+    """Where windows of `window` (T) tokens come from: a stream of text, or rows."""
+
+    window: int
+    per_epoch: int
+
+    def tiles(self) -> IntArray:
+        """Where the windows start that cover everything once; ascending."""
+
+    def starts(self, epochs: IntArray, rows: IntArray, seed: int) -> IntArray:
+        """Where window `row` of `epoch` starts."""
+
+    def read(self, starts: IntArray) -> Windows:
+        """The windows at `starts`."""
+
+
+class RowWindows:
+    """Every row is a window, with nothing beyond its end."""
+
+    def __init__(self, store: RowStore, window: int, lookahead: int = 0) -> None:
+        self.window = window
+        self.per_epoch = len(store)
+        self._store = store
+        self._lookahead = lookahead
+
+    def tiles(self) -> IntArray:
+        return np.arange(len(self._store), dtype=np.int64)
+
+    def starts(self, epochs: IntArray, rows: IntArray, seed: int) -> IntArray:
+        return rows
+
+    def read(self, starts: IntArray) -> Windows:
+        width = self.window + self._lookahead
+        tokens = np.zeros((len(starts), width), dtype=np.int64)
+        targets = np.full((len(starts), width + 1), IGNORE, dtype=np.int64)
+        length = np.zeros(len(starts), dtype=np.int64)
+        columns = self._store.column("tokens", starts), self._store.column("targets", starts)
+        for row, (inputs, answers) in enumerate(zip(*columns, strict=True)):
+            length[row] = len(inputs)
+            tokens[row, : len(inputs)] = inputs
+            targets[row, : len(answers)] = answers
+        return Windows(tokens, targets, length)
 
 
 class TextWindows:
@@ -88,7 +135,7 @@ class TeacherSource:
 
     def __init__(
         self,
-        windows: TextWindows,
+        windows: WindowSource,
         *,
         batch_size: int,
         seed: int,
@@ -125,12 +172,25 @@ class TeacherSource:
         return stratified(random_key(self._seed, purpose), entries, draws, sizes)
 
 
-def open_stream(tokens: Artifact, split: str) -> TokenStream:
-    """The stream of one split. Raises ArtifactError where the split is empty."""
-    stream = TokenStream(tokens.files(f"{split}-"))
-    if len(stream) == 0:
+def open_windows(
+    tokens: Artifact, split: str, window: int | None, lookahead: int = 0
+) -> WindowSource:
+    """The windows of one split: of a stream, `window` tokens each (None: 128); of rows, one a row.
+
+    Raises ArtifactError where the split is empty, UsageError where `window` does not fit the rows.
+    """
+    if is_stream(tokens):
+        return TextWindows(open_stream(tokens, split), window or DEFAULT_WINDOW, lookahead)
+    length = int(tokens.manifest.statistics["length"])
+    if window not in (None, length):
+        raise UsageError(
+            f"data.window = {window}: {tokens.directory} holds rows of up to {length} tokens",
+            "leave data.window out: every row is a window",
+        )
+    store = RowStore(tokens.files(f"{split}-"))
+    if len(store) == 0:
         raise ArtifactError(f"{tokens.directory}: the {split} split is empty")
-    return stream
+    return RowWindows(store, length, lookahead)
 
 
 def _tensors(*arrays: NDArray[Any]) -> tuple[Tensor, ...]:

@@ -26,9 +26,11 @@ _COLLAPSE = {
 class PredictiveState:
     """Encoder, decoder, cell and readout trained together."""
 
-    def __init__(self, teacher: Teacher, config: PredictiveStateConfig) -> None:
+    def __init__(self, teacher: Teacher, config: PredictiveStateConfig, window: int) -> None:
         self.network = teacher
         self._config = config
+        self._window = window
+        self._future = window if config.future_length == "rest" else config.future_length
 
     def weights(self, step: int) -> dict[str, float]:
         """Weight of each term. Dynamics are ramped in: at full weight from the start they would
@@ -91,24 +93,21 @@ class PredictiveState:
         return None
 
     def _encode(self, batch: TeacherBatch) -> Tensor:
-        return self.network.encoder(batch.tokens[:, : self._window(batch)])
-
-    def _window(self, batch: TeacherBatch) -> int:
-        return batch.tokens.shape[1] - self._config.future_length
+        return self.network.encoder(batch.tokens[:, : self._window])
 
     def _decoding(self, memory: Tensor, batch: TeacherBatch) -> Tensor:
         anchored = select(memory, batch.anchors).flatten(0, 1)  # (B A, K, D)
-        offsets = torch.arange(self._config.future_length, device=memory.device)
+        offsets = torch.arange(self._future, device=memory.device)
         future = select(batch.tokens, self._from_anchors(batch, offsets))
         logits = self.network.decoder(anchored, future.reshape(len(anchored), -1))
         return objectives.cross_entropy(logits, self._future_targets(batch))
 
     def _future_targets(self, batch: TeacherBatch) -> Tensor:
-        offsets = torch.arange(self._config.future_length + 1, device=batch.targets.device)
+        offsets = torch.arange(self._future + 1, device=batch.targets.device)
         positions = self._from_anchors(batch, offsets)
         targets = select(batch.targets, positions)
         length = batch.length[:, None]
-        padding = (positions > length) & (length < self._window(batch))
+        padding = (positions > length) & (length < self._window)
         return targets.masked_fill(padding, IGNORE)
 
     @staticmethod
@@ -118,7 +117,7 @@ class PredictiveState:
 
     def _dense_targets(self, batch: TeacherBatch) -> Tensor:
         """Targets at 0..length; beyond it there is padding, or the decoder's look-ahead."""
-        targets = batch.targets[:, : self._window(batch) + 1]
+        targets = batch.targets[:, : self._window + 1]
         positions = torch.arange(targets.shape[1], device=targets.device)
         return targets.masked_fill(positions > batch.length[:, None], IGNORE)
 

@@ -4,16 +4,13 @@ B: windows, T: the window the RNN was trained on, L = 4 T: tokens read here.
 """
 
 import json
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from smtkit.artifacts.manifest import Artifact, Manifest
@@ -22,10 +19,11 @@ from smtkit.config import EvaluateConfig
 from smtkit.convention import IGNORE
 from smtkit.data.ngrams import NgramModel
 from smtkit.data.order import IntArray
-from smtkit.data.tokenizers import TOKENIZER, Tokenizer, load_tokenizer
-from smtkit.data.tokens import BATCH_TOKENS, TokenStream
-from smtkit.data.windows import TextWindows, Windows, open_stream
+from smtkit.data.tokenizers import TextTokenizer, Tokenizer, load_tokenizer
+from smtkit.data.tokens import BATCH_TOKENS, is_stream, open_stream
+from smtkit.data.windows import Windows, WindowSource, open_windows
 from smtkit.errors import ArtifactError
+from smtkit.metrics import Drift, Scores, summarize
 from smtkit.models.rnn import RecurrentNetwork
 from smtkit.models.teacher import DecoderReadout, Teacher
 from smtkit.progress import Progress, Silent
@@ -37,8 +35,6 @@ from smtkit.training import choose_device
 EVALUATION = "evaluation.json"
 _BASELINES = ("unigram", "bigram", "trigram")
 _LENGTHS = 4  # windows of 4 T tokens
-
-Nll = NDArray[np.float64]  # (B, L + 1), nats; NaN where nothing is asked or said
 
 
 def run(
@@ -68,7 +64,7 @@ def run(
         if artifact.finished:
             return artifact.finished
         network, window = load_rnn(trained)
-        tokenizer = load_tokenizer(source.verified(TOKENIZER))
+        tokenizer = load_tokenizer(source)
         ngrams = _count_ngrams(source, tokenizer, config)
         predictors = _Predictors(
             network.to(device),
@@ -77,68 +73,33 @@ def run(
             window,
             device,
         )
-        windows = TextWindows(open_stream(source, config.split), _LENGTHS * window)
+        windows = open_windows(
+            source, config.split, _LENGTHS * window if is_stream(source) else None
+        )
         starts = _spread(windows, config.windows)
-        nll: dict[str, list[Nll]] = {}
+        scores: dict[str, list[Scores]] = {}
         targets: list[IntArray] = []
         for first in range(0, len(starts), config.batch_size):
             batch = windows.read(starts[first : first + config.batch_size])
             targets.append(batch.targets)
             for name, values in predictors.score(batch).items():
-                nll.setdefault(name, []).append(values)
+                scores.setdefault(name, []).append(values)
             (progress or Silent()).update("evaluating", first + len(batch.targets), len(starts))
         result = {
             "split": config.split,
             "window": window,
             "windows": len(starts),
-            "results": _results(
-                {name: np.concatenate(values) for name, values in nll.items()},
-                np.concatenate(targets),
+            "tokens": tokenizer.description()["kind"],
+            "results": summarize(
+                {name: np.concatenate(values) for name, values in scores.items()},
                 window,
-                tokenizer,
+                _bytes_of(np.concatenate(targets), tokenizer),
             ),
             "drift": predictors.drift.by_position() if teacher_artifact else None,
         }
         write_atomically(artifact.directory / EVALUATION, json.dumps(result, indent=1) + "\n")
         artifact.add(EVALUATION)
         return artifact.commit(result)
-
-
-def position_ranges(window: int) -> list[tuple[str, int, int]]:
-    """(name, first, last): ranges of the position i at which targets[i] is predicted."""
-    return [
-        ("1..T/2", 1, window // 2),
-        ("T/2..T", window // 2 + 1, window),
-        ("T..2T", window + 1, 2 * window),
-        ("2T..4T", 2 * window + 1, 4 * window),
-    ]
-
-
-class Drift:
-    """Mean |rolled - teacher|^2 at each position over the mean of |teacher - its mean|^2."""
-
-    def __init__(self, window: int) -> None:
-        self._squared_error = np.zeros(window)
-        self._rows = 0
-        self._sum: NDArray[np.float64] | float = 0.0
-        self._squared_sum = 0.0
-
-    def add(self, rolled: Tensor, label: Tensor) -> None:
-        """Memories (B, T, K, D) at positions 1..T: of the RNN, and of the teacher."""
-        difference = (rolled - label).double().flatten(2).square().sum(2)
-        self._squared_error += difference.sum(0).cpu().numpy()
-        self._rows += len(label)
-        flat = label.double().flatten(2).flatten(0, 1)
-        self._sum = self._sum + flat.sum(0).cpu().numpy()
-        self._squared_sum += float(flat.square().sum())
-
-    def by_position(self) -> list[float] | None:
-        """Drift at positions 1..T; None where no whole window was seen."""
-        if self._rows == 0:
-            return None
-        count = self._rows * len(self._squared_error)
-        spread = self._squared_sum / count - float(np.sum(np.square(self._sum / count)))
-        return [float(value) for value in self._squared_error / self._rows / max(spread, 1e-12)]
 
 
 @dataclass
@@ -155,46 +116,46 @@ class _Predictors:
         self.drift = Drift(self.window)
 
     @torch.inference_mode()
-    def score(self, windows: Windows) -> dict[str, Nll]:
-        """Negative log-likelihood of every target, by every predictor."""
-        asked = windows.targets != IGNORE
+    def score(self, windows: Windows) -> dict[str, Scores]:
+        """Scores of every target, by every predictor."""
+        asked = (windows.targets != IGNORE)[..., None]
         tokens = torch.from_numpy(windows.tokens).to(self.device)
         targets = torch.from_numpy(windows.targets).to(self.device)
         scores = {name: self._ngram(windows, order) for order, name in enumerate(_BASELINES, 1)}
         if self.teacher is not None:
             memory = self.teacher.encoder(tokens)
             decode = DecoderReadout(self.teacher.decoder)
-            scores["teacher, decoder"] = _nll(decode, memory, targets)
+            scores["teacher, decoder"] = _scored(decode, memory, targets)
             if self.teacher.readout is not None:
-                scores["teacher, readout"] = _nll(self.teacher.readout, memory, targets)
+                scores["teacher, readout"] = _scored(self.teacher.readout, memory, targets)
             scores["rnn, one step"] = self._one_step(memory, tokens, targets)
             self._add_drift(tokens, memory, windows)
         scores["rnn, free-running"] = self._free_running(tokens, targets)
         return {name: np.where(asked, values, np.nan) for name, values in scores.items()}
 
-    def _ngram(self, windows: Windows, order: int) -> Nll:
-        known = np.maximum(windows.targets, 0)
-        return self.ngrams.negative_log_likelihood(known, order)
+    def _ngram(self, windows: Windows, order: int) -> Scores:
+        nll = self.ngrams.negative_log_likelihood(windows.tokens, windows.targets, order)
+        return np.stack([nll, np.full_like(nll, np.nan)], axis=-1)
 
-    def _one_step(self, memory: Tensor, tokens: Tensor, targets: Tensor) -> Nll:
+    def _one_step(self, memory: Tensor, tokens: Tensor, targets: Tensor) -> Scores:
         """One transition from each memory of the teacher, within its window."""
         window = self.window
         before = memory[:, :window].flatten(0, 1)
         predicted = self.network.step(before, tokens[:, :window].flatten())
         predicted = predicted.unflatten(0, (-1, window))
-        scores = np.full(targets.shape, np.nan)
-        scores[:, 1 : window + 1] = _nll(
+        scores = np.full((*targets.shape, 2), np.nan)
+        scores[:, 1 : window + 1] = _scored(
             self.network.readout, predicted, targets[:, 1 : window + 1]
         )
         return scores
 
-    def _free_running(self, tokens: Tensor, targets: Tensor) -> Nll:
+    def _free_running(self, tokens: Tensor, targets: Tensor) -> Scores:
         pieces = [
-            _nll(self.network.readout, self.network.start(len(tokens))[:, None], targets[:, :1])
+            _scored(self.network.readout, self.network.start(len(tokens))[:, None], targets[:, :1])
         ]
         for first, memory in self._rollout(tokens):
             length = memory.shape[1]
-            pieces.append(_nll(self.network.readout, memory, targets[:, first : first + length]))
+            pieces.append(_scored(self.network.readout, memory, targets[:, first : first + length]))
         return np.concatenate(pieces, axis=1)
 
     def _rollout(self, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -211,74 +172,54 @@ class _Predictors:
         self.drift.add(rolled[whole], memory[whole, 1 : self.window + 1])
 
 
-def _nll(readout: Callable[[Tensor], Tensor], memory: Tensor, targets: Tensor) -> Nll:
-    """memory (B, L, K, D), targets (B, L) -> (B, L), a column of positions at a time."""
+def _scored(readout: Callable[[Tensor], Tensor], memory: Tensor, targets: Tensor) -> Scores:
+    """memory (B, L, K, D), targets (B, L) -> (B, L, 2), some positions at a time."""
     pieces = []
     for some, wanted in zip(memory.split(64, 1), targets.split(64, 1), strict=True):
         logits = readout(some.flatten(0, 1)).float()
-        losses = F.cross_entropy(logits, wanted.flatten(), ignore_index=IGNORE, reduction="none")
-        pieces.append(losses.view(wanted.shape).double().cpu().numpy())
+        nll = F.cross_entropy(logits, wanted.flatten(), ignore_index=IGNORE, reduction="none")
+        correct = logits.argmax(-1) == wanted.flatten()
+        both = torch.stack([nll.double(), correct.double()], dim=-1)
+        pieces.append(both.view(*wanted.shape, 2).cpu().numpy())
     return np.concatenate(pieces, axis=1)
 
 
-def _results(
-    nll: Mapping[str, Nll], targets: IntArray, window: int, tokenizer: Tokenizer
-) -> list[dict[str, Any]]:
-    lengths = tokenizer.byte_lengths()[np.maximum(targets, 0)]
-    return [
-        {"predictor": predictor, "range": name, "first": first, "last": last, **measured}
-        for predictor, values in nll.items()
-        for name, first, last in position_ranges(window)
-        if (
-            measured := _measure(
-                values[:, first : last + 1],
-                lengths[:, first : last + 1] if tokenizer.unknown is None else None,
-            )
-        )
-    ]
-
-
-def _measure(nll: Nll, byte_lengths: IntArray | None) -> dict[str, float | int | None]:
-    """Metrics of the targets scored, or nothing where there are none."""
-    scored = ~np.isnan(nll)
-    count = int(scored.sum())
-    if count == 0:
-        return {}
-    total = float(nll[scored].sum())
-    mean = total / count
-    size = int(byte_lengths[scored].sum()) if byte_lengths is not None else 0
-    return {
-        "targets": count,
-        "nll": mean,
-        "nll_standard_error": _standard_error(nll, scored),
-        "bits_per_token": mean / math.log(2),
-        "bits_per_byte": total / math.log(2) / size if size else None,
-        "perplexity": math.exp(min(mean, 700)),
-    }
-
-
-def _standard_error(nll: Nll, scored: NDArray[np.bool_]) -> float | None:
-    """Of the mean, from the spread of the windows' means: targets of one window are not
-    independent."""
-    rows = scored.any(1)
-    if rows.sum() < 2:
+def _bytes_of(targets: IntArray, tokenizer: Tokenizer) -> IntArray | None:
+    """Bytes of text of every target; None where that is not known."""
+    if not isinstance(tokenizer, TextTokenizer) or tokenizer.unknown is not None:
         return None
-    means = np.nanmean(nll[rows], axis=1)
-    return float(means.std(ddof=1) / math.sqrt(len(means)))
+    return tokenizer.byte_lengths()[np.maximum(targets, 0)]
 
 
 def _count_ngrams(tokens: Artifact, tokenizer: Tokenizer, config: EvaluateConfig) -> NgramModel:
+    batches = _stream_batches if is_stream(tokens) else _row_batches
+    return NgramModel.count(
+        tokenizer.vocabulary_size, len(_BASELINES), batches(tokens, config.baseline_tokens)
+    )
+
+
+def _stream_batches(tokens: Artifact, limit: int) -> Iterator[tuple[IntArray, IntArray]]:
+    """The stream in long rows; each begins with what an n-gram looks back at, asked before."""
     stream = open_stream(tokens, "train")
-    limit = min(len(stream), config.baseline_tokens)
-    return NgramModel.count(tokenizer.vocabulary_size, len(_BASELINES), _blocks(stream, limit))
+    for start in range(0, min(len(stream), limit), BATCH_TOKENS):
+        before = min(start, len(_BASELINES) - 1)
+        count = min(BATCH_TOKENS, limit - start) + before
+        targets = stream.read(start - before, count).astype(np.int64)[None]
+        inputs = targets[:, :-1].copy()
+        targets[:, :before] = IGNORE
+        yield inputs, targets
 
 
-def _blocks(stream: TokenStream, limit: int) -> Iterator[NDArray[Any]]:
-    for start in range(0, limit, BATCH_TOKENS):
-        yield stream.read(start, min(BATCH_TOKENS, limit - start))
+def _row_batches(tokens: Artifact, limit: int) -> Iterator[tuple[IntArray, IntArray]]:
+    windows = open_windows(tokens, "train", None)
+    starts = windows.tiles()[: max(1, limit // windows.window)]
+    at_a_time = max(1, BATCH_TOKENS // windows.window)
+    for first in range(0, len(starts), at_a_time):
+        rows = windows.read(starts[first : first + at_a_time])
+        yield rows.tokens, rows.targets
 
 
-def _spread(windows: TextWindows, wanted: int) -> IntArray:
+def _spread(windows: WindowSource, wanted: int) -> IntArray:
     """Starts of at most `wanted` windows that do not overlap, evenly over the split."""
     tiles = windows.tiles()
     whole = tiles[: windows.per_epoch]

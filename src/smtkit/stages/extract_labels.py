@@ -18,8 +18,9 @@ from smtkit.artifacts.shards import read_shard
 from smtkit.config import ExtractLabelsConfig
 from smtkit.data.labels import LabelShape, write_labels
 from smtkit.data.order import IntArray, permute, random_key
-from smtkit.data.tokenizers import TOKENIZER, load_tokenizer
-from smtkit.data.windows import TextWindows, Windows, open_stream
+from smtkit.data.tokenizers import load_tokenizer
+from smtkit.data.tokens import is_stream
+from smtkit.data.windows import Windows, WindowSource, open_windows
 from smtkit.errors import ArtifactError
 from smtkit.models.teacher import MemoryEncoder
 from smtkit.progress import Progress, Silent
@@ -59,10 +60,14 @@ def run(
     ) as artifact:
         if artifact.finished:
             return artifact.finished
-        tokenizer = load_tokenizer(source.verified(TOKENIZER))
+        tokenizer = load_tokenizer(source)
         teacher, window = load_teacher(teacher_artifact)
+        windows = {
+            split: open_windows(source, split, window if is_stream(source) else None)
+            for split in LABEL_SPLITS
+        }
         shape = LabelShape(
-            window,
+            windows["train"].window,
             teacher.encoder.slots,
             teacher.encoder.slot_width,
             tokenizer.vocabulary_size,
@@ -70,22 +75,17 @@ def run(
         )
         extraction = _Extraction(config, teacher.encoder.to(device), shape, device, artifact)
         counts = {
-            split: extraction.write(
-                split, TextWindows(open_stream(source, split), window), progress or Silent()
-            )
+            split: extraction.write(split, windows[split], progress or Silent())
             for split in LABEL_SPLITS
         }
         _save_what_rnns_need(artifact, teacher_artifact, extraction.empty_memory())
-        tokenizer.save(artifact.directory)
-        artifact.add(TOKENIZER)
+        tokenizer.save(artifact)
         return artifact.commit({"windows": counts, **vars(shape)})
 
 
 def check_tokenizers(one: Artifact, other: Artifact) -> None:
     """Raises ArtifactError where the tokenizers of two artifacts differ."""
-    first, second = (
-        load_tokenizer(artifact.verified(TOKENIZER)).description() for artifact in (one, other)
-    )
+    first, second = (load_tokenizer(artifact).description() for artifact in (one, other))
     if first != second:
         raise ArtifactError(
             f"{other.directory}: its tokenizer ({_summary(second)}) is not that of "
@@ -111,7 +111,7 @@ class _Extraction:
         self._device = device
         self._artifact = artifact
 
-    def write(self, split: str, windows: TextWindows, progress: Progress) -> int:
+    def write(self, split: str, windows: WindowSource, progress: Progress) -> int:
         """Writes what is missing of the shards of `split`; returns the number of windows."""
         starts = self._chosen(split, windows)
         rows = max(1, self._config.shard_bytes // self._shape.row_bytes)
@@ -130,7 +130,7 @@ class _Extraction:
         nothing = torch.empty(1, 0, dtype=torch.int64, device=self._device)
         return self._encoder(nothing)[0, 0].cpu()
 
-    def _chosen(self, split: str, windows: TextWindows) -> IntArray:
+    def _chosen(self, split: str, windows: WindowSource) -> IntArray:
         """Starts of the windows to extract, ascending: all that tile the split, or a sample."""
         config = self._config
         limit = config.max_windows if split == "train" else config.max_validation_windows
@@ -140,7 +140,7 @@ class _Extraction:
         key = random_key(config.seed, "extract", split)
         return np.sort(starts[permute(np.arange(limit), len(starts), key)])
 
-    def _shard(self, name: str, windows: TextWindows, origin: IntArray) -> None:
+    def _shard(self, name: str, windows: WindowSource, origin: IntArray) -> None:
         path = self._artifact.directory / name
         if path.exists():
             rows = read_shard(path).get_batch(0).num_rows

@@ -8,7 +8,7 @@ import torch
 
 from smtkit.artifacts.manifest import Artifact
 from smtkit.config import GenerateConfig
-from smtkit.data.tokenizers import TOKENIZER, load_tokenizer
+from smtkit.data.tokenizers import load_text_tokenizer
 from smtkit.stages.train_rnn import load_rnn
 from smtkit.training import choose_device
 
@@ -21,7 +21,7 @@ def run(config: GenerateConfig, rnn: str | os.PathLike[str]) -> Iterator[str]:
     """
     device = choose_device(config.device)
     trained = Artifact.open(rnn, "rnn")
-    tokenizer = load_tokenizer(trained.verified(TOKENIZER))
+    tokenizer = load_text_tokenizer(trained)
     network, _ = load_rnn(trained)
     generator = torch.Generator()
     if config.seed is None:
@@ -29,7 +29,7 @@ def run(config: GenerateConfig, rnn: str | os.PathLike[str]) -> Iterator[str]:
     else:
         generator.manual_seed(config.seed)
     tokens = network.to(device).generate(
-        tokenizer.encode(config.prompt),
+        [int(t) for t in tokenizer.encode(config.prompt.encode("utf-8", "surrogateescape"))],
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,

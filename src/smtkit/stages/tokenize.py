@@ -1,29 +1,36 @@
 """`smtkit tokenize`: files to a `tokens` artifact.
 
-Three passes over the inputs, none of which holds more than a block of them: content hashes (for
+Passes over the inputs, none of which holds more than some segments of them: content hashes (for
 duplicates and splits), the tokenizer's vocabulary, tokens.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from itertools import chain, groupby
-from operator import itemgetter
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import xxhash
-from numpy.typing import NDArray
 
 from smtkit.artifacts.manifest import Manifest
 from smtkit.artifacts.run import Run
 from smtkit.config import TokenizeConfig
 from smtkit.data import splits
-from smtkit.data.sources import Document, Part, decode, find_documents
+from smtkit.data.corpus import SEGMENT_BYTES, Corpus, Segment
+from smtkit.data.files import STDIN, Meter, Reader, listing_digest
+from smtkit.data.order import random_key, uniform
+from smtkit.data.parallel import ordered_map
+from smtkit.data.sources import TextSettings, TextSource, find_sources
 from smtkit.data.splits import SPLITS, Fractions
-from smtkit.data.tokenizers import TOKENIZER, ByteTokenizer, CharTokenizer, Tokenizer
+from smtkit.data.subwords import SentencePieceTokenizer
+from smtkit.data.tokenizers import ByteTokenizer, CharTokenizer, TextTokenizer, TokenArray
 from smtkit.data.tokens import TokenWriter
-from smtkit.errors import InputOutputError, UsageError
+from smtkit.errors import UsageError
 from smtkit.progress import Progress, Silent
+from smtkit.stages import tokenize_images
 
 
 def run(
@@ -36,157 +43,220 @@ def run(
 ) -> Manifest:
     """Tokenizes `config.inputs` into the artifact `out`.
 
-    Raises UsageError (nothing to read), InputOutputError (unreadable or undecodable file).
+    Raises UsageError (nothing to read), InputOutputError (unreadable, undecodable, broken).
     """
-    progress = progress or Silent()
-    found = find_documents(config.inputs, config.include, config.exclude)
-    inputs = {"input files": _listing_digest(found.documents)}
+    if config.tokenizer == "pixel":
+        return tokenize_images.run(
+            config, out, overwrite=overwrite, resume=resume, progress=progress
+        )
+    work = _Work(config, progress or Silent())
     with Run(
-        out, "tokens", config, seed=config.seed, overwrite=overwrite, resume=resume, inputs=inputs
+        out,
+        "tokens",
+        config,
+        seed=config.seed,
+        overwrite=overwrite,
+        resume=resume,
+        inputs={"input files": listing_digest(work.paths())},
     ) as artifact:
         if artifact.finished:
             return artifact.finished
-        corpus = _Corpus(found.documents, config, progress)
-        tokenizer = _fit(corpus)
-        tokenizer.save(artifact.directory)
-        artifact.add(TOKENIZER)
-        statistics: dict[str, object] = {
-            "documents": len(found.documents),
-            "binary_files_passed_over": found.binary,
-            **corpus.counts(),
-            "vocabulary_size": tokenizer.vocabulary_size,
-        }
+        work.spool_stdin(artifact.directory)
+        corpus = work.survey()
+        tokenizer = work.fit(corpus)
+        tokenizer.save(artifact)
         with ExitStack() as stack:
+            size = tokenizer.vocabulary_size
             writers = [
-                stack.enter_context(
-                    TokenWriter(artifact.directory, split, tokenizer.vocabulary_size)
-                )
+                stack.enter_context(TokenWriter(artifact.directory, split, size))
                 for split in SPLITS
             ]
-            statistics["splits"] = _write(corpus, tokenizer, writers)
+            counts = work.write(corpus, tokenizer, writers)
         for writer in writers:
             for name, rows in writer.shards:
                 artifact.add(name, rows)
-        return artifact.commit(statistics)
+        return artifact.commit(
+            {
+                "layout": "stream",
+                "documents": len(corpus),
+                "empty_documents": corpus.empty,
+                "duplicate_documents": corpus.duplicates,
+                "broken_documents": corpus.broken,
+                "binary_files_passed_over": work.binary,
+                "vocabulary_size": tokenizer.vocabulary_size,
+                "splits": counts,
+            }
+        )
 
 
-class _Corpus:
-    """The documents, the split of each, and the reading of them in order."""
+class _Work:
+    """The passes over the inputs."""
 
-    def __init__(
-        self, documents: Sequence[Document], config: TokenizeConfig, progress: Progress
-    ) -> None:
-        self.documents = documents
-        self.config = config
+    def __init__(self, config: TokenizeConfig, progress: Progress) -> None:
+        self._config = config
         self._progress = progress
-        self._fractions = Fractions(config.validation_fraction, config.test_fraction)
-        digests, self.sizes = self._hash()
-        self.codes = splits.assign_splits(digests, self.sizes, self._fractions, config.seed)
-        if (self.codes == splits.REMOVED).all():
-            raise UsageError(f"{', '.join(config.inputs)}: all files are empty")
+        self._workers = config.workers or os.cpu_count() or 1
+        meter = Meter(lambda done: progress.update("reading", done, max(done, self._size)))
+        settings = TextSettings(
+            config.include,
+            config.exclude,
+            config.text_field,
+            config.errors,
+            config.tokenizer == "byte",
+            config.format,
+        )
+        found = find_sources(config.inputs, settings, Reader(config.max_expansion, meter))
+        self.sources, self.binary, self._size = found.sources, found.binary, found.size
+        self.test_sources: list[TextSource] = []
+        if config.test_inputs:
+            test = find_sources(config.test_inputs, settings, found.sources[0].reader)
+            self.test_sources = test.sources
+            self.binary, self._size = self.binary + test.binary, self._size + test.size
 
-    def parts(self, task: str) -> Iterator[tuple[int, int, Part]]:
-        """(number of the document, split, bytes), in the order of the inputs."""
-        total, done = int(self.sizes.sum()), 0
-        for number, code in enumerate(self.codes):
-            if code == splits.BY_POSITION:
-                yield from self._cut(number)
-            elif code != splits.REMOVED:
-                yield number, int(code), Part(self.documents[number], 0, self._read(number))
-            done += int(self.sizes[number])
-            self._progress.update(task, done, total)
+    def paths(self) -> list[Path]:
+        return [source.path for source in (*self.sources, *self.test_sources)]
 
-    def counts(self) -> dict[str, int]:
-        empty = int((self.sizes == 0).sum())
-        removed = int((self.codes == splits.REMOVED).sum())
-        return {"empty_documents": empty, "duplicate_documents": removed - empty}
+    def spool_stdin(self, directory: Path) -> None:
+        """Standard input comes once, and is read more than once."""
+        for place, source in enumerate(self.sources):
+            if str(source.path) == STDIN:
+                path = directory / "stdin"
+                with path.open("wb") as file:
+                    shutil.copyfileobj(sys.stdin.buffer, file)
+                self.sources[place] = source.at(path)
 
-    def _cut(self, number: int) -> Iterator[tuple[int, int, Part]]:
-        boundaries = self._fractions.boundaries(int(self.sizes[number]))
-        pieces = splits.cut(self._read(number), boundaries)
-        for split, group in groupby(pieces, key=itemgetter(0)):
-            part = iter(group)
-            _, start, first = next(part)
-            blocks = chain([first], map(itemgetter(2), part))
-            yield number, split, Part(self.documents[number], start, blocks)
+    def survey(self) -> Corpus:
+        config = self._config
+        fractions = Fractions(config.validation_fraction, config.test_fraction)
+        corpus = Corpus(self.sources, self.test_sources, fractions, config.seed, self._workers)
+        if (corpus.codes == splits.REMOVED).all():
+            raise UsageError(f"{', '.join(config.inputs)}: no text in it")
+        return corpus
 
-    def _read(self, number: int) -> Iterator[bytes]:
-        size = 0
-        for block in self.documents[number].blocks():
-            size += len(block)
-            yield block
-        if size != self.sizes[number]:
-            path = self.documents[number].path
-            raise InputOutputError(f"{path}: changed while it was read")
+    def fit(self, corpus: Corpus) -> TextTokenizer:
+        config = self._config
+        if config.tokenizer == "byte":
+            return ByteTokenizer()
+        if config.tokenizer == "char":
+            train = (s.data for s in self._told("vocabulary", corpus) if s.split == splits.TRAIN)
+            return CharTokenizer.fit(train)
+        if config.tokenizer_model is not None:
+            return _existing_model(config.tokenizer_model, self._progress)
+        return SentencePieceTokenizer.fit(
+            self._sample(corpus), config.vocabulary_size, config.model_type
+        )
 
-    def _hash(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-        digests = np.zeros((len(self.documents), 2), dtype=np.uint64)
-        sizes = np.zeros(len(self.documents), dtype=np.int64)
-        for number, document in enumerate(self.documents):
-            checksum = xxhash.xxh3_128()
-            for block in document.blocks():
-                checksum.update(block)
-                sizes[number] += len(block)
-            digests[number] = np.frombuffer(checksum.digest(), dtype=">u8")
-            self._progress.update("reading", number + 1, len(self.documents))
-        return digests, sizes
-
-
-def _fit(corpus: _Corpus) -> Tokenizer:
-    if corpus.config.tokenizer == "byte":
-        return ByteTokenizer()
-    texts = (
-        text
-        for _, split, part in corpus.parts("vocabulary")
-        if split == splits.TRAIN
-        for text in decode(part, corpus.config.errors)
-    )
-    return CharTokenizer.fit(texts)
-
-
-def _write(
-    corpus: _Corpus, tokenizer: Tokenizer, writers: Sequence[TokenWriter]
-) -> dict[str, dict[str, int | float | None]]:
-    """Writes all tokens; returns the counts of each split."""
-    end = np.array([tokenizer.end_of_document])
-    byte_lengths = tokenizer.byte_lengths()
-    sizes = [0] * len(writers)
-    unknown = [0] * len(writers)
-    document_of_offset, offset = -1, 0
-    for number, split, part in corpus.parts("tokenizing"):
-        if number != document_of_offset:
-            document_of_offset, offset = number, 0
-        began = offset
-        for tokens in tokenizer.encode_part(part, corpus.config.errors):
-            writers[split].append(number, offset, tokens)
-            offset += len(tokens)
-            sizes[split] += int(byte_lengths[tokens].sum())
-            if tokenizer.unknown is not None:
-                unknown[split] += int((tokens == tokenizer.unknown).sum())
-        if offset > began:
-            writers[split].append(number, offset, end)
-            writers[split].documents += 1
-            offset += 1
-    return {
-        writer.split: {
-            "documents": writer.documents,
-            "tokens": writer.tokens,
-            "bytes": sizes[split],
-            "bytes_per_token": sizes[split] / writer.tokens if writer.tokens else None,
-            "unknown_tokens": unknown[split],
+    def write(
+        self, corpus: Corpus, tokenizer: TextTokenizer, writers: Sequence[TokenWriter]
+    ) -> dict[str, dict[str, int | float | None]]:
+        """Writes all tokens; returns the counts of each split."""
+        encoder = _Encoder(tokenizer)
+        sizes, unknown = [0] * len(writers), [0] * len(writers)
+        document, offset = -1, 0
+        batches = _batched(self._told("tokenizing", corpus))
+        with ThreadPoolExecutor(self._workers) as pool:
+            for batch in ordered_map(pool, encoder.encode, batches, 2 * self._workers):
+                for segment, encoded in batch:
+                    if segment.document != document:
+                        document, offset = segment.document, 0
+                    writer = writers[segment.split]
+                    writer.append(document, offset, encoded.tokens)
+                    offset += len(encoded.tokens)
+                    sizes[segment.split] += encoded.bytes
+                    unknown[segment.split] += encoded.unknown
+                    writer.documents += segment.last
+        return {
+            writer.split: {
+                "documents": writer.documents,
+                "tokens": writer.tokens,
+                "bytes": sizes[split],
+                "bytes_per_token": sizes[split] / writer.tokens if writer.tokens else None,
+                "unknown_tokens": unknown[split],
+            }
+            for split, writer in enumerate(writers)
         }
-        for split, writer in enumerate(writers)
-    }
+
+    def _told(self, task: str, corpus: Corpus) -> Iterator[Segment]:
+        total, done = int(corpus.sizes[corpus.codes != splits.REMOVED].sum()), 0
+        for segment in corpus.segments():
+            done += len(segment.data)
+            self._progress.update(task, done, total)
+            yield segment
+
+    def _sample(self, corpus: Corpus) -> Iterator[bytes]:
+        """Segments of train, each with the same chance, that hold about `training_bytes`."""
+        config = self._config
+        train = int(corpus.sizes[corpus.codes == splits.TRAIN].sum())
+        train += round(
+            int(corpus.sizes[corpus.codes == splits.BY_POSITION].sum())
+            * (1 - config.validation_fraction - config.test_fraction)
+        )
+        share = config.training_bytes / max(train, 1)
+        key, number = random_key(config.seed, "tokenizer"), 0
+        for segment in self._told("vocabulary", corpus):
+            if segment.split != splits.TRAIN:
+                continue
+            if share >= 1 or uniform(key, np.array([number]), 1)[0, 0] < share:
+                yield segment.data
+            number += 1
 
 
-def _listing_digest(documents: Sequence[Document]) -> str:
-    """Changes when a file of the inputs comes, goes, or is written."""
-    checksum = xxhash.xxh3_128()
-    for document in documents:
-        try:
-            status = document.path.stat()
-        except OSError as error:
-            raise InputOutputError(f"{document.path}: {error.strerror}") from None
-        checksum.update(os.fsencode(document.path))
-        checksum.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return checksum.hexdigest()
+@dataclass(frozen=True)
+class _Encoded:
+    """Tokens of a segment, with the end of the document where it ends; and what they count."""
+
+    tokens: TokenArray
+    bytes: int
+    unknown: int
+
+
+class _Encoder:
+    """Encodes batches of segments, in any thread."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._byte_lengths = tokenizer.byte_lengths()
+        self._one_byte_each = isinstance(tokenizer, ByteTokenizer)
+
+    def encode(self, segments: Sequence[Segment]) -> list[tuple[Segment, _Encoded]]:
+        return [(segment, self._encode(segment)) for segment in segments]
+
+    def _encode(self, segment: Segment) -> _Encoded:
+        tokenizer = self._tokenizer
+        tokens = tokenizer.encode(segment.data)
+        size = len(tokens) if self._one_byte_each else int(self._byte_lengths[tokens].sum())
+        unknown = 0 if tokenizer.unknown is None else int((tokens == tokenizer.unknown).sum())
+        if segment.last:
+            tokens = np.append(tokens, np.int32(tokenizer.end_of_document))
+        return _Encoded(tokens, size, unknown)
+
+
+def _batched(segments: Iterable[Segment]) -> Iterator[list[Segment]]:
+    """Segments in lists of about a mebibyte: short documents are encoded many at a time."""
+    batch: list[Segment] = []
+    size = 0
+    for segment in segments:
+        batch.append(segment)
+        size += len(segment.data)
+        if size >= SEGMENT_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _existing_model(path: str, progress: Progress) -> SentencePieceTokenizer:
+    try:
+        model = Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"--tokenizer-model {path}: {error.strerror}") from None
+    try:
+        tokenizer = SentencePieceTokenizer(model)
+    except (RuntimeError, OSError) as error:
+        raise UsageError(f"--tokenizer-model {path}: not a sentencepiece model: {error}") from None
+    if tokenizer.unknown is not None:
+        progress.warn(
+            f"{path}: does not decode every text to itself (no byte fallback, or it normalises): "
+            "bits a byte will not be told"
+        )
+    return tokenizer

@@ -14,8 +14,8 @@ from smtkit.config import (
     ReadoutConfig,
     TrainEncoderConfig,
 )
-from smtkit.data.tokenizers import TOKENIZER, load_tokenizer
-from smtkit.data.windows import TeacherBatch, TeacherSource, TextWindows, open_stream
+from smtkit.data.tokenizers import load_tokenizer
+from smtkit.data.windows import TeacherBatch, TeacherSource, WindowSource, open_windows
 from smtkit.methods.predictive_state import PredictiveState
 from smtkit.models.teacher import Teacher
 from smtkit.progress import Progress, Silent
@@ -37,7 +37,7 @@ def run(
     """
     device = choose_device(config.device)
     source = Artifact.open(tokens, "tokens")
-    tokenizer = load_tokenizer(source.verified(TOKENIZER))
+    tokenizer = load_tokenizer(source)
     with Run(
         out,
         "encoder",
@@ -49,12 +49,13 @@ def run(
     ) as artifact:
         if artifact.finished:
             return artifact.finished
+        windows = _windows(config, source, "train")
         torch.manual_seed(config.seed)
         teacher = build_teacher(config, tokenizer.vocabulary_size)
         trainer = Trainer(
-            PredictiveState(teacher, config.objective),
-            _source(config, source, "train", config.seed),
-            _validation(config, source),
+            PredictiveState(teacher, config.objective, windows.window),
+            _source(config, windows),
+            _validation(config, _windows(config, source, "validation")),
             config.training,
             artifact.directory,
             device,
@@ -62,14 +63,14 @@ def run(
             artifact.keep,
         )
         validated = trainer.run()
-        tokenizer.save(artifact.directory)
+        tokenizer.save(artifact)
         header = {
             "vocabulary_size": tokenizer.vocabulary_size,
-            "window": config.data.window,
+            "window": windows.window,
             **config.model_dump(include={"encoder", "decoder", "cell", "readout"}),
         }
         save_tensors(artifact.directory / MODEL, teacher.state_dict(), header)
-        for name in (MODEL, TOKENIZER, METRICS):
+        for name in (MODEL, METRICS):
             artifact.add(name)
         return artifact.commit(
             {
@@ -101,21 +102,26 @@ def load_teacher(encoder: Artifact) -> tuple[Teacher, int]:
     return teacher.eval().requires_grad_(False), header["window"]
 
 
-def _source(config: TrainEncoderConfig, tokens: Artifact, split: str, seed: int) -> TeacherSource:
-    windows = TextWindows(
-        open_stream(tokens, split), config.data.window, config.objective.future_length
-    )
+def _windows(config: TrainEncoderConfig, tokens: Artifact, split: str) -> WindowSource:
+    """Windows with the look-ahead that the decoder wants."""
+    future = config.objective.future_length
+    if future == "rest":
+        window = open_windows(tokens, split, config.data.window).window
+        return open_windows(tokens, split, config.data.window, lookahead=window)
+    return open_windows(tokens, split, config.data.window, lookahead=future)
+
+
+def _source(config: TrainEncoderConfig, windows: WindowSource) -> TeacherSource:
     return TeacherSource(
         windows,
         batch_size=config.training.batch_size,
-        seed=seed,
+        seed=config.seed,
         anchors=config.objective.anchors,
         dynamics_positions=config.objective.dynamics_positions,
         uniformity_positions=config.objective.uniformity_positions,
     )
 
 
-def _validation(config: TrainEncoderConfig, tokens: Artifact) -> Validation[TeacherBatch]:
-    source = _source(config, tokens, "validation", config.seed)
-    wanted = min(config.training.validation_windows, source.windows_per_epoch)
-    return Validation(source, max(1, wanted // config.training.batch_size))
+def _validation(config: TrainEncoderConfig, windows: WindowSource) -> Validation[TeacherBatch]:
+    wanted = min(config.training.validation_windows, windows.per_epoch)
+    return Validation(_source(config, windows), max(1, wanted // config.training.batch_size))

@@ -10,7 +10,7 @@ from smtkit.artifacts.manifest import METRICS, Artifact, Manifest
 from smtkit.artifacts.run import Run
 from smtkit.config import CellConfig, DecoderConfig, ReadoutConfig, TrainRnnConfig
 from smtkit.data.labels import LabelShape, LabelShards, TransitionSource
-from smtkit.data.tokenizers import TOKENIZER, load_tokenizer
+from smtkit.data.tokenizers import load_tokenizer
 from smtkit.errors import ArtifactError
 from smtkit.methods.smt import SupervisedMemoryTraining
 from smtkit.models.rnn import RecurrentNetwork
@@ -60,10 +60,10 @@ def run(
             artifact.keep,
         )
         validated = trainer.run()
-        load_tokenizer(stored.verified(TOKENIZER)).save(artifact.directory)
+        load_tokenizer(stored).save(artifact)
         header = {**network.architecture, "window": train.shape.window}
         save_tensors(artifact.directory / MODEL, network.state_dict(), header)
-        for name in (MODEL, TOKENIZER, METRICS):
+        for name in (MODEL, METRICS):
             artifact.add(name)
         return artifact.commit(
             {

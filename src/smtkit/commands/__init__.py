@@ -1,0 +1,1 @@
+"""The commands: each parses its flags and calls the stage of the same name."""

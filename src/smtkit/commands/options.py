@@ -1,0 +1,54 @@
+"""Flags that commands share, and how a stage is run for them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from smtkit.artifacts.manifest import Manifest
+    from smtkit.terminal import Terminal
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Directory of the new artifact.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file of settings.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="section.key=value; repeatable, stronger than --config."),
+]
+Seed = Annotated[str | None, typer.Option("--seed", metavar="N", help="Of all random numbers.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
+MaxSteps = Annotated[
+    str | None, typer.Option("--max-steps", metavar="N", help="Stop after so many updates.")
+]
+MaxSeconds = Annotated[
+    str | None,
+    typer.Option("--max-seconds", metavar="X", help="Stop after so many seconds of training."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with an unfinished run, start where there is none, keep a complete one. With "
+        "--overwrite: make anew what was made with other settings or inputs.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def training_flags(max_steps: str | None, max_seconds: str | None) -> dict[str, str | None]:
+    return {"training.max_steps": max_steps, "training.max_seconds": max_seconds}
+
+
+def run_stage(
+    json: bool, quiet: bool, out: Path, stage: Callable[["Terminal"], "Manifest"]
+) -> None:
+    """Runs a stage and shows its manifest; everything it imports is imported only now."""
+    from smtkit.terminal import Terminal
+
+    with Terminal(json=json, quiet=quiet) as terminal:
+        manifest = stage(terminal)
+    terminal.show(manifest, out)

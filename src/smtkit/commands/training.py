@@ -1,0 +1,134 @@
+"""train-encoder, extract-labels, train-rnn."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from smtkit.commands.options import (
+    ConfigFile,
+    Debug,
+    Device,
+    Json,
+    MaxSeconds,
+    MaxSteps,
+    Out,
+    Overwrite,
+    Quiet,
+    Resume,
+    Seed,
+    Settings,
+    run_stage,
+    training_flags,
+)
+
+
+def train_encoder(
+    tokens: Annotated[Path, typer.Argument(metavar="TOKENS", help="A tokens artifact.")],
+    out: Out,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    max_steps: MaxSteps = None,
+    max_seconds: MaxSeconds = None,
+    seed: Seed = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train the teacher: an encoder whose memories predict the future."""
+    from smtkit.config import TrainEncoderConfig
+    from smtkit.resolve import resolve
+    from smtkit.stages import train_encoder as stage
+
+    flags = {**training_flags(max_steps, max_seconds), "seed": seed, "device": device}
+    resolved = resolve(TrainEncoderConfig, config, settings or (), flags)
+    run_stage(
+        json,
+        quiet,
+        out,
+        lambda terminal: stage.run(
+            resolved, tokens, out, overwrite=overwrite, resume=resume, progress=terminal
+        ),
+    )
+
+
+def extract_labels(
+    encoder: Annotated[Path, typer.Argument(metavar="ENCODER", help="An encoder artifact.")],
+    tokens: Annotated[Path, typer.Option(help="A tokens artifact of the same tokenizer.")],
+    out: Out,
+    max_windows: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Label so many train windows, drawn by the seed; else all."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float16 or float32.")] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write the teacher's memory at every position of the text: the labels of the RNN."""
+    from smtkit.config import ExtractLabelsConfig
+    from smtkit.resolve import resolve
+    from smtkit.stages import extract_labels as stage
+
+    flags = {"max_windows": max_windows, "dtype": dtype, "seed": seed, "device": device}
+    resolved = resolve(ExtractLabelsConfig, config, settings or (), flags)
+    run_stage(
+        json,
+        quiet,
+        out,
+        lambda terminal: stage.run(
+            resolved, encoder, tokens, out, overwrite=overwrite, resume=resume, progress=terminal
+        ),
+    )
+
+
+def train_rnn(
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="A labels artifact.")],
+    out: Out,
+    method: Annotated[str | None, typer.Option(help="smt: one-step, never unrolled.")] = None,
+    init_from_labels: Annotated[
+        bool | None,
+        typer.Option("--init-from-labels", help="Start from the teacher's co-trained cell."),
+    ] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    max_steps: MaxSteps = None,
+    max_seconds: MaxSeconds = None,
+    seed: Seed = None,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train an RNN on stored memories, all time steps in parallel."""
+    from smtkit.config import TrainRnnConfig
+    from smtkit.resolve import resolve
+    from smtkit.stages import train_rnn as stage
+
+    flags = {
+        **training_flags(max_steps, max_seconds),
+        "method": method,
+        "init_from_labels": init_from_labels,
+        "seed": seed,
+        "device": device,
+    }
+    resolved = resolve(TrainRnnConfig, config, settings or (), flags)
+    run_stage(
+        json,
+        quiet,
+        out,
+        lambda terminal: stage.run(
+            resolved, labels, out, overwrite=overwrite, resume=resume, progress=terminal
+        ),
+    )

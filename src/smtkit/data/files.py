@@ -1,0 +1,199 @@
+"""Files as users have them: found by path, directory or glob; read in blocks, decompressed."""
+
+import glob
+import gzip
+import io
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+import xxhash
+
+from smtkit.errors import InputOutputError, UsageError
+
+BLOCK_BYTES = 2**20
+STDIN = "-"
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_SNIFFED_BYTES = 8192
+_UNBOUNDED_BYTES = 2**26
+"""What any compressed file may expand to, however small it is."""
+
+
+def expand(inputs: Sequence[str]) -> Iterator[Path]:
+    """The paths that `inputs` name; globs that the shell left alone are expanded here.
+
+    Raises UsageError where one does not exist.
+    """
+    for name in inputs:
+        path = Path(name)
+        if name == STDIN or path.exists():
+            yield path
+            continue
+        matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
+        if not matches:
+            raise UsageError(f"{name}: no such file or directory")
+        yield from (Path(match) for match in matches)
+
+
+def walk(directory: Path, include: Sequence[str], exclude: Sequence[str]) -> Iterator[Path]:
+    """Files below a directory in order of path, without hidden ones.
+
+    `include` and `exclude` are globs that the path below the directory, or any part of it, matches.
+    Raises InputOutputError.
+    """
+    for path in sorted(_files_below(directory)):
+        relative = path.relative_to(directory)
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        if include and not _matches(relative, include):
+            continue
+        if not _matches(relative, exclude):
+            yield path
+
+
+def suffixes(path: Path) -> tuple[str, str]:
+    """The suffix that tells the format, and the one that tells the compression, in lower case."""
+    outer = path.suffix.lower()
+    if outer in COMPRESSIONS:
+        return Path(path.stem).suffix.lower(), outer
+    return outer, ""
+
+
+def is_binary(path: Path) -> bool:
+    """Whether a NUL byte comes in the first 8 KiB, as git decides it. Raises InputOutputError."""
+    try:
+        with path.open("rb") as file:
+            return b"\0" in file.read(_SNIFFED_BYTES)
+    except OSError as error:
+        raise InputOutputError(f"{path}: {error.strerror}") from None
+
+
+def listing_digest(paths: Sequence[Path]) -> str:
+    """Changes when a file of the inputs comes, goes, or is written; standard input is never the
+    same. Raises InputOutputError."""
+    checksum = xxhash.xxh3_128()
+    for path in paths:
+        checksum.update(os.fsencode(path))
+        if str(path) == STDIN:
+            checksum.update(os.urandom(16))
+            continue
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise InputOutputError(f"{path}: {error.strerror}") from None
+        checksum.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return checksum.hexdigest()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Opens files, decompressed by their suffix.
+
+    `max_expansion` bounds what a compressed file may expand to, as a multiple of its size (64 MiB
+    are always allowed). `on_read` is told the bytes read from disk, from any thread.
+    """
+
+    max_expansion: float
+    on_read: Callable[[int], None] = lambda count: None
+
+    def open(self, path: Path) -> BinaryIO:
+        """The decompressed bytes. Reading raises InputOutputError that names the file."""
+        return cast(BinaryIO, io.BufferedReader(_Checked(path, self), BLOCK_BYTES))
+
+    def blocks(self, path: Path) -> Iterator[bytes]:
+        """The decompressed bytes in blocks of at most 1 MiB."""
+        with self.open(path) as file:
+            while block := file.read(BLOCK_BYTES):
+                yield block
+
+
+class Meter:
+    """Counts bytes from many threads and passes the sum on, every 8 MiB."""
+
+    def __init__(self, listener: Callable[[int], None]) -> None:
+        self._listener = listener
+        self._lock = threading.Lock()
+        self._total = self._told = 0
+
+    def __call__(self, count: int) -> None:
+        with self._lock:
+            self._total += count
+            if self._total - self._told >= 2**23:
+                self._told = self._total
+                self._listener(self._total)
+
+
+class _Checked(io.RawIOBase):
+    """A file, decompressed; what goes wrong in reading it is an InputOutputError that names it."""
+
+    def __init__(self, path: Path, reader: Reader) -> None:
+        self._path = path
+        self._told = 0
+        self._produced = 0
+        self._on_read = reader.on_read
+        try:
+            self._file = path.open("rb")
+            size = os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise InputOutputError(f"{path}: {error.strerror}") from None
+        compression = COMPRESSIONS.get(suffixes(path)[1])
+        self._limit = max(_UNBOUNDED_BYTES, int(reader.max_expansion * size))
+        self._bounded = compression is not None
+        self._allowed = reader.max_expansion
+        self._stream: BinaryIO = self._file
+        if compression == "gzip":
+            self._stream = cast(BinaryIO, gzip.GzipFile(fileobj=self._file))
+        elif compression == "zstd":
+            source = pa.PythonFile(self._file, mode="r")
+            self._stream = cast(BinaryIO, pa.CompressedInputStream(source, "zstd"))
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        try:
+            block = self._stream.read(len(buffer))
+            position = self._file.tell()
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputOutputError(f"{self._path}: {_reason(error)}") from None
+        self._on_read(position - self._told)
+        self._told = position
+        self._produced += len(block)
+        if self._bounded and self._produced > self._limit:
+            raise InputOutputError(
+                f"{self._path}: expands to more than {self._allowed:g} times its size",
+                "--max-expansion allows more",
+            )
+        buffer[: len(block)] = block
+        return len(block)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, EOFError):
+        return "truncated: the compressed data end too early"
+    text = getattr(error, "strerror", None) or str(error)
+    return f"cannot be read: {text}"
+
+
+def _files_below(directory: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise InputOutputError(f"{error.filename}: {error.strerror}") from None
+
+    for parent, _, names in os.walk(directory, onerror=fail):
+        yield from (path for name in names if (path := Path(parent, name)).is_file())
+
+
+def _matches(relative: Path, patterns: Sequence[str]) -> bool:
+    names = (relative.as_posix(), *relative.parts)
+    return any(fnmatch(name, pattern) for pattern in patterns for name in names)

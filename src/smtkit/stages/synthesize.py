@@ -1,0 +1,72 @@
+"""`smtkit synthesize`: rows of a synthetic memory task, a `tokens` artifact."""
+
+import os
+from contextlib import ExitStack
+
+from smtkit.artifacts.manifest import Manifest
+from smtkit.artifacts.run import Run
+from smtkit.config import SynthesizeConfig
+from smtkit.data.rows import RowWriter, rows_schema
+from smtkit.data.splits import SPLITS
+from smtkit.data.tasks import TASKS, TaskSettings, generate, symbols
+from smtkit.data.tokenizers import SymbolTokenizer
+from smtkit.progress import Progress, Silent
+
+_BLOCK_TOKENS = 2**20
+
+
+def run(
+    config: SynthesizeConfig,
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Writes the rows of `config.task`; raises UsageError where its settings are impossible."""
+    settings = TaskSettings(
+        config.task,
+        tuple(config.lengths),
+        config.vocabulary or TASKS[config.task].vocabulary,
+        config.noise,
+        config.reverse,
+        config.depth,
+        config.pairs,
+    )
+    tokenizer = SymbolTokenizer(symbols(settings))
+    counts = (config.sequences, config.validation_sequences, config.test_sequences)
+    with Run(
+        out, "tokens", config, seed=config.seed, overwrite=overwrite, resume=resume
+    ) as artifact:
+        if artifact.finished:
+            return artifact.finished
+        tokenizer.save(artifact)
+        schema = rows_schema(tokenizer.vocabulary_size, distance=True, label=False)
+        block = max(1, _BLOCK_TOKENS // max(config.lengths))
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(RowWriter(artifact.directory, split, schema))
+                for split in SPLITS
+            ]
+            for writer, count in zip(writers, counts, strict=True):
+                for rows in generate(settings, config.seed, writer.split, count, block):
+                    writer.append(
+                        rows.length,
+                        {
+                            "tokens": rows.tokens,
+                            "targets": rows.targets,
+                            "distance": rows.distance,
+                        },
+                    )
+                    (progress or Silent()).update(f"writing {writer.split}", writer.rows, count)
+        for writer in writers:
+            for name, number in writer.shards:
+                artifact.add(name, number)
+        return artifact.commit(
+            {
+                "layout": "rows",
+                "length": max(config.lengths),
+                "vocabulary_size": tokenizer.vocabulary_size,
+                "splits": {w.split: {"rows": w.rows, "tokens": w.tokens} for w in writers},
+            }
+        )
