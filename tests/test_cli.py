@@ -229,7 +229,7 @@ def test_a_wrong_value_of_a_flag_names_what_is_allowed(
     result = command("tokenize", text, "--out", tmp_path / "out", "--tokenizer", "words")
     assert result.code == 2
     assert result.line().startswith("--tokenizer: tokenizer = 'words': ")
-    assert "'byte' or 'char'" in result.line()
+    assert "'byte', 'char', 'sentencepiece' or 'pixel'" in result.line()
 
 
 def test_a_wrong_value_of_the_config_file_names_the_file(
@@ -500,18 +500,17 @@ def test_inspect_shows_what_it_is_and_what_it_was_made_from(
 def test_inspect_prints_the_manifest_as_json(command: Command, tokens: Path) -> None:
     result = command("inspect", tokens, "--json")
     assert (result.code, result.stderr) == (0, "")
-    assert json.loads(result.stdout) == json.loads((tokens / MANIFEST).read_text())
+    content = json.loads(result.stdout)
+    assert content["manifest"] == json.loads((tokens / MANIFEST).read_text())
+    assert set(content) == {"manifest", "counts", "rows"}
 
 
-def test_verification_finds_a_flipped_bit_that_inspect_alone_does_not(
-    command: Command, tokens: Path
-) -> None:
+def test_verification_finds_a_flipped_bit(command: Command, tokens: Path) -> None:
     assert command("inspect", tokens, "--verify").code == 0
     shard = Artifact.open(tokens).files("train-")[0]
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    assert command("inspect", tokens).code == 0
     result = command("inspect", tokens, "--verify")
     assert result.code == 3
     assert result.line().startswith(f"{shard}: damaged")

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,13 @@ from conftest import (
     write_text,
 )
 from smtkit.artifacts.manifest import Artifact
+from smtkit.convention import IGNORE
 from smtkit.data.ngrams import NgramModel
+from smtkit.data.tokenizers import load_tokenizer
+from smtkit.data.tokens import open_stream
 from smtkit.errors import ArtifactError
+from smtkit.metrics import Drift, position_ranges
 from smtkit.stages import evaluate, train_encoder
-from smtkit.stages.evaluate import Drift, position_ranges
 from smtkit.stages.train_encoder import load_teacher
 from smtkit.stages.train_rnn import load_rnn
 
@@ -33,6 +37,8 @@ END_OF_DOCUMENT = 256
 
 
 # Baselines.
+
+Row = tuple[list[int], list[int]]
 
 
 class NaiveNgrams:
@@ -57,12 +63,24 @@ class NaiveNgrams:
 TOKENS = st.lists(st.integers(0, 4), max_size=60)
 
 
+def _row(values: Sequence[int], ask: Sequence[bool] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """A batch of one row of a text, whose targets are its tokens; all are asked, or those said."""
+    targets = np.array(values, dtype=np.int64)[None]
+    asked = targets.copy()
+    asked[0, : len(ask)] = np.where(ask[: targets.shape[1]], targets[0, : len(ask)], IGNORE)
+    return targets[:, :-1], asked
+
+
+def _rows_of(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return values[:, :-1], values
+
+
 @given(tokens=TOKENS, asked=st.lists(st.integers(0, 4), min_size=1, max_size=12))
 def test_ngrams_equal_a_model_of_dictionaries(tokens, asked):
-    model = NgramModel.count(5, 3, [np.array(tokens, dtype=np.int64)])
+    model = NgramModel.count(5, 3, [_row(tokens)])
     naive = NaiveNgrams(5, 3, tokens)
     for order in (1, 2, 3):
-        nll = model.negative_log_likelihood(np.array([asked]), order)[0]
+        nll = model.negative_log_likelihood(*_row(asked), order)[0]
         expected = [
             -math.log(naive.probability(token, tuple(asked[max(0, i - order + 1) : i])))
             for i, token in enumerate(asked)
@@ -72,33 +90,80 @@ def test_ngrams_equal_a_model_of_dictionaries(tokens, asked):
 
 @given(tokens=TOKENS, history=st.lists(st.integers(0, 4), max_size=2))
 def test_probabilities_of_all_tokens_sum_to_one(tokens, history):
-    model = NgramModel.count(5, 3, [np.array(tokens, dtype=np.int64)])
+    model = NgramModel.count(5, 3, [_row(tokens)])
     rows = np.array([[*history, token] for token in range(5)])
     for order in (1, 2, 3):
-        last = np.exp(-model.negative_log_likelihood(rows, order)[:, -1])
+        last = np.exp(-model.negative_log_likelihood(*_rows_of(rows), order)[:, -1])
         assert last.sum() == pytest.approx(1)
 
 
 @given(tokens=TOKENS, sizes=st.lists(st.integers(0, 9), min_size=1, max_size=20))
 def test_blocks_of_any_size_give_the_same_counts(tokens, sizes):
-    array = np.array(tokens, dtype=np.uint16)
-    ends = np.minimum(np.cumsum(sizes), len(array))
-    blocks = np.split(array, ends)
-    whole, piecewise = (NgramModel.count(5, 3, each) for each in ([array], blocks))
-    rows = np.array(np.meshgrid(*[range(5)] * 3)).reshape(3, -1).T
+    """Each block is a row; it begins with the two tokens before, which are not asked again."""
+    ends = np.minimum(np.cumsum(sizes), len(tokens)).tolist()
+    blocks = []
+    for start, end in zip([0, *ends], [*ends, len(tokens)], strict=True):
+        before = min(start, 2)
+        ask = [False] * before + [True] * (end - start)
+        blocks.append(_row(tokens[start - before : end], ask))
+    whole, piecewise = (NgramModel.count(5, 3, each) for each in ([_row(tokens)], blocks))
+    rows = _rows_of(np.array(np.meshgrid(*[range(5)] * 3)).reshape(3, -1).T)
     for order in (1, 2, 3):
         np.testing.assert_array_equal(
-            whole.negative_log_likelihood(rows, order),
-            piecewise.negative_log_likelihood(rows, order),
+            whole.negative_log_likelihood(*rows, order),
+            piecewise.negative_log_likelihood(*rows, order),
         )
 
 
 def test_rows_are_scored_independently():
-    model = NgramModel.count(5, 3, [np.arange(50) % 5])
+    model = NgramModel.count(5, 3, [_row((np.arange(50) % 5).tolist())])
     rows = np.array([[0, 1, 2, 3], [4, 4, 1, 0]])
-    alone = np.concatenate([model.negative_log_likelihood(row[None], 3) for row in rows])
+    alone = [model.negative_log_likelihood(*_rows_of(row[None]), 3) for row in rows]
 
-    np.testing.assert_array_equal(model.negative_log_likelihood(rows, 3), alone)
+    np.testing.assert_array_equal(
+        model.negative_log_likelihood(*_rows_of(rows), 3), np.concatenate(alone)
+    )
+
+
+class NaiveAnswers(NaiveNgrams):
+    """The same of rows whose targets are not their tokens: what was asked after which tokens."""
+
+    def __init__(self, vocabulary_size: int, order: int, rows: Sequence[Row]) -> None:
+        super().__init__(vocabulary_size, order, [])
+        for tokens, targets in rows:
+            for i, target in enumerate(targets):
+                for n in range(min(order, i + 1)):
+                    if target != IGNORE:
+                        self.after[tuple(tokens[i - n : i])][target] += 1
+
+
+@st.composite
+def _task_rows(draw) -> list[Row]:
+    """Rows of one length, with answers here and there."""
+    length, count = draw(st.integers(1, 6)), draw(st.integers(1, 5))
+    tokens = st.lists(st.integers(0, 4), min_size=length, max_size=length)
+    targets = st.lists(st.integers(IGNORE, 4), min_size=length + 1, max_size=length + 1)
+    return draw(st.lists(st.tuples(tokens, targets), min_size=count, max_size=count))
+
+
+@given(counted=_task_rows(), asked=_task_rows())
+def test_ngrams_of_answers_equal_a_model_of_dictionaries(counted, asked):
+    counted_batch, asked_batch = (
+        (np.array([tokens for tokens, _ in rows]), np.array([targets for _, targets in rows]))
+        for rows in (counted, asked)
+    )
+    model = NgramModel.count(5, 3, [counted_batch])
+    naive = NaiveAnswers(5, 3, counted)
+    for order in (1, 2, 3):
+        nll = model.negative_log_likelihood(*asked_batch, order)
+        for row, (tokens, targets) in enumerate(asked):
+            for i, target in enumerate(targets):
+                if target == IGNORE:
+                    assert math.isnan(nll[row, i])
+                    continue
+                history = tuple(tokens[max(0, i - order + 1) : i])
+                expected = -math.log(naive.probability(target, history))
+                assert nll[row, i] == pytest.approx(expected)
 
 
 def test_a_vocabulary_whose_ngrams_cannot_be_numbered_is_refused():

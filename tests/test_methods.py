@@ -18,7 +18,7 @@ from smtkit.models.rnn import RecurrentNetwork
 from smtkit.models.teacher import Teacher
 from smtkit.stages import train_encoder, train_rnn
 
-VOCABULARY, LOOKAHEAD = 257, 4
+VOCABULARY, WINDOW, LOOKAHEAD = 257, 16, 4
 CONFIG = encoder_config()
 
 
@@ -27,7 +27,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def _teacher_batch(tmp_path, length: int, window: int = 16) -> TeacherBatch:
+def _teacher_batch(tmp_path, length: int, window: int = WINDOW) -> TeacherBatch:
     stream = write_stream(tmp_path, [[[1 + (7 * i) % 250 for i in range(length)]]])
     source = TeacherSource(
         TextWindows(stream, window, LOOKAHEAD),
@@ -63,7 +63,7 @@ def _teacher() -> Teacher:
 
 def _method(**changes: float) -> PredictiveState:
     settings = {**CONFIG.objective.model_dump(), **changes}
-    return PredictiveState(_teacher(), PredictiveStateConfig(**settings))
+    return PredictiveState(_teacher(), PredictiveStateConfig(**settings), WINDOW)
 
 
 class _Calls:

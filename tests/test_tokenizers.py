@@ -1,19 +1,25 @@
 """Tokenizers: text to tokens and back, whole or in blocks, and bytes that are not text."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtkit.data.sources import BLOCK_BYTES, Document, Part, decode
+from smtkit.artifacts.manifest import Artifact
+from smtkit.artifacts.run import Run
+from smtkit.config import EvaluateConfig
+from smtkit.data.corpus import cut_at_boundaries
+from smtkit.data.files import BLOCK_BYTES, Reader
+from smtkit.data.sources import Document, TextSource
 from smtkit.data.tokenizers import (
     TOKENIZER,
     ByteTokenizer,
     CharTokenizer,
+    PixelTokenizer,
+    SymbolTokenizer,
+    TextTokenizer,
     Tokenizer,
     load_tokenizer,
 )
@@ -26,8 +32,20 @@ texts = st.text() | st.text(alphabet=MIXED)
 places = st.lists(st.integers(0, 40))
 
 
-def part_of(blocks: list[bytes], start: int = 0, name: str = "some.txt") -> Part:
-    return Part(Document(Path(name)), start, iter(blocks))
+def encoded(tokenizer: TextTokenizer, text: str) -> list[int]:
+    return [int(token) for token in tokenizer.encode(text.encode("utf-8"))]
+
+
+def fitted_on(*texts: str) -> CharTokenizer:
+    return CharTokenizer.fit(text.encode("utf-8") for text in texts)
+
+
+def saved(tokenizer: Tokenizer, directory: Path) -> Artifact:
+    """An artifact that holds the tokenizer alone."""
+    with Run(directory, "rnn", EvaluateConfig(), overwrite=True) as run:
+        tokenizer.save(run)
+        run.commit({})
+    return Artifact.open(directory)
 
 
 def cut_at(content: bytes, positions: list[int]) -> list[bytes]:
@@ -37,25 +55,21 @@ def cut_at(content: bytes, positions: list[int]) -> list[bytes]:
     return [content[start:end] for start, end in zip(starts, [*ends, len(content)], strict=True)]
 
 
-def joined(blocks: Iterator[np.ndarray]) -> list[int]:
-    return [int(token) for block in blocks for token in block]
-
-
 # There and back
 
 
 @given(text=texts)
 def test_bytes_decode_to_what_was_encoded(text: str) -> None:
     tokenizer = ByteTokenizer()
-    tokens = tokenizer.encode(text)
+    tokens = encoded(tokenizer, text)
     assert bytes(tokens) == text.encode("utf-8")
     assert tokenizer.decode(tokens) == text
 
 
 @given(text=texts, more=texts)
 def test_characters_decode_to_what_was_encoded(text: str, more: str) -> None:
-    tokenizer = CharTokenizer.fit([more, text])
-    tokens = tokenizer.encode(text)
+    tokenizer = fitted_on(more, text)
+    tokens = encoded(tokenizer, text)
     assert len(tokens) == len(text)
     assert all(0 <= token < tokenizer.unknown for token in tokens)
     assert tokenizer.decode(tokens) == text
@@ -63,15 +77,15 @@ def test_characters_decode_to_what_was_encoded(text: str, more: str) -> None:
 
 @given(text=texts, fitted=texts)
 def test_a_character_that_was_not_seen_is_unknown(text: str, fitted: str) -> None:
-    tokenizer = CharTokenizer.fit([fitted])
+    tokenizer = fitted_on(fitted)
     expected = [sorted(set(fitted)).index(c) if c in fitted else tokenizer.unknown for c in text]
-    assert tokenizer.encode(text) == expected
+    assert encoded(tokenizer, text) == expected
     assert tokenizer.decode(expected) == "".join(c if c in fitted else "\ufffd" for c in text)
 
 
 @given(fitted=st.lists(texts))
 def test_the_vocabulary_is_every_character_once(fitted: list[str]) -> None:
-    tokenizer = CharTokenizer.fit(fitted)
+    tokenizer = fitted_on(*fitted)
     assert tokenizer.characters == "".join(sorted(set("".join(fitted))))
     special = {tokenizer.unknown, tokenizer.end_of_document}
     assert special == {len(tokenizer.characters), len(tokenizer.characters) + 1}
@@ -86,11 +100,11 @@ def test_characters_out_of_order_are_refused() -> None:
 
 @given(text=texts)
 def test_byte_lengths_add_up_to_the_bytes_of_the_text(text: str) -> None:
-    for tokenizer in (ByteTokenizer(), CharTokenizer.fit([text])):
+    for tokenizer in (ByteTokenizer(), fitted_on(text)):
         lengths = tokenizer.byte_lengths()
         assert len(lengths) == tokenizer.vocabulary_size
         assert lengths[tokenizer.end_of_document] == 0
-        assert lengths[tokenizer.encode(text)].sum() == len(text.encode("utf-8"))
+        assert lengths[encoded(tokenizer, text)].sum() == len(text.encode("utf-8"))
 
 
 # Streams
@@ -125,52 +139,62 @@ def test_bytes_before_and_after_an_end_of_document_make_no_character() -> None:
     assert ByteTokenizer().decode([first, 256, second]) == "\ufffd\ufffd"
 
 
-# Blocks
+# Segments
 
 
-@given(content=st.binary(), positions=places)
-def test_bytes_in_blocks_encode_as_the_whole(content: bytes, positions: list[int]) -> None:
-    part = part_of(cut_at(content, positions))
-    assert joined(ByteTokenizer().encode_part(part, "strict")) == list(content)
-
-
-@given(text=texts, positions=places)
-def test_characters_torn_between_blocks_encode_as_the_whole(
-    text: str, positions: list[int]
+@given(content=st.binary(), positions=places, size=st.integers(4, 20))
+def test_segments_of_any_blocks_are_the_whole(
+    content: bytes, positions: list[int], size: int
 ) -> None:
-    tokenizer = CharTokenizer.fit([text])
-    part = part_of(cut_at(text.encode("utf-8"), positions))
-    assert joined(tokenizer.encode_part(part, "strict")) == tokenizer.encode(text)
+    segments = list(cut_at_boundaries(cut_at(content, positions), size))
+    assert b"".join(segments) == content
+    assert all(0 < len(segment) <= size for segment in segments)
+    assert segments == list(cut_at_boundaries([content], size))
 
 
-@given(content=st.binary() | texts.map(str.encode), positions=places)
-def test_wrong_bytes_are_replaced_alike_however_they_are_cut(
-    content: bytes, positions: list[int]
-) -> None:
-    replaced = "".join(decode(part_of(cut_at(content, positions)), "replace"))
-    assert replaced == content.decode("utf-8", "replace")
+@given(text=texts, size=st.integers(4, 20))
+def test_segments_encode_as_the_whole(text: str, size: int) -> None:
+    """No character is torn, so each segment can be encoded alone."""
+    for tokenizer in (ByteTokenizer(), fitted_on(text)):
+        pieces = [tokenizer.encode(s) for s in cut_at_boundaries([text.encode("utf-8")], size)]
+        assert [int(t) for piece in pieces for t in piece] == encoded(tokenizer, text)
+
+
+@given(content=st.binary())
+def test_wrong_bytes_count_as_replacement_characters(content: bytes) -> None:
+    text = content.decode("utf-8", "replace")
+    tokenizer = fitted_on(text)
+    assert tokenizer.decode(int(token) for token in tokenizer.encode(content)) == text
+
+
+def test_bytes_that_are_not_text_are_bytes_to_the_byte_tokenizer() -> None:
+    content = bytes(range(256))
+    assert ByteTokenizer().encode(content).tolist() == list(content)
 
 
 # Bytes that are not UTF-8
 
 
-@given(content=st.binary(min_size=1), positions=places, start=st.integers(0, 2**40))
+def source_of(path: Path) -> TextSource:
+    return TextSource(path, "text", "text", "strict", any_bytes=False, reader=Reader(100))
+
+
+@given(content=st.binary(min_size=1), positions=places)
 def test_the_first_wrong_byte_is_named_however_it_is_cut(
-    content: bytes, positions: list[int], start: int
+    content: bytes, positions: list[int]
 ) -> None:
+    document = Document("folder/some.txt", lambda: iter(cut_at(content, positions)))
+    source = source_of(Path("folder/some.txt"))
     try:
         content.decode("utf-8")
-        wrong = None
     except UnicodeDecodeError as error:
+        with pytest.raises(InputOutputError) as caught:
+            source.check(document)
         wrong = error.start
-    part = part_of(cut_at(content, positions), start, "folder/some.txt")
-    if wrong is None:
-        assert "".join(decode(part, "strict")) == content.decode("utf-8")
-        return
-    with pytest.raises(InputOutputError) as caught:
-        list(decode(part, "strict"))
-    expected = f"folder/some.txt: byte {start + wrong}: 0x{content[wrong]:02x} is not UTF-8"
-    assert str(caught.value) == expected
+        expected = f"folder/some.txt: byte {wrong}: 0x{content[wrong]:02x} is not UTF-8"
+        assert str(caught.value) == expected
+    else:
+        source.check(document)
 
 
 @pytest.mark.parametrize(
@@ -197,9 +221,9 @@ def test_the_first_wrong_byte_is_named_however_it_is_cut(
 def test_the_offset_of_a_wrong_byte_is_exact(tmp_path: Path, content: bytes, wrong: int) -> None:
     path = tmp_path / "bad.txt"
     path.write_bytes(content)
-    document = Document(path)
+    (document,) = source_of(path).documents()
     with pytest.raises(InputOutputError) as caught:
-        list(decode(Part(document, 0, document.blocks()), "strict"))
+        source_of(path).check(document)
     assert str(caught.value).startswith(f"{path}: byte {wrong}: 0x{content[wrong]:02x} ")
     assert caught.value.hint is not None
     assert "--errors replace" in caught.value.hint
@@ -210,20 +234,9 @@ def test_the_offset_is_exact_in_a_later_block_of_a_file(tmp_path: Path, before: 
     """The first byte of a two-byte character that is followed by no second one."""
     path = tmp_path / "bad.txt"
     path.write_bytes(b"a" * before + b"\xc3" + b"b" * 10)
-    document = Document(path)
+    (document,) = source_of(path).documents()
     with pytest.raises(InputOutputError, match=f"byte {before}: 0xc3 "):
-        list(decode(Part(document, 0, document.blocks()), "strict"))
-
-
-def test_bytes_that_are_not_text_are_bytes_to_the_byte_tokenizer() -> None:
-    content = bytes(range(256))
-    assert joined(ByteTokenizer().encode_part(part_of([content]), "strict")) == list(content)
-
-
-def test_characters_replace_what_is_wrong_when_asked_to() -> None:
-    tokenizer = CharTokenizer.fit(["ab\ufffd"])
-    tokens = joined(tokenizer.encode_part(part_of([b"a\xff", b"b\xc3"]), "replace"))
-    assert tokenizer.decode(tokens) == "a\ufffdb\ufffd"
+        source_of(path).check(document)
 
 
 # On disk
@@ -234,16 +247,23 @@ def test_a_saved_tokenizer_loads_as_the_same(
     tmp_path_factory: pytest.TempPathFactory, text: str
 ) -> None:
     directory = tmp_path_factory.mktemp("tokenizer")
-    for tokenizer in (ByteTokenizer(), CharTokenizer.fit([text])):
-        tokenizer.save(directory)
-        loaded = load_tokenizer(directory / TOKENIZER)
+    for tokenizer in (ByteTokenizer(), fitted_on(text)):
+        loaded = load_tokenizer(saved(tokenizer, directory))
+        assert isinstance(loaded, TextTokenizer)
         assert type(loaded) is type(tokenizer)
         assert loaded.description() == tokenizer.description()
-        assert loaded.encode(text) == tokenizer.encode(text)
+        assert encoded(loaded, text) == encoded(tokenizer, text)
 
 
 def test_different_tokenizers_have_different_descriptions() -> None:
-    tokenizers: list[Tokenizer] = [ByteTokenizer(), CharTokenizer("a"), CharTokenizer("ab")]
+    tokenizers: list[Tokenizer] = [
+        ByteTokenizer(),
+        CharTokenizer("a"),
+        CharTokenizer("ab"),
+        PixelTokenizer(16, 8, 8),
+        PixelTokenizer(16, 4, 16),
+        SymbolTokenizer(["a", "b"]),
+    ]
     descriptions = {json.dumps(tokenizer.description()) for tokenizer in tokenizers}
     assert len(descriptions) == len(tokenizers)
 
@@ -264,12 +284,18 @@ def test_different_tokenizers_have_different_descriptions() -> None:
     ],
 )
 def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / TOKENIZER).write_text(content)
+    with Run(tmp_path, "rnn", EvaluateConfig()) as run:
+        (run.directory / TOKENIZER).write_text(content)
+        run.add(TOKENIZER)
+        run.commit({})
+    artifact = Artifact.open(tmp_path)
     with pytest.raises(ArtifactError) as caught:
-        load_tokenizer(tmp_path / TOKENIZER)
-    assert str(tmp_path / TOKENIZER) in str(caught.value)
+        load_tokenizer(artifact)
+    assert str(artifact.file(TOKENIZER)) in str(caught.value)
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    with Run(tmp_path, "rnn", EvaluateConfig()) as run:
+        run.commit({})
     with pytest.raises(ArtifactError, match=r"tokenizer\.json"):
-        load_tokenizer(tmp_path / TOKENIZER)
+        load_tokenizer(Artifact.open(tmp_path))

@@ -320,7 +320,7 @@ def test_a_run_is_not_resumed_with_another_config(pipeline, tmp_path):
         train_rnn.run(rnn_config(), pipeline.labels, tmp_path, progress=Trap("training", 6, _raise))
     other = rnn_config(training={"learning_rate": 0.5})
 
-    with pytest.raises(UsageError, match=r"training\.learning_rate was 0\.001, is 0\.5"):
+    with pytest.raises(UsageError, match=r"training\.learning_rate was 0\.003, is 0\.5"):
         train_rnn.run(other, pipeline.labels, tmp_path, resume=True)
 
 

@@ -92,7 +92,7 @@ def _explain(
     message = str(detail["msg"]).removeprefix("Value error, ")
     hint = _LIMIT_HINT if "max_steps or max_seconds" in message else None
     if detail["type"] == "missing":
-        return UsageError(f"{key} must be set", f"--set {key}=VALUE, a flag, or --config")
+        return UsageError(f"{where}{key}: must be set", f"--set {key}=VALUE, a flag, or --config")
     if detail["type"] == "value_error":
         return UsageError(f"{where}{key}: {message}" if key else message, hint)
     return UsageError(f"{where}{key} = {detail['input']!r}: {message}")

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -71,7 +72,7 @@ class TextSource:
             return
         decoder = codecs.getincrementaldecoder("utf-8")()
         position = 0
-        for block in (*document.blocks(), b""):
+        for block in chain(document.blocks(), [b""]):
             pending = len(decoder.getstate()[0])
             try:
                 decoder.decode(block, final=not block)

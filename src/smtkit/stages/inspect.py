@@ -24,7 +24,7 @@ from smtkit.data.tokenizers import (
     load_tokenizer,
 )
 from smtkit.data.tokens import BATCH_TOKENS, is_stream, open_stream
-from smtkit.errors import UsageError
+from smtkit.errors import ArtifactError, UsageError
 
 _EXCERPT_TOKENS = 300
 
@@ -117,7 +117,7 @@ def _documents(
     checksum, length = xxhash.xxh3_64(), 0
     for start in range(0, len(stream), BATCH_TOKENS):
         tokens = stream.read(start, BATCH_TOKENS)
-        histogram += np.bincount(tokens, minlength=len(histogram))
+        _count(tokens, histogram, artifact)
         begin = 0
         for place in (*np.flatnonzero(tokens == end), len(tokens)):
             part = tokens[begin:place]
@@ -141,7 +141,7 @@ def _row_counts(artifact: Artifact, tokenizer: Tokenizer) -> dict[str, dict[str,
         digests: set[bytes] = set()
         asked = 0
         for tokens, ends, targets in store.blocks():
-            histogram += np.bincount(tokens, minlength=len(histogram))
+            _count(tokens, histogram, artifact)
             lengths.append(np.diff(ends))
             asked += int((targets != IGNORE).sum())
             rows = np.split(tokens, ends[1:-1] - ends[0])
@@ -157,6 +157,18 @@ def _row_counts(artifact: Artifact, tokenizer: Tokenizer) -> dict[str, dict[str,
         }
         seen_before |= digests
     return counts
+
+
+def _count(tokens: NDArray[Any], histogram: NDArray[np.int64], artifact: Artifact) -> None:
+    """Adds to the histogram (vocabulary,). Raises ArtifactError at a token beyond it."""
+    counts = np.bincount(tokens, minlength=len(histogram))
+    if len(counts) > len(histogram):
+        raise ArtifactError(
+            f"{artifact.directory}: damaged: token {len(counts) - 1}, the vocabulary has "
+            f"{len(histogram)}",
+            "--verify names the file",
+        )
+    histogram += counts
 
 
 def _spread_of(lengths: IntArray) -> dict[str, Any]:

@@ -129,6 +129,7 @@ class _Work:
         config = self._config
         fractions = Fractions(config.validation_fraction, config.test_fraction)
         corpus = Corpus(self.sources, self.test_sources, fractions, config.seed, self._workers)
+        self._progress.update("reading", self._size, self._size)
         if (corpus.codes == splits.REMOVED).all():
             raise UsageError(f"{', '.join(config.inputs)}: no text in it")
         return corpus
