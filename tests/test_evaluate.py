@@ -24,8 +24,6 @@ from conftest import (
 from smtkit.artifacts.manifest import Artifact
 from smtkit.convention import IGNORE
 from smtkit.data.ngrams import NgramModel
-from smtkit.data.tokenizers import load_tokenizer
-from smtkit.data.tokens import open_stream
 from smtkit.errors import ArtifactError
 from smtkit.metrics import Drift, position_ranges
 from smtkit.stages import evaluate, train_encoder
