@@ -1,7 +1,8 @@
 """Tiny configs, and artifacts that are built once a session through the stages' Python API."""
 
 import random
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from smtkit import cli
 from smtkit.config import (
     EvaluateConfig,
     ExtractLabelsConfig,
@@ -210,3 +212,37 @@ class Recorder:
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
+
+
+@dataclass
+class Result:
+    code: int
+    stdout: str
+    stderr: str
+
+    def line(self) -> str:
+        """The message of an error: the one line on stderr; there is nothing on stdout."""
+        assert self.stdout == ""
+        assert self.stderr.startswith("smtkit: ")
+        assert self.stderr.count("\n") == 1
+        assert self.stderr.endswith("\n")
+        return self.stderr.removeprefix("smtkit: ").rstrip("\n")
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command line in this process."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["smtkit", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+        captured = capsys.readouterr()
+        assert isinstance(exited.value.code, int)
+        return Result(exited.value.code, captured.out, captured.err)
+
+    return run

@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import smtkit
+from conftest import Command
 from smtkit import cli
 from smtkit.artifacts.manifest import MANIFEST, Artifact, Kind
 from smtkit.artifacts.run import Run
@@ -22,40 +21,6 @@ COMMANDS = [
     for command in cli.app.registered_commands
     if command.callback
 ]
-
-
-@dataclass
-class Result:
-    code: int
-    stdout: str
-    stderr: str
-
-    def line(self) -> str:
-        """The message of an error: the one line on stderr; there is nothing on stdout."""
-        assert self.stdout == ""
-        assert self.stderr.startswith("smtkit: ")
-        assert self.stderr.count("\n") == 1
-        assert self.stderr.endswith("\n")
-        return self.stderr.removeprefix("smtkit: ").rstrip("\n")
-
-
-Command = Callable[..., Result]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs the command line in this process."""
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["smtkit", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exited:
-            cli.main()
-        captured = capsys.readouterr()
-        assert isinstance(exited.value.code, int)
-        return Result(exited.value.code, captured.out, captured.err)
-
-    return run
 
 
 @pytest.fixture
