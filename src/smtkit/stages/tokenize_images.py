@@ -130,10 +130,11 @@ def _write(
 
 
 def _append(writer: RowWriter, block: ImageBlock, chosen: NDArray[np.bool_]) -> None:
-    tokens = block.pixels[chosen].reshape(int(chosen.sum()), -1)
+    count, height, width = int(chosen.sum()), *block.pixels.shape[1:]
+    tokens = block.pixels[chosen].reshape(count, height * width)
     # Nothing follows the last pixel: no answer is asked there.
     targets = np.pad(tokens, ((0, 0), (0, 1)), constant_values=IGNORE)
     columns = {"tokens": tokens, "targets": targets}
     if block.labels is not None:
         columns["label"] = block.labels[chosen]
-    writer.append(np.full(len(tokens), tokens.shape[1], dtype=np.int64), columns)
+    writer.append(np.full(count, height * width, dtype=np.int64), columns)
