@@ -192,8 +192,9 @@ def _print_evaluation(statistics: Mapping[str, Any]) -> None:
         title=f"{unit.replace('_', ' ')} on {statistics['split']}, "
         f"{statistics['windows']} windows, T = {window}",
         box=box.SIMPLE,
+        pad_edge=False,
     )
-    table.add_column("position")
+    table.add_column("position", no_wrap=True)
     for name in ranges:
         table.add_column(name, justify="right")
     for predictor in dict.fromkeys(result["predictor"] for result in results):
