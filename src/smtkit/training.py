@@ -1,12 +1,10 @@
 """The one loop: every method trains in it. A method is an objective, a source gives its batches."""
 
-import contextlib
 import dataclasses
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -18,7 +16,8 @@ from smtkit.artifacts.checkpoint import TrainingState
 from smtkit.artifacts.manifest import METRICS
 from smtkit.artifacts.run import publish
 from smtkit.config import Device, TrainingConfig
-from smtkit.errors import InterruptedRunError, NonFiniteLossError, UsageError
+from smtkit.errors import NonFiniteLossError, UsageError
+from smtkit.interrupts import stop_signals, stopped
 from smtkit.progress import Progress
 
 
@@ -129,6 +128,15 @@ class Trainer(Generic[BatchT]):
                 if stopped_by:
                     raise stopped(stopped_by[0], f"saved at step {self.state.step}")
         return validated or self._validate()
+
+    def statistics(self) -> dict[str, int | float]:
+        """What the run took, for the manifest."""
+        return {
+            "steps": self.state.step,
+            "tokens": self.state.tokens,
+            "seconds": round(self.state.seconds, 3),
+            "parameters": sum(p.numel() for p in self._method.network.parameters()),
+        }
 
     def _finished(self) -> bool:
         return self._share_done() >= 1
@@ -269,35 +277,6 @@ def moved(batch: BatchT, device: torch.device) -> BatchT:
 
     fields = {f.name: move(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
     return dataclasses.replace(batch, **fields)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """A list that gets the number of the first SIGINT or SIGTERM; a second one acts at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        received.append(number)
-        signal.signal(number, before[number])
-
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for number in before:
-            signal.signal(number, note)
-    except ValueError:  # not the main thread: the caller's own signals are its affair
-        before = {}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def stopped(signal_number: int, saved: str) -> InterruptedRunError:
-    """What to raise after a signal, once the state is saved."""
-    name = signal.Signals(signal_number).name
-    hint = "the same command with --resume goes on"
-    return InterruptedRunError(signal_number, f"stopped by {name}; {saved}", hint)
 
 
 class MetricsFile:

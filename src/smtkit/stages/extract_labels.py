@@ -22,10 +22,11 @@ from smtkit.data.tokenizers import load_tokenizer
 from smtkit.data.tokens import is_stream
 from smtkit.data.windows import Windows, WindowSource, open_windows
 from smtkit.errors import ArtifactError
+from smtkit.interrupts import stop_signals, stopped
 from smtkit.models.teacher import MemoryEncoder
 from smtkit.progress import Progress, Silent
 from smtkit.stages.train_encoder import load_teacher
-from smtkit.training import choose_device, stop_signals, stopped
+from smtkit.training import choose_device
 
 LABEL_SPLITS = ("train", "validation")
 _NOT_NEEDED = "encoder."

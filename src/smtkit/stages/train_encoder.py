@@ -72,15 +72,7 @@ def run(
         save_tensors(artifact.directory / MODEL, teacher.state_dict(), header)
         for name in (MODEL, METRICS):
             artifact.add(name)
-        return artifact.commit(
-            {
-                "steps": trainer.state.step,
-                "tokens": trainer.state.tokens,
-                "seconds": round(trainer.state.seconds, 3),
-                "parameters": sum(p.numel() for p in teacher.parameters()),
-                "validation": validated,
-            }
-        )
+        return artifact.commit({**trainer.statistics(), "validation": validated})
 
 
 def build_teacher(config: TrainEncoderConfig, vocabulary_size: int) -> Teacher:

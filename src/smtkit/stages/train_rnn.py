@@ -65,15 +65,7 @@ def run(
         save_tensors(artifact.directory / MODEL, network.state_dict(), header)
         for name in (MODEL, METRICS):
             artifact.add(name)
-        return artifact.commit(
-            {
-                "steps": trainer.state.step,
-                "tokens": trainer.state.tokens,
-                "seconds": round(trainer.state.seconds, 3),
-                "parameters": sum(p.numel() for p in network.parameters()),
-                "validation": validated,
-            }
-        )
+        return artifact.commit({**trainer.statistics(), "validation": validated})
 
 
 def load_rnn(rnn: Artifact) -> tuple[RecurrentNetwork, int]:
