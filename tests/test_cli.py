@@ -487,3 +487,9 @@ def test_inspect_finds_a_file_cut_short(command: Command, tokens: Path) -> None:
     result = command("inspect", tokens)
     assert result.code == 3
     assert result.line().startswith(f"{shard}: 100 bytes")
+
+
+def test_a_size_that_is_no_size_is_refused(command: Command, text: Path, tmp_path: Path) -> None:
+    result = command("tokenize", text, "--out", tmp_path / "out", "--size", "28")
+    assert result.code == 2
+    assert result.line() == "--size 28: expected HxW, for example 28x28"

@@ -647,7 +647,7 @@ def test_a_bomb_stops_at_the_bound_with_little_memory(tmp_path: Path) -> None:
     write_plain(tmp_path / "small.txt", ["small"])
     _, least, _ = code_and_peak_megabytes(tmp_path / "small.txt", tmp_path / "small")
     for name, byte in (("zeros.txt.zst", b"\0"), ("lines.txt.gz", b"\n")):
-        bomb = write_bomb(tmp_path / name, byte, 300 * MIB)
+        bomb = write_bomb(tmp_path / name, byte, 160 * MIB)
         code, peak, message = code_and_peak_megabytes(bomb, tmp_path / "out")
         assert code == 74
         assert message.startswith(f"smtkit: {bomb}: expands to more than 200 times its size")

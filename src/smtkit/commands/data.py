@@ -17,6 +17,7 @@ from smtkit.commands.options import (
     Settings,
     run_stage,
 )
+from smtkit.errors import UsageError
 
 
 def tokenize(
@@ -111,7 +112,7 @@ def tokenize(
         "model_type": model_type,
         "tokenizer_model": tokenizer_model,
         "pixel.levels": levels,
-        "pixel.size": size.lower().split("x") if size else None,
+        "pixel.size": _height_and_width(size),
         "pixel.maximum": maximum,
         "pixel.binarize": binarize,
         "pixel.order": order,
@@ -129,6 +130,15 @@ def tokenize(
             resolved, out, overwrite=overwrite, resume=resume, progress=terminal
         ),
     )
+
+
+def _height_and_width(size: str | None) -> list[str] | None:
+    if size is None:
+        return None
+    parts = size.lower().split("x")
+    if len(parts) != 2:
+        raise UsageError(f"--size {size}: expected HxW, for example 28x28")
+    return parts
 
 
 def synthesize(
