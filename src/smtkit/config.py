@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Device = Literal["auto", "cpu", "cuda"]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -76,7 +77,7 @@ class TokenizeConfig(Config):
     """Share of the bytes."""
     test_fraction: Fraction = 0.05
     """Share of the bytes."""
-    seed: int = 0
+    seed: Seed = 0
     """Of all random numbers."""
     workers: Positive | None = None
     """Threads; unset: one a core."""
@@ -119,7 +120,7 @@ class SynthesizeConfig(Config):
     """Of `stack`: the most values on it."""
     pairs: Positive | None = None
     """Of `keys-values`: pairs a row; unset: a quarter of the length."""
-    seed: int = 0
+    seed: Seed = 0
     """Of all random numbers."""
 
 
@@ -302,7 +303,7 @@ class TrainingConfig(Config):
 class TrainEncoderConfig(Config):
     """`smtkit train-encoder`."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of all random numbers."""
     device: Device = "auto"
     """`auto`: CUDA where there is one."""
@@ -336,7 +337,7 @@ class TrainEncoderConfig(Config):
 class ExtractLabelsConfig(Config):
     """`smtkit extract-labels`."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of all random numbers."""
     device: Device = "auto"
     """`auto`: CUDA where there is one."""
@@ -355,7 +356,7 @@ class ExtractLabelsConfig(Config):
 class TrainRnnConfig(Config):
     """`smtkit train-rnn --method smt`."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of all random numbers."""
     device: Device = "auto"
     """`auto`: CUDA where there is one."""
@@ -388,7 +389,7 @@ class EvaluateConfig(Config):
 class GenerateConfig(Config):
     """`smtkit generate`."""
 
-    seed: int | None = None
+    seed: Seed | None = None
     """Of the draws; unset: another text each time."""
     device: Device = "auto"
     """`auto`: CUDA where there is one."""

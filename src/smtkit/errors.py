@@ -43,6 +43,10 @@ class InputOutputError(SmtkitError):
     exit_code = 74
 
 
+class BrokenDocumentError(InputOutputError):
+    """A document that is not what its format says; `--errors skip` passes over it."""
+
+
 class InterruptedRunError(SmtkitError):
     """A signal stopped the run after it saved its state."""
 

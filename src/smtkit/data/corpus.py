@@ -14,7 +14,7 @@ from smtkit.data import splits
 from smtkit.data.parallel import ordered_map
 from smtkit.data.sources import Document, TextSource
 from smtkit.data.splits import Fractions
-from smtkit.errors import InputOutputError, SmtkitError
+from smtkit.errors import BrokenDocumentError, InputOutputError, SmtkitError
 
 SEGMENT_BYTES = 2**20
 
@@ -53,7 +53,9 @@ class Corpus:
         with ThreadPoolExecutor(workers) as pool:
             surveys = list(ordered_map(pool, _survey, sources, 2 * workers))
         self._sources = [
-            source for source, survey in zip(sources, surveys, strict=True) if len(survey.sizes)
+            (source, len(survey.sizes))
+            for source, survey in zip(sources, surveys, strict=True)
+            if len(survey.sizes)
         ]
         self.broken = sum(survey.broken for survey in surveys)
         self.sizes = np.concatenate([np.array(survey.sizes, np.int64) for survey in surveys])
@@ -87,8 +89,14 @@ class Corpus:
                 yield from _segments(number, code, self._read(number, document))
 
     def _documents(self) -> Iterator[Document]:
-        for source in self._sources:
-            yield from (found for found in source.documents() if isinstance(found, Document))
+        for source, expected in self._sources:
+            count = 0
+            for found in source.documents():
+                if isinstance(found, Document) and count < expected:
+                    yield found
+                count += isinstance(found, Document)
+            if count != expected:
+                raise InputOutputError(f"{source.name}: changed while it was read")
 
     def _read(self, number: int, document: Document) -> Iterator[bytes]:
         size = 0
@@ -115,7 +123,7 @@ def _survey(source: TextSource) -> _Survey:
             if isinstance(found, SmtkitError):
                 raise found
             source.check(found)
-        except InputOutputError:
+        except BrokenDocumentError:
             if source.errors != "skip":
                 raise
             survey.broken += 1
@@ -141,8 +149,8 @@ def _segments(document: int, split: int, blocks: Iterable[bytes]) -> Iterator[Se
 
 
 def cut_at_boundaries(blocks: Iterable[bytes], size: int = SEGMENT_BYTES) -> Iterator[bytes]:
-    """The bytes in pieces of at most `size`, cut after a line's end; where there is none, before a
-    space; else between two UTF-8 characters. The cuts do not depend on the blocks."""
+    """The bytes in pieces of at most `size`, cut after a line's end; where there is none, before
+    spaces; else between two UTF-8 characters. The cuts do not depend on the blocks."""
     pending = bytearray()
     for block in blocks:
         pending += block
@@ -159,6 +167,8 @@ def _boundary(data: bytearray, size: int) -> int:
     if line_end:
         return line_end
     space = data.rfind(b" ", 1, size)
+    while space > 0 and data[space - 1] == 0x20:  # a run of spaces may be one token
+        space -= 1
     if space > 0:
         return space
     place = size

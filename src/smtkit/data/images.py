@@ -81,6 +81,13 @@ class ImageSource:
         """(height, width) of the images that `blocks` gives."""
         return self.settings.size or self.stored_size
 
+    def files(self) -> list[Path]:
+        """All files that the images and their labels come from."""
+        if not isinstance(self.stored, _Array):
+            return self.stored
+        labels = _labels_beside(self.path)
+        return [self.path] if labels is None else [self.path, labels.path]
+
     def blocks(self) -> Iterator[ImageBlock]:
         """All images in order, at most 1024 a block. Raises InputOutputError."""
         largest = max(math.prod(self.stored_size), math.prod(self.size))

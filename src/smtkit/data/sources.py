@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from smtkit.data.files import STDIN, Reader, expand, is_binary, suffixes, walk
-from smtkit.errors import InputOutputError, SmtkitError, UsageError
+from smtkit.errors import BrokenDocumentError, InputOutputError, SmtkitError, UsageError
 
 Format = Literal["text", "jsonl", "csv", "parquet"]
 Errors = Literal["strict", "replace", "skip"]
@@ -52,10 +53,16 @@ class TextSource:
     errors: Errors
     any_bytes: bool
     reader: Reader
+    shown: str = ""
+    """What messages call the file, where that is not its path."""
+
+    @property
+    def name(self) -> str:
+        return self.shown or str(self.path)
 
     def at(self, path: Path) -> "TextSource":
         """The same kind of source at another path."""
-        return replace(self, path=path)
+        return replace(self, path=path, shown=self.name)
 
     def documents(self) -> Iterator[Document | SmtkitError]:
         """The documents in order; in place of one that is broken, what is wrong with it."""
@@ -63,8 +70,8 @@ class TextSource:
             yield self._whole()
             return
         rows = {"jsonl": self._json_rows, "csv": self._csv_rows, "parquet": self._parquet_rows}
-        for number, text in enumerate(rows[self.format](), start=1):
-            yield self._row(f"{self.path}: row {number}", text)
+        for number, text in rows[self.format]():
+            yield self._row(f"{self.name}: row {number}", text)
 
     def check(self, document: Document) -> None:
         """Raises InputOutputError at the first byte that is not UTF-8."""
@@ -77,7 +84,7 @@ class TextSource:
             try:
                 decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                raise InputOutputError(
+                raise BrokenDocumentError(
                     f"{document.name}: byte {position - pending + error.start}: "
                     f"0x{error.object[error.start]:02x} is not UTF-8",
                     "--errors replace takes U+FFFD in its place, --tokenizer byte takes any bytes",
@@ -85,89 +92,132 @@ class TextSource:
             position += len(block)
 
     def _whole(self) -> Document:
-        return Document(str(self.path), lambda: self.reader.blocks(self.path))
+        return Document(self.name, lambda: self.reader.blocks(self.path))
 
     def _row(self, name: str, text: object) -> Document | SmtkitError:
         if isinstance(text, SmtkitError):
             return text
+        if isinstance(text, bytes):
+            return self._decoded(name, text)
         if not isinstance(text, str):
             found = "null" if text is None else type(text).__name__
-            return InputOutputError(f"{name}: {self.text_field} is {found}, expected text", _SKIP)
+            return BrokenDocumentError(
+                f"{name}: {self.text_field} is {found}, expected text", _SKIP
+            )
+        if self.errors == "replace":
+            text = _HALVES.sub("\N{REPLACEMENT CHARACTER}", text)
         try:
-            data = text.encode("utf-8", "replace" if self.errors == "replace" else "strict")
+            data = text.encode("utf-8")
         except UnicodeEncodeError:
-            return InputOutputError(f"{name}: {self.text_field} holds half a character", _SKIP)
+            return BrokenDocumentError(f"{name}: {self.text_field} holds half a character", _SKIP)
         return Document(name, lambda: iter([data]))
 
-    def _json_rows(self) -> Iterator[object]:
+    def _decoded(self, name: str, data: bytes) -> Document | SmtkitError:
+        """The document of a row's bytes, which may not be UTF-8."""
+        try:
+            text = data.decode("utf-8", "replace" if self.errors == "replace" else "strict")
+        except UnicodeDecodeError as error:
+            return BrokenDocumentError(
+                f"{name}: byte {error.start} of {self.text_field}: "
+                f"0x{data[error.start]:02x} is not UTF-8",
+                _SKIP,
+            )
+        return self._row(name, text)
+
+    def _json_rows(self) -> Iterator[tuple[int, object]]:
         with self.reader.open(self.path) as file:
             number = 0
             while line := file.readline(LONGEST_ROW):
                 number += 1
                 if line.strip():
-                    yield self._json_row(f"{self.path}: row {number}", line)
+                    yield number, self._json_row(f"{self.name}: row {number}", line)
 
     def _json_row(self, name: str, line: bytes) -> object:
         try:
-            row = json.loads(line.decode("utf-8-sig"))
+            errors = "replace" if self.errors == "replace" else "strict"
+            row = json.loads(line.decode("utf-8-sig", errors))
+        except UnicodeDecodeError as error:
+            return BrokenDocumentError(
+                f"{name}: byte {error.start}: 0x{line[error.start]:02x} is not UTF-8", _SKIP
+            )
         except (ValueError, RecursionError) as error:
-            return InputOutputError(f"{name}: not JSON: {error}", _SKIP)
+            return BrokenDocumentError(f"{name}: not JSON: {error}", _SKIP)
         if not isinstance(row, dict) or self.text_field not in row:
             found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            return InputOutputError(
+            return BrokenDocumentError(
                 f"{name}: no field {self.text_field}, found {found or 'nothing'}",
                 "--text-field names another, --errors skip passes over such rows",
             )
         return row[self.text_field]
 
-    def _csv_rows(self) -> Iterator[object]:
+    def _csv_rows(self) -> Iterator[tuple[int, object]]:
         csv.field_size_limit(LONGEST_ROW)
         with self.reader.open(self.path) as file:
-            errors = "replace" if self.errors == "replace" else "surrogateescape"
-            lines = io.TextIOWrapper(file, "utf-8-sig", errors, newline="")
+            lines = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
             rows = csv.reader(lines, strict=True)
-            try:
-                header = next(rows, [])
-                column = self._column(header)
-                for number, row in enumerate(rows, start=1):
-                    if len(row) != len(header):
-                        yield InputOutputError(
-                            f"{self.path}: row {number}: {len(row)} columns, the header has "
-                            f"{len(header)}",
-                            _SKIP,
-                        )
-                    else:
-                        yield row[column]
-            except csv.Error as error:
-                raise InputOutputError(f"{self.path}: line {rows.line_num}: {error}") from None
+            header = _next_row(rows) or []
+            if isinstance(header, csv.Error):
+                raise InputOutputError(f"{self.name}: line {rows.line_num}: {header}")
+            column, number = self._column(header), 0
+            while (row := _next_row(rows)) is not None:
+                if row == []:
+                    continue
+                number += 1
+                yield number, self._csv_row(number, row, header, column)
 
-    def _parquet_rows(self) -> Iterator[object]:
+    def _csv_row(
+        self, number: int, row: list[str] | csv.Error, header: list[str], column: int
+    ) -> object:
+        name = f"{self.name}: row {number}"
+        if isinstance(row, csv.Error):
+            return BrokenDocumentError(f"{name}: {row}", _SKIP)
+        if len(row) != len(header):
+            return BrokenDocumentError(
+                f"{name}: {len(row)} columns, the header has {len(header)}", _SKIP
+            )
+        return row[column].encode("utf-8", "surrogateescape")
+
+    def _parquet_rows(self) -> Iterator[tuple[int, object]]:
+        number = 0
         try:
             with pa.parquet.ParquetFile(self.path) as file:
                 self._column(file.schema_arrow.names)
                 for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=[self.text_field]):
-                    yield from self._texts(batch.column(0))
+                    for text in self._texts(batch.column(0)):
+                        number += 1
+                        yield number, text
         except (OSError, pa.ArrowException) as error:
-            raise InputOutputError(f"{self.path}: cannot be read: {error}") from None
+            raise InputOutputError(f"{self.name}: cannot be read: {error}") from None
         self.reader.on_read(self.path.stat().st_size)
 
     @staticmethod
     def _texts(column: pa.Array) -> list[object]:
         if pa.types.is_dictionary(column.type):
             column = column.dictionary_decode()
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            column = column.cast(pa.large_binary())  # what is not UTF-8 is found row by row
         values: list[object] = column.to_pylist()
         return values
 
     def _column(self, names: Sequence[str]) -> int:
         if self.text_field not in names:
             raise UsageError(
-                f"{self.path}: no column {self.text_field}, found {', '.join(names) or 'none'}",
+                f"{self.name}: no column {self.text_field}, found {', '.join(names) or 'none'}",
                 "--text-field names another",
             )
         return list(names).index(self.text_field)
 
 
 _SKIP = "--errors skip passes over such rows"
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+def _next_row(rows: Iterator[list[str]]) -> list[str] | csv.Error | None:
+    """The next row, what is wrong with it, or None at the end."""
+    try:
+        return next(rows, None)
+    except csv.Error as error:
+        return error
 
 
 @dataclass(frozen=True)

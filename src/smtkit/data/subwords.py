@@ -90,7 +90,10 @@ class SentencePieceTokenizer(TextTokenizer):
     def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
-            yield decoder.decode(self._bytes[token], token == self.end_of_document)
+            lost = token == self.unknown
+            yield decoder.decode(self._bytes[token], lost or token == self.end_of_document)
+            if lost:
+                yield "\N{REPLACEMENT CHARACTER}"
         yield decoder.decode(b"", True)
 
     def byte_lengths(self) -> NDArray[np.int64]:
@@ -108,7 +111,7 @@ class SentencePieceTokenizer(TextTokenizer):
         piece: str = self._processor.id_to_piece(token)
         if self._processor.is_byte(token):
             return bytes([int(piece[3:-1], 16)])
-        if self._processor.is_control(token):
+        if self._processor.is_control(token) or self._processor.is_unknown(token):
             return b""
         return piece.replace(SPACE, " ").encode("utf-8")
 

@@ -114,16 +114,22 @@ class _Work:
             self.binary, self._size = self.binary + test.binary, self._size + test.size
 
     def paths(self) -> list[Path]:
-        return [source.path for source in (*self.sources, *self.test_sources)]
+        """All files that the result depends on."""
+        paths = [source.path for source in (*self.sources, *self.test_sources)]
+        model = self._config.tokenizer_model
+        if model is not None and not Path(model).is_file():
+            raise UsageError(f"--tokenizer-model {model}: no such file")
+        return paths if model is None else [*paths, Path(model)]
 
     def spool_stdin(self, directory: Path) -> None:
         """Standard input comes once, and is read more than once."""
-        for place, source in enumerate(self.sources):
-            if str(source.path) == STDIN:
-                path = directory / "stdin"
-                with path.open("wb") as file:
-                    shutil.copyfileobj(sys.stdin.buffer, file)
-                self.sources[place] = source.at(path)
+        for sources in (self.sources, self.test_sources):
+            for place, source in enumerate(sources):
+                if str(source.path) == STDIN:
+                    path = directory / "stdin"
+                    with path.open("xb") as file:
+                        shutil.copyfileobj(sys.stdin.buffer, file)
+                    sources[place] = source.at(path)
 
     def survey(self) -> Corpus:
         config = self._config
@@ -132,6 +138,11 @@ class _Work:
         self._progress.update("reading", self._size, self._size)
         if (corpus.codes == splits.REMOVED).all():
             raise UsageError(f"{', '.join(config.inputs)}: no text in it")
+        if not np.isin(corpus.codes, (splits.TRAIN, splits.BY_POSITION)).any():
+            raise UsageError(
+                f"{', '.join(config.inputs)}: nothing is left for train",
+                "the test inputs hold all of it",
+            )
         return corpus
 
     def fit(self, corpus: Corpus) -> TextTokenizer:
@@ -251,9 +262,11 @@ def _existing_model(path: str, progress: Progress) -> SentencePieceTokenizer:
         model = Path(path).read_bytes()
     except OSError as error:
         raise UsageError(f"--tokenizer-model {path}: {error.strerror}") from None
+    if not model:
+        raise UsageError(f"--tokenizer-model {path}: not a sentencepiece model: it is empty")
     try:
         tokenizer = SentencePieceTokenizer(model)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, IndexError) as error:
         raise UsageError(f"--tokenizer-model {path}: not a sentencepiece model: {error}") from None
     if tokenizer.unknown is not None:
         progress.warn(

@@ -37,7 +37,7 @@ def run(
     if test is not None:
         _check_match(images, test)
     sets = [s for s in (test, images) if s is not None]  # a given test comes first
-    paths = [source.path for s in sets for source in s.sources]
+    paths = [file for s in sets for source in s.sources for file in source.files()]
     with Run(
         out,
         "tokens",

@@ -1,6 +1,7 @@
 """`smtkit train-rnn --method smt`: a `labels` artifact to an `rnn` artifact."""
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from smtkit.artifacts.run import Run
 from smtkit.config import CellConfig, DecoderConfig, ReadoutConfig, TrainRnnConfig
 from smtkit.data.labels import LabelShape, LabelShards, TransitionSource
 from smtkit.data.tokenizers import load_tokenizer
-from smtkit.errors import ArtifactError
+from smtkit.errors import ArtifactError, UsageError
 from smtkit.methods.smt import SupervisedMemoryTraining
 from smtkit.models.rnn import RecurrentNetwork
 from smtkit.progress import Progress, Silent
@@ -82,6 +83,7 @@ def _build(config: TrainRnnConfig, labels: Artifact, shape: LabelShape) -> Recur
     tensors, header = load_tensors(labels.verified(MODEL))
     cell, readout = config.cell, config.readout
     if config.init_from_labels:
+        _check_given(config, header)
         cell, readout = CellConfig(**header["cell"]), ReadoutConfig(**header["readout"])
     network = RecurrentNetwork(
         shape.vocabulary_size,
@@ -99,6 +101,18 @@ def _build(config: TrainRnnConfig, labels: Artifact, shape: LabelShape) -> Recur
     elif config.init_from_labels:
         network.readout.load_state_dict(_below("readout.", tensors))
     return network
+
+
+def _check_given(config: TrainRnnConfig, header: dict[str, Any]) -> None:
+    """Raises UsageError where a cell or readout was asked for that is not the co-trained one."""
+    for section in ("cell", "readout"):
+        for key, wanted in getattr(config, section).model_dump(exclude_unset=True).items():
+            if wanted != header[section][key]:
+                raise UsageError(
+                    f"{section}.{key} = {wanted!r}: --init-from-labels starts from the co-trained "
+                    f"{section}, whose {key} is {header[section][key]!r}",
+                    f"leave {section}.{key} out",
+                )
 
 
 def _below(prefix: str, tensors: dict[str, Tensor], keep: str = "") -> dict[str, Tensor]:
