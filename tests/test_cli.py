@@ -493,3 +493,14 @@ def test_a_size_that_is_no_size_is_refused(command: Command, text: Path, tmp_pat
     result = command("tokenize", text, "--out", tmp_path / "out", "--size", "28")
     assert result.code == 2
     assert result.line() == "--size 28: expected HxW, for example 28x28"
+
+
+def test_an_output_below_the_inputs_is_no_input(command: Command, tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number}.txt").write_text(f"text {number} " * 20)
+    arguments = ("tokenize", tmp_path, "--out", tmp_path / "tokens", "--quiet")
+    assert command(*arguments).code == 0
+    before = json.loads((tmp_path / "tokens" / MANIFEST).read_text())["digest"]
+    assert command(*arguments, "--resume").code == 0
+    assert command(*arguments, "--overwrite").code == 0
+    assert json.loads((tmp_path / "tokens" / MANIFEST).read_text())["digest"] == before

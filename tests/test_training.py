@@ -672,3 +672,21 @@ def test_a_device_that_is_not_there_is_a_usage_error(monkeypatch):
     assert choose_device("cpu") == CPU
     with pytest.raises(UsageError, match="no CUDA device"):
         choose_device("cuda")
+
+
+def test_an_overwriting_run_that_was_stopped_goes_on(pipeline, tmp_path):
+    """Also where the artifact it would replace is complete and was made with the same settings."""
+    config = encoder_config()
+    train_encoder.run(config, pipeline.tokens, tmp_path)
+    with pytest.raises(KilledError):
+        train_encoder.run(
+            config,
+            pipeline.tokens,
+            tmp_path,
+            overwrite=True,
+            progress=Trap("training", 10, _raise),
+        )
+    (unfinished,) = tmp_path.glob("run-*/checkpoint.json")
+    train_encoder.run(config, pipeline.tokens, tmp_path, overwrite=True, resume=True)
+    assert [folder.name for folder in tmp_path.glob("run-*")] == [unfinished.parent.name]
+    assert model_bytes(tmp_path) == model_bytes(pipeline.encoder)

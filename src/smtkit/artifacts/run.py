@@ -170,11 +170,17 @@ class Run:
                 f"--out {self.path}: holds other files ({sorted(strangers)[0]})",
                 "name a new or empty directory",
             )
-        if committed and self._goes_on_from_complete():
-            return
+        if committed and not (self._resume or self._overwrite):
+            raise UsageError(
+                f"--out {self.path}: exists", "--overwrite makes it anew, --resume keeps it"
+            )
         unfinished = self._unfinished(runs)
-        if unfinished and self._goes_on_from(unfinished[-1]):
+        if self._resume and any(self._goes_on_from(record) for record in unfinished):
             return
+        if self._resume and committed and self._is_complete():
+            return
+        if self._resume and not committed and unfinished:
+            self._refuse_difference(self._difference_from(unfinished[-1]))
         for run in unfinished:
             shutil.rmtree(run.parent)
         self._start()
@@ -188,38 +194,36 @@ class Run:
                 "name another directory",
             )
 
-    def _goes_on_from_complete(self) -> bool:
-        if not (self._resume or self._overwrite):
-            raise UsageError(
-                f"--out {self.path}: exists", "--overwrite makes it anew, --resume keeps it"
-            )
-        if not self._resume:
-            return False
+    def _is_complete(self) -> bool:
+        """Whether there is nothing to do. Raises UsageError where the settings were others."""
         manifest = read_manifest(self.path)
         difference = _difference(manifest.identity, self._identity)
         if difference is None:
             self.finished = manifest
-            return True
-        self._refuse_difference(difference)
-        return False
+        else:
+            self._refuse_difference(difference)
+        return difference is None
 
     def _goes_on_from(self, record: Path) -> bool:
-        if not self._resume:
+        """Takes over the folder of an unfinished run, if it computes the same."""
+        if self._difference_from(record) is not None:
             return False
+        found = json.loads(record.read_text(encoding="utf-8"))
+        self._started = datetime.fromisoformat(found["started"])
+        self.directory, self._kept = record.parent, True
+        return True
+
+    def _difference_from(self, record: Path) -> str | None:
         try:
             found = json.loads(record.read_text(encoding="utf-8"))
-            difference = _difference(found["identity"], self._identity)
-            started = datetime.fromisoformat(found["started"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            before = {"kind": found["kind"], **found["identity"]}
+            datetime.fromisoformat(found["started"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{record}: damaged: {error}", "--overwrite starts anew") from None
-        if difference is None and found["kind"] == self.kind:
-            self.directory, self._started, self._kept = record.parent, started, True
-            return True
-        self._refuse_difference(difference or f"kind was {found['kind']}, is {self.kind}")
-        return False
+        return _difference(before, {"kind": self.kind, **self._identity})
 
-    def _refuse_difference(self, difference: str) -> None:
-        if not self._overwrite:
+    def _refuse_difference(self, difference: str | None) -> None:
+        if difference is not None and not self._overwrite:
             raise UsageError(
                 f"--out {self.path}: cannot resume: {difference}",
                 "--overwrite makes it anew",

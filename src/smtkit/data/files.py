@@ -42,7 +42,7 @@ def expand(inputs: Sequence[str]) -> Iterator[Path]:
 
 
 def walk(directory: Path, include: Sequence[str], exclude: Sequence[str]) -> Iterator[Path]:
-    """Files below a directory in order of path, without hidden ones.
+    """Files below a directory in order of path, without hidden ones and those of artifacts.
 
     `include` and `exclude` are globs that the path below the directory, or any part of it, matches.
     Raises InputOutputError.
@@ -190,8 +190,16 @@ def _files_below(directory: Path) -> Iterator[Path]:
     def fail(error: OSError) -> None:
         raise InputOutputError(f"{error.filename}: {error.strerror}") from None
 
-    for parent, _, names in os.walk(directory, onerror=fail):
+    for parent, folders, names in os.walk(directory, onerror=fail):
+        folders[:] = [name for name in folders if not _is_artifact(Path(parent, name))]
         yield from (path for name in names if (path := Path(parent, name)).is_file())
+
+
+def _is_artifact(directory: Path) -> bool:
+    """Whether smtkit wrote the directory: an output below the inputs is no input."""
+    return any(directory.glob("run-*/run.json")) or (
+        (directory / "manifest.json").exists() and any(directory.glob("run-*/tokenizer.json"))
+    )
 
 
 def _matches(relative: Path, patterns: Sequence[str]) -> bool:
