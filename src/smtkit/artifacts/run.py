@@ -208,19 +208,22 @@ class Run:
         """Takes over the folder of an unfinished run, if it computes the same."""
         if self._difference_from(record) is not None:
             return False
-        found = json.loads(record.read_text(encoding="utf-8"))
-        self._started = datetime.fromisoformat(found["started"])
+        self._started = self._read_record(record)[1]
         self.directory, self._kept = record.parent, True
         return True
 
     def _difference_from(self, record: Path) -> str | None:
+        return _difference(self._read_record(record)[0], {"kind": self.kind, **self._identity})
+
+    @staticmethod
+    def _read_record(record: Path) -> tuple[dict[str, Any], datetime]:
+        """What identifies an unfinished run, its kind included, and when it was started."""
         try:
             found = json.loads(record.read_text(encoding="utf-8"))
-            before = {"kind": found["kind"], **found["identity"]}
-            datetime.fromisoformat(found["started"])
+            started = datetime.fromisoformat(found["started"])
+            return {"kind": found["kind"], **found["identity"]}, started
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{record}: damaged: {error}", "--overwrite starts anew") from None
-        return _difference(before, {"kind": self.kind, **self._identity})
 
     def _refuse_difference(self, difference: str | None) -> None:
         if difference is not None and not self._overwrite:

@@ -143,7 +143,6 @@ class TeacherSource:
         dynamics_positions: int,
         uniformity_positions: int,
     ) -> None:
-        self.windows_per_epoch = windows.per_epoch
         self._windows = windows
         self._order = SampleOrder(windows.per_epoch, batch_size, seed)
         self._seed = seed

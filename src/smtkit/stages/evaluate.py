@@ -122,15 +122,15 @@ class _Predictors:
         tokens = torch.from_numpy(windows.tokens).to(self.device)
         targets = torch.from_numpy(windows.targets).to(self.device)
         scores = {name: self._ngram(windows, order) for order, name in enumerate(_BASELINES, 1)}
+        labels = None
         if self.teacher is not None:
-            memory = self.teacher.encoder(tokens)
+            labels = self.teacher.encoder(tokens)
             decode = DecoderReadout(self.teacher.decoder)
-            scores["teacher, decoder"] = _scored(decode, memory, targets)
+            scores["teacher, decoder"] = _scored(decode, labels, targets)
             if self.teacher.readout is not None:
-                scores["teacher, readout"] = _scored(self.teacher.readout, memory, targets)
-            scores["rnn, one step"] = self._one_step(memory, tokens, targets)
-            self._add_drift(tokens, memory, windows)
-        scores["rnn, free-running"] = self._free_running(tokens, targets)
+                scores["teacher, readout"] = _scored(self.teacher.readout, labels, targets)
+            scores["rnn, one step"] = self._one_step(labels, tokens, targets)
+        scores["rnn, free-running"] = self._free_running(tokens, targets, windows, labels)
         return {name: np.where(asked, values, np.nan) for name, values in scores.items()}
 
     def _ngram(self, windows: Windows, order: int) -> Scores:
@@ -149,13 +149,18 @@ class _Predictors:
         )
         return scores
 
-    def _free_running(self, tokens: Tensor, targets: Tensor) -> Scores:
-        pieces = [
-            _scored(self.network.readout, self.network.start(len(tokens))[:, None], targets[:, :1])
-        ]
+    def _free_running(
+        self, tokens: Tensor, targets: Tensor, windows: Windows, labels: Tensor | None
+    ) -> Scores:
+        """Scores of the rollout from the empty memory; notes its drift from `labels`."""
+        readout = self.network.readout
+        pieces = [_scored(readout, self.network.start(len(tokens))[:, None], targets[:, :1])]
         for first, memory in self._rollout(tokens):
             length = memory.shape[1]
-            pieces.append(_scored(self.network.readout, memory, targets[:, first : first + length]))
+            pieces.append(_scored(readout, memory, targets[:, first : first + length]))
+            if first == 1 and labels is not None:
+                whole = torch.from_numpy(windows.length >= self.window).to(self.device)
+                self.drift.add(memory[whole], labels[whole, 1 : self.window + 1])
         return np.concatenate(pieces, axis=1)
 
     def _rollout(self, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -165,11 +170,6 @@ class _Predictors:
             memories = self.network.rollout(tokens[:, first : first + self.window], memory)
             memory = memories[:, -1]
             yield first + 1, memories[:, 1:]
-
-    def _add_drift(self, tokens: Tensor, memory: Tensor, windows: Windows) -> None:
-        whole = torch.from_numpy(windows.length >= self.window).to(self.device)
-        _, rolled = next(self._rollout(tokens))
-        self.drift.add(rolled[whole], memory[whole, 1 : self.window + 1])
 
 
 def _scored(readout: Callable[[Tensor], Tensor], memory: Tensor, targets: Tensor) -> Scores:
