@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,21 +15,29 @@ from hypothesis import strategies as st
 
 from conftest import (
     WINDOW,
+    Command,
     Pipeline,
+    Recorder,
+    arrow_columns,
+    build_pipeline,
     encoder_config,
     evaluate_config,
+    rnn_config,
+    shards,
     split_tokens,
     tokenized,
     write_text,
 )
 from smtkit.artifacts.manifest import Artifact
+from smtkit.config import ExtractLabelsConfig, SynthesizeConfig
 from smtkit.convention import IGNORE
 from smtkit.data.ngrams import NgramModel
-from smtkit.errors import ArtifactError
+from smtkit.errors import ArtifactError, UsageError
 from smtkit.metrics import Drift, position_ranges
-from smtkit.stages import evaluate, train_encoder
+from smtkit.objectives import memory_health
+from smtkit.stages import evaluate, gradients, inference_cost, predictors, synthesize, train_encoder
+from smtkit.stages.networks import load_rnn
 from smtkit.stages.train_encoder import load_teacher
-from smtkit.stages.train_rnn import load_rnn
 
 LENGTH = 4 * WINDOW
 END_OF_DOCUMENT = 256
@@ -183,6 +192,15 @@ def test_ranges_part_all_positions_after_the_first(window):
     assert positions == list(range(1, 4 * window + 1))
 
 
+def test_ranges_go_on_by_doubling():
+    names = [name for name, _, _ in position_ranges(8, 16)]
+
+    assert names == ["1..T/2", "T/2..T", "T..2T", "2T..4T", "4T..8T", "8T..16T"]
+    assert position_ranges(8, 16)[-1][1:] == (65, 128)
+    assert position_ranges(8, 9) == position_ranges(8, 16)
+    assert position_ranges(8, 1) == [("1..T/2", 1, 4), ("T/2..T", 5, 8)]
+
+
 def _naive_drift(rolled: np.ndarray, label: np.ndarray) -> list[float]:
     """(B, T, Z) both."""
     rows, window, _ = label.shape
@@ -206,6 +224,17 @@ def test_drift_equals_its_definition():
     expected = _naive_drift(rolled.flatten(2).numpy(), label.flatten(2).numpy())
 
     assert drift.by_position() == pytest.approx(expected, rel=1e-4)
+
+
+def test_drift_of_pieces_of_a_window_is_that_of_the_whole():
+    torch.manual_seed(0)
+    rolled, label = torch.randn(2, 5, 7, 2, 3)
+    whole, pieces = Drift(7), Drift(7)
+    whole.add(rolled, label)
+    for first, last in ((1, 3), (4, 4), (5, 7)):
+        pieces.add(rolled[:, first - 1 : last], label[:, first - 1 : last], first)
+
+    assert pieces.by_position() == pytest.approx(whole.by_position())
 
 
 def test_drift_of_the_teacher_itself_is_zero():
@@ -426,3 +455,398 @@ def test_tokens_of_another_tokenizer_are_refused(pipeline, character_pipeline, t
 def test_labels_are_no_rnn(pipeline, tmp_path):
     with pytest.raises(ArtifactError, match="kind is labels, expected rnn"):
         evaluate.run(evaluate_config(), pipeline.labels, pipeline.tokens, tmp_path / "out")
+
+
+# Further than trained, and what rows say of themselves.
+
+
+@torch.no_grad()
+def _by_steps(pipeline: Pipeline, row: Sequence[int], targets: Sequence[int]) -> list[tuple]:
+    """(position, nll, right) of the free-running RNN at every target that is asked."""
+    network, _ = load_rnn(Artifact.open(pipeline.rnn))
+    memory, found = network.empty_memory[None], []
+    for i, target in enumerate(targets):
+        logits = network.readout(memory)[0]
+        if target != IGNORE:
+            found.append((i, _nll(logits, target), int(logits.argmax()) == target))
+        if i < len(row):
+            memory = network.step(memory, torch.tensor([row[i]]))
+    return found
+
+
+def test_windows_of_sixteen_times_the_trained_length(pipeline, tmp_path):
+    evaluation = _evaluate(pipeline, tmp_path, lengths=16)
+    tokens = split_tokens(pipeline.tokens, "test")
+    length = 16 * WINDOW
+    values: dict[str, list[float]] = {}
+    for start in range(0, len(tokens) - length + 1, length):
+        window = tokens[start : start + length + 1]
+        for i, nll, _ in _by_steps(pipeline, window[:length], window):
+            for name, first, last in position_ranges(WINDOW, 16):
+                if first <= i <= last:
+                    values.setdefault(name, []).append(nll)
+    rows = _rows(evaluation, "rnn, free-running")
+
+    assert list(rows) == list(values)
+    assert list(rows)[-1] == "8T..16T"
+    for name, row in rows.items():
+        assert row["targets"] == len(values[name])
+        assert row["nll"] == pytest.approx(np.mean(values[name]), rel=1e-4)
+    assert set(_rows(evaluation, "teacher, decoder")) == set(rows)
+    assert set(_rows(evaluation, "rnn, one step")) == {"1..T/2", "T/2..T"}
+
+
+def test_how_many_positions_are_held_at_once_changes_nothing(
+    pipeline, evaluation, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(predictors, "_POSITIONS", 5)
+    monkeypatch.setattr(evaluate, "_POSITIONS", 3 * LENGTH)
+    other = _evaluate(pipeline, tmp_path)
+
+    assert other["drift"] == pytest.approx(evaluation["drift"], rel=1e-5)
+    for one, two in zip(evaluation["results"], other["results"], strict=True):
+        assert one["nll"] == pytest.approx(two["nll"], rel=1e-6)
+
+
+def _rows_of_recency(out: Path, lengths: list[int], train: int = 60) -> Path:
+    config = SynthesizeConfig(
+        task="recency",
+        lengths=lengths,
+        sequences=train,
+        validation_sequences=20,
+        test_sequences=20,
+        vocabulary=6,
+    )
+    synthesize.run(config, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def task_pipeline(tmp_path_factory) -> Pipeline:
+    """Of rows of two lengths."""
+    directory = tmp_path_factory.mktemp("task")
+    return build_pipeline(
+        directory,
+        _rows_of_recency(directory / "tokens", [8, 12]),
+        encoder_config(data={"window": None}, objective={"future_length": "rest"}),
+        ExtractLabelsConfig(dtype="float32"),
+        rnn_config(data={"positions": 4}),
+    )
+
+
+@pytest.fixture(scope="module")
+def task_evaluation(task_pipeline, tmp_path_factory) -> dict:
+    return _evaluate(task_pipeline, tmp_path_factory.mktemp("task-evaluation"))
+
+
+@pytest.fixture(scope="module")
+def answers(task_pipeline) -> list[tuple[int, int, float, bool]]:
+    """(length of the row, distance, nll, right) of every answer of the test split."""
+    columns = arrow_columns(shards(task_pipeline.tokens, "test"))
+    return [
+        (len(row), distance[i], nll, right)
+        for row, targets, distance in zip(
+            columns["tokens"], columns["targets"], columns["distance"], strict=True
+        )
+        for i, nll, right in _by_steps(task_pipeline, row, targets)
+    ]
+
+
+DISTANCES = [("0", 0, 0), ("1", 1, 1), ("2", 2, 2), ("3-4", 3, 4), ("5-8", 5, 8), ("9-16", 9, 16)]
+
+
+def test_answers_are_counted_by_distance(task_evaluation, answers):
+    records = [r for r in task_evaluation["by_distance"] if r["predictor"] == "rnn, free-running"]
+    expected = {
+        name: [(nll, right) for _, distance, nll, right in answers if first <= distance <= last]
+        for name, first, last in DISTANCES
+    }
+    assert [r["range"] for r in records] == [name for name, values in expected.items() if values]
+    assert sum(r["targets"] for r in records) == len(answers)
+    for record in records:
+        nll, right = zip(*expected[record["range"]], strict=True)
+        assert record["targets"] == len(nll)
+        assert record["nll"] == pytest.approx(np.mean(nll), rel=1e-5)
+        assert record["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_answers_are_counted_by_the_length_of_the_row(task_evaluation, answers):
+    records = [r for r in task_evaluation["by_length"] if r["predictor"] == "rnn, free-running"]
+    assert [r["length"] for r in records] == [8, 12]
+    for record in records:
+        here = [(nll, right) for length, _, nll, right in answers if length == record["length"]]
+        nll, right = zip(*here, strict=True)
+        assert record["targets"] == len(nll)
+        assert record["nll"] == pytest.approx(np.mean(nll), rel=1e-5)
+        assert record["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_ngrams_have_an_nll_by_distance_and_no_accuracy(task_evaluation):
+    records = [r for r in task_evaluation["by_distance"] if r["predictor"] == "bigram"]
+
+    assert records
+    assert {r["accuracy"] for r in records} == {None}
+
+
+def test_text_has_neither_distance_nor_length(evaluation):
+    assert evaluation["by_distance"] is None
+    assert evaluation["by_length"] is None
+
+
+@torch.no_grad()
+def test_rows_longer_than_trained_are_read_whole(task_pipeline, tmp_path):
+    longer = _rows_of_recency(tmp_path / "tokens", [60])
+    evaluation = _evaluate(task_pipeline, tmp_path / "out", tokens=longer)
+    columns = arrow_columns(shards(longer, "test"))
+    steps = [
+        found
+        for row, targets in zip(columns["tokens"], columns["targets"], strict=True)
+        for found in _by_steps(task_pipeline, row, targets)
+    ]
+    teacher, _ = load_teacher(Artifact.open(task_pipeline.encoder))
+    decoded: dict[int, list[float]] = {}
+    for row, targets in zip(columns["tokens"], columns["targets"], strict=True):
+        memory = teacher.encoder(torch.tensor([row]))[0]
+        logits = teacher.decoder(memory, torch.empty(61, 0, dtype=torch.int64))[:, 0]
+        for i, target in enumerate(targets):
+            if target != IGNORE:
+                decoded.setdefault(i, []).append(_nll(logits[i], target))
+
+    assert evaluation["window"] == 12
+    assert len(evaluation["drift"]) == 12
+    assert evaluation["by_length"] is None
+    rows = _rows(evaluation, "rnn, free-running")
+    assert list(rows) == ["1..T/2", "T/2..T", "T..2T", "2T..4T", "4T..8T"]
+    for row in rows.values():
+        here = [nll for i, nll, _ in steps if row["first"] <= i <= row["last"]]
+        assert row["targets"] == len(here)
+        assert row["nll"] == pytest.approx(np.mean(here), rel=1e-4)
+    for row in _rows(evaluation, "teacher, decoder").values():
+        here = [nll for i in range(row["first"], row["last"] + 1) for nll in decoded.get(i, [])]
+        assert row["nll"] == pytest.approx(np.mean(here), rel=1e-4)
+
+
+def test_rows_shorter_than_trained_are_evaluated(task_pipeline, tmp_path):
+    shorter = _rows_of_recency(tmp_path / "tokens", [5])
+    evaluation = _evaluate(task_pipeline, tmp_path / "out", tokens=shorter)
+
+    assert evaluation["drift"] is None
+    assert list(_rows(evaluation, "rnn, one step")) == ["1..T/2"]
+
+
+# Memories.
+
+
+@torch.no_grad()
+def test_memory_health_is_that_of_all_memories_where_they_are_few(pipeline, evaluation, windows):
+    network, _ = load_rnn(Artifact.open(pipeline.rnn))
+    teacher, _ = load_teacher(Artifact.open(pipeline.encoder))
+    read = torch.tensor([window[:WINDOW] for window in windows])
+    assert len(windows) * WINDOW < 4096
+    expected = {
+        "teacher": memory_health(teacher.encoder(read)[:, 1:].flatten(0, 1)),
+        "rnn, free-running": memory_health(network.rollout(read)[:, 1:].flatten(0, 1)),
+    }
+
+    assert evaluation["memory"].keys() == expected.keys()
+    for name, health in expected.items():
+        assert evaluation["memory"][name] == pytest.approx(health, rel=1e-3)
+
+
+def test_memory_health_is_of_a_sample_where_they_are_many(pipeline, tmp_path, monkeypatch):
+    sizes = []
+
+    def health(memory):
+        sizes.append(len(memory))
+        return {"variance": 1.0}
+
+    monkeypatch.setattr(predictors, "_HEALTH_MEMORIES", 11)
+    monkeypatch.setattr(predictors, "memory_health", health)
+    evaluation = _evaluate(pipeline, tmp_path)
+
+    assert sizes == [11, 11]
+    assert evaluation["memory"]["teacher"] == {"variance": 1.0}
+
+
+# Gradients.
+
+
+@pytest.fixture(scope="module")
+def decay(pipeline, tmp_path_factory) -> tuple[dict, Artifact]:
+    out = tmp_path_factory.mktemp("gradients")
+    return _evaluate(pipeline, out, gradients=True), Artifact.open(out)
+
+
+def test_gradients_are_measured_along_both_paths_before_and_after_training(decay):
+    records = decay[0]["gradients"]
+    assert [(record["path"], record["weights"]) for record in records] == [
+        ("decoder", "trained"),
+        ("cell", "trained"),
+        ("decoder", "initial"),
+        ("cell", "initial"),
+    ]
+    for record in records:
+        furthest = 4 if record["path"] == "decoder" else WINDOW
+        distances = [point["distance"] for point in record["curve"]]
+        assert distances == [d for d in (0, 1, 2, 3, 4, 6, 8, 12, 16) if d <= furthest]
+        assert all(point["norm"] > 0 for point in record["curve"])
+        assert record["fits"]["better"] in ("power law", "exponential", "flat")
+        assert record["fits"]["left_out"] == 0
+    assert records[0]["curve"] != records[2]["curve"]
+    assert records[1]["curve"] != records[3]["curve"]
+
+
+def test_gradients_at_distance_zero_are_those_of_the_readout(pipeline, decay):
+    """The mean over a sample is within four standard errors of that over every position."""
+    network, _ = load_rnn(Artifact.open(pipeline.rnn))
+    tokens = split_tokens(pipeline.tokens, "test")
+    count = len(tokens) // WINDOW
+    chosen = np.linspace(0, count - 1, min(count, 256)).round().astype(int)
+    pairs, norms = 0, []
+    for start in chosen * WINDOW:
+        window = tokens[start : start + WINDOW + 1]
+        memories = network.rollout(torch.tensor([window[:WINDOW]]))[0]
+        pairs += len(window)
+        for memory, target in zip(memories, window, strict=False):
+            read = memory.detach()[None].requires_grad_()
+            (-network.readout(read)[0].log_softmax(-1)[target]).backward()
+            norms.append(float(read.grad.norm()))
+    found = decay[0]["gradients"][1]["curve"][0]
+
+    assert found["samples"] == min(pairs, 256)
+    deviation = 4 * np.std(norms) / math.sqrt(found["samples"])
+    assert found["norm"] == pytest.approx(np.mean(norms), abs=deviation)
+
+
+def test_initial_weights_are_of_a_fixed_seed_and_leave_the_generator_alone(pipeline):
+    network, window = load_rnn(Artifact.open(pipeline.rnn))
+    teacher, _ = load_teacher(Artifact.open(pipeline.encoder))
+    before = torch.get_rng_state()
+    one, two = (
+        gradients.with_initial_weights(network, teacher, encoder_config(), window)["initial"]
+        for _ in range(2)
+    )
+
+    assert torch.equal(torch.get_rng_state(), before)
+    for first, second, trained in zip(one, two, (network, teacher), strict=True):
+        states = first.state_dict(), second.state_dict(), trained.state_dict()
+        assert states[0].keys() == states[2].keys()
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+        assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
+    assert torch.equal(one[0].empty_memory, network.empty_memory)
+
+
+def test_the_figure_is_part_of_the_artifact(decay):
+    pytest.importorskip("matplotlib")
+    figure = decay[1].verified("gradients.svg").read_text(encoding="utf-8")
+
+    assert "<svg" in figure
+    assert "through the decoder (SMT), trained" in figure
+    assert "through d steps of the cell (BPTT), at initialisation" in figure
+
+
+def test_without_matplotlib_there_is_a_warning_and_no_figure(task_pipeline, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    recorder = Recorder()
+    evaluate.run(
+        evaluate_config(gradients=True),
+        task_pipeline.rnn,
+        task_pipeline.tokens,
+        tmp_path,
+        encoder=task_pipeline.encoder,
+        progress=recorder,
+    )
+
+    assert recorder.warnings == [
+        "no gradients.svg: matplotlib is not installed (pip install 'smtkit[figures]')"
+    ]
+    assert [entry.logical_name for entry in Artifact.open(tmp_path).manifest.files] == [
+        "evaluation.json"
+    ]
+
+
+def test_of_tasks_gradients_are_of_what_is_asked(task_pipeline, tmp_path):
+    evaluation = _evaluate(task_pipeline, tmp_path, gradients=True)
+    targets = arrow_columns(shards(task_pipeline.tokens, "test"))["targets"]
+    for record in evaluation["gradients"]:
+        for point in record["curve"]:
+            asked = sum(t != IGNORE for row in targets for t in row[point["distance"] :])
+            assert point["samples"] == min(asked, 256)
+
+
+def test_gradients_need_the_encoder(pipeline, tmp_path):
+    with pytest.raises(UsageError, match=r"--gradients: .* found no --encoder"):
+        _evaluate(pipeline, tmp_path / "out", encoder=None, gradients=True)
+    assert not (tmp_path / "out").exists()
+
+
+# Cost.
+
+
+def test_cost_has_a_record_for_each_number_of_tokens(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference_cost, "TOKENS", (10, 150, 400))
+    monkeypatch.setattr(inference_cost, "_TEACHER_TOKENS", 150)
+    records = _evaluate(pipeline, tmp_path, windows=1, cost=True)["cost"]
+    rnn, teacher = ([r for r in records if r["predictor"] == name] for name in ("rnn", "teacher"))
+
+    for told in (rnn, teacher):
+        assert [record["tokens"] for record in told] == [10, 150, 400]
+    assert all(record["seconds_per_token"] > 0 for record in rnn)
+    assert {record["bytes"] for record in rnn} == {4 * 2 * 8}
+    assert all(record["seconds_per_token"] > 0 for record in teacher[:2])
+    assert teacher[2]["seconds_per_token"] is None
+    sizes = [record["bytes"] for record in teacher]
+    assert sizes == [8 * n + 4 * 4 * 16 * (n + 1) for n in (10, 150, 400)]
+    assert {record["peak_bytes"] for record in records} == {None}
+
+
+def test_cost_reads_as_many_tokens_as_it_says(pipeline, monkeypatch):
+    monkeypatch.setattr(inference_cost, "TOKENS", (10, 250, 1000))
+    network, _ = load_rnn(Artifact.open(pipeline.rnn))
+    steps, read = network.step, []
+    monkeypatch.setattr(network, "step", lambda m, t: read.append(t) or steps(m, t))
+    inference_cost.of_rnn(network, torch.device("cpu"), Recorder())
+
+    assert len(read) == 1000
+
+
+def test_what_would_take_too_long_is_not_timed(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference_cost, "TOKENS", (10, 1000, 2000))
+    monkeypatch.setattr(inference_cost, "_RNN_SECONDS", 0.0)
+    monkeypatch.setattr(inference_cost, "_SECONDS", 0.0)
+    records = _evaluate(pipeline, tmp_path, windows=1, cost=True)["cost"]
+
+    timed = [(r["predictor"], r["tokens"]) for r in records if r["seconds_per_token"] is not None]
+    assert timed == [("rnn", 10), ("teacher", 10)]
+
+
+def test_nothing_is_added_that_was_not_asked_for(evaluation):
+    assert evaluation["gradients"] is None
+    assert evaluation["cost"] is None
+
+
+# The command.
+
+
+def test_the_command_shows_a_table_of_everything(
+    command: Command, task_pipeline, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(inference_cost, "TOKENS", (10, 20))
+    arguments = ["eval", task_pipeline.rnn, "--tokens", task_pipeline.tokens, "--out", tmp_path]
+    flags = ["--encoder", task_pipeline.encoder, "--gradients", "--cost", "--lengths", 2]
+    result = command(*arguments, *flags)
+
+    assert result.code == 0
+    for title in ("accuracy by distance", "accuracy by length", "memory of teacher", "better"):
+        assert title in result.stdout
+    assert "decoder" in result.stdout
+    assert "milliseconds and MiB" in result.stdout
+    assert Artifact.open(tmp_path).manifest.config["lengths"] == 2
+
+
+def test_the_command_refuses_gradients_without_encoder(command: Command, pipeline, tmp_path):
+    arguments = ["eval", pipeline.rnn, "--tokens", pipeline.tokens, "--out", tmp_path / "out"]
+    result = command(*arguments, "--gradients")
+
+    assert result.code == 2
+    assert "found no --encoder" in result.line()

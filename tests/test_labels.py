@@ -20,9 +20,10 @@ from conftest import (
     split_tokens,
 )
 from smtkit.artifacts.manifest import Artifact
-from smtkit.config import ExtractLabelsConfig
+from smtkit.config import ExtractLabelsConfig, TransitionObjectiveConfig
 from smtkit.convention import IGNORE
-from smtkit.data.labels import LabelShape, LabelShards, TransitionSource, write_labels
+from smtkit.data.labels import LabelShape, LabelShards, write_labels
+from smtkit.data.transitions import TransitionSource
 from smtkit.data.windows import Windows
 from smtkit.errors import ArtifactError
 from smtkit.stages import extract_labels, train_encoder, train_rnn
@@ -249,11 +250,15 @@ def _numbered_labels(path: Path, lengths: list[int], window: int = 6) -> LabelSh
     return LabelShards([path])
 
 
+def _source(labels: LabelShards, **settings: int) -> TransitionSource:
+    return TransitionSource(labels, TransitionObjectiveConfig(), seed=0, **settings)
+
+
 @pytest.mark.parametrize("positions", [1, 4, 6, 9])
 def test_transitions_are_looked_up_in_the_rows(tmp_path, positions):
     lengths = [6, 6, 1, 6, 3, 6]
     labels = _numbered_labels(tmp_path / "train-00000.arrow", lengths)
-    source = TransitionSource(labels, batch_size=3, seed=0, positions=positions)
+    source = _source(labels, batch_size=3, positions=positions)
     seen = set()
     for step in range(40):
         batch = source.batch(step)
@@ -275,7 +280,7 @@ def test_transitions_are_looked_up_in_the_rows(tmp_path, positions):
 
 def test_slices_of_a_batch_of_transitions_make_the_whole(tmp_path):
     labels = _numbered_labels(tmp_path / "train-00000.arrow", [6] * 8)
-    source = TransitionSource(labels, batch_size=6, seed=0, positions=4)
+    source = _source(labels, batch_size=6, positions=4)
     whole = source.batch(5)
     slices = [source.batch(5, part, 3) for part in range(3)]
 

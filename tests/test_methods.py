@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from conftest import encoder_config, model_bytes, rnn_config, write_stream
 from smtkit.config import PredictiveStateConfig, TransitionObjectiveConfig
 from smtkit.convention import IGNORE
-from smtkit.data.labels import TransitionBatch
+from smtkit.data.transitions import TransitionBatch
 from smtkit.data.windows import TeacherBatch, TeacherSource, TextWindows
 from smtkit.methods.predictive_state import PredictiveState
 from smtkit.methods.smt import SupervisedMemoryTraining
 from smtkit.models.rnn import RecurrentNetwork
-from smtkit.models.teacher import Teacher
+from smtkit.models.teacher import Teacher, select
 from smtkit.stages import train_encoder, train_rnn
+from smtkit.stages.networks import with_empty_memory
 
 VOCABULARY, WINDOW, LOOKAHEAD = 257, 16, 4
 CONFIG = encoder_config()
@@ -58,12 +59,12 @@ def short_batch(tmp_path) -> TeacherBatch:
 
 
 def _teacher() -> Teacher:
-    return Teacher(VOCABULARY, CONFIG.encoder, CONFIG.decoder, CONFIG.cell, CONFIG.readout)
+    return Teacher(VOCABULARY, WINDOW, CONFIG.encoder, CONFIG.decoder, CONFIG.cell, CONFIG.readout)
 
 
 def _method(**changes: float) -> PredictiveState:
     settings = {**CONFIG.objective.model_dump(), **changes}
-    return PredictiveState(_teacher(), PredictiveStateConfig(**settings), WINDOW)
+    return PredictiveState(_teacher(), PredictiveStateConfig(**settings))
 
 
 class _Calls:
@@ -90,8 +91,8 @@ class _FixedMemory(nn.Module):
         super().__init__()
         self.memory = memory.requires_grad_()
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.memory
+    def encode_at(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return select(self.memory, positions)
 
 
 @pytest.mark.parametrize("position", [0, 7, 15])
@@ -339,8 +340,7 @@ def test_each_sign_of_collapse_is_a_concern(name, value):
 def _network() -> RecurrentNetwork:
     config = rnn_config()
     network = RecurrentNetwork(VOCABULARY, 2, 8, config.cell, config.readout, CONFIG.decoder)
-    network.empty_memory.copy_(torch.randn(2, 8))
-    return network
+    return with_empty_memory(network, torch.randn(2, 8))
 
 
 def _smt() -> SupervisedMemoryTraining:
@@ -354,6 +354,10 @@ def _transitions(count: int = 6, rows: int = 2) -> TransitionBatch:
         after=torch.randn(count, 2, 8),
         target=torch.randint(VOCABULARY, (count,)),
         first_target=torch.randint(VOCABULARY, (rows,)),
+        compared=torch.empty(0, dtype=torch.int64),
+        future=torch.empty(0, 8, dtype=torch.int64),
+        future_length=torch.empty(0, dtype=torch.int64),
+        noise=torch.empty(0, 2, 8),
     )
 
 

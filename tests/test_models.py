@@ -30,7 +30,7 @@ from smtkit.models.transformer import (
 )
 
 VOCABULARY, SLOTS, SLOT_WIDTH = 11, 3, 8
-CELLS = ["mlp", "transformer", "gru"]
+CELLS = ["mlp", "transformer", "gru", "lstm"]
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def _network(readout: str = "mlp", cell: str = "mlp") -> RecurrentNetwork:
         ReadoutConfig(kind=readout, hidden=8 if readout == "mlp" else None),
         DecoderConfig(width=16, layers=1, heads=2),
     )
-    network.empty_memory.copy_(torch.randn(SLOTS, SLOT_WIDTH))
+    network.requires_grad_(False).empty_memory.copy_(torch.randn(SLOTS, SLOT_WIDTH))
     return network.double().eval().requires_grad_(False)
 
 
@@ -222,14 +222,14 @@ def test_the_gru_cell_is_the_formula_of_gated_recurrent_units():
     from_input = dict(
         zip(
             names,
-            (inputs @ cell.unit.weight_ih.T + cell.unit.bias_ih).chunk(3, dim=1),
+            (inputs @ cell.unit.weight_ih_l0.T + cell.unit.bias_ih_l0).chunk(3, dim=1),
             strict=True,
         )
     )
     from_state = dict(
         zip(
             names,
-            (state @ cell.unit.weight_hh.T + cell.unit.bias_hh).chunk(3, dim=1),
+            (state @ cell.unit.weight_hh_l0.T + cell.unit.bias_hh_l0).chunk(3, dim=1),
             strict=True,
         )
     )

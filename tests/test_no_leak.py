@@ -27,7 +27,7 @@ from conftest import (
 from smtkit.artifacts.manifest import Artifact
 from smtkit.config import ExtractLabelsConfig, TrainEncoderConfig, TrainRnnConfig
 from smtkit.convention import IGNORE
-from smtkit.data.labels import TransitionSource
+from smtkit.data.transitions import TransitionSource
 from smtkit.data.windows import TextWindows
 from smtkit.stages import evaluate, train_encoder, train_rnn
 from smtkit.stages.train_encoder import load_teacher

@@ -32,12 +32,12 @@ from smtkit.data.rows import RowStore, RowWriter, rows_schema
 from smtkit.data.splits import SPLITS
 from smtkit.data.tasks import TASKS, TaskSettings, generate
 from smtkit.data.windows import RowWindows, TeacherSource, open_windows
-from smtkit.errors import ArtifactError, UsageError
+from smtkit.errors import UsageError
 from smtkit.methods.predictive_state import PredictiveState
 from smtkit.stages import evaluate, synthesize, train_encoder
 from smtkit.stages import generate as generate_stage
+from smtkit.stages.networks import load_rnn
 from smtkit.stages.train_encoder import build_teacher
-from smtkit.stages.train_rnn import load_rnn
 
 COUNTS = {"train": 40, "validation": 16, "test": 12}
 
@@ -271,7 +271,7 @@ def test_the_rest_of_a_row_is_asked_from_every_anchor(command: Command, tmp_path
         uniformity_positions=2,
     )
     config = encoder_config(data={"window": None}, objective={"future_length": "rest"})
-    teacher = build_teacher(config, 64)
+    teacher = build_teacher(config, 64, window)
     method = PredictiveState(
         teacher, PredictiveStateConfig(**config.objective.model_dump()), window
     )
@@ -402,7 +402,7 @@ def test_the_unigram_of_a_task_is_of_its_answers(
 
 
 def test_a_task_is_no_text_to_generate(task_pipeline: Pipeline) -> None:
-    with pytest.raises(ArtifactError, match="its tokens are symbols, expected text"):
+    with pytest.raises(UsageError, match="it needs rows to answer"):
         generate_stage.run(GenerateConfig(), task_pipeline.rnn)
 
 

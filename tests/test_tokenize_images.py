@@ -20,15 +20,15 @@ from conftest import (
     rnn_config,
 )
 from smtkit.artifacts.manifest import Artifact
-from smtkit.config import ExtractLabelsConfig, GenerateConfig, TokenizeConfig
+from smtkit.config import ExtractLabelsConfig, TokenizeConfig
 from smtkit.convention import IGNORE
 from smtkit.data.rows import RowStore
 from smtkit.data.splits import SPLITS
-from smtkit.errors import ArtifactError, UsageError
+from smtkit.errors import UsageError
 from smtkit.resolve import resolve
-from smtkit.stages import evaluate, generate, tokenize
+from smtkit.stages import evaluate, tokenize
+from smtkit.stages.networks import load_rnn
 from smtkit.stages.train_encoder import load_teacher
-from smtkit.stages.train_rnn import load_rnn
 
 Row = tuple[tuple[int, ...], int | None]
 
@@ -389,8 +389,3 @@ def test_labels_hold_whole_images(image_pipeline: Pipeline) -> None:
     assert list(map(tuple, columns["tokens"])) == [tokens for tokens, _ in rows]
     assert columns["targets"] == [[*tokens, IGNORE] for tokens, _ in rows]
     assert set(columns["length"]) == {12}
-
-
-def test_images_are_no_text_to_generate(image_pipeline: Pipeline) -> None:
-    with pytest.raises(ArtifactError, match="its tokens are pixel, expected text"):
-        generate.run(GenerateConfig(), image_pipeline.rnn)

@@ -64,6 +64,7 @@ class Regression:
     def __init__(self, scale: Callable[[int], float] = lambda step: 1.0) -> None:
         torch.manual_seed(0)
         self.network = nn.Linear(3, 2)
+        self.state = nn.Module()
         self._scale = scale
 
     def weights(self, step: int) -> dict[str, float]:
@@ -75,6 +76,9 @@ class Regression:
     def losses(self, batch: Rows) -> dict[str, Tensor]:
         errors = (self.network(batch.inputs) - batch.outputs).square().sum(1)
         return {"error": errors[batch.counted].sum()}
+
+    def observe(self, step: int, means: dict[str, Tensor]) -> None:
+        pass
 
     def diagnostics(self, batch: Rows) -> dict[str, float]:
         return {}

@@ -12,7 +12,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from smtkit import __version__
-from smtkit.commands import data, training, use
+from smtkit.commands import data, training
+from smtkit.commands.evaluate import evaluate
+from smtkit.commands.generate import generate
 
 app = typer.Typer(
     name="smtkit",
@@ -30,8 +32,8 @@ app.command()(data.synthesize)
 app.command()(training.train_encoder)
 app.command()(training.extract_labels)
 app.command()(training.train_rnn)
-app.command(name="eval")(use.evaluate)
-app.command()(use.generate)
+app.command(name="eval")(evaluate)
+app.command()(generate)
 app.command()(data.inspect)
 
 

@@ -1,4 +1,4 @@
-"""What is reported of predictions and memories: means by ranges of positions, and drift.
+"""What is reported of predictions and memories: means by position, distance and length; drift.
 
 B: windows, L: tokens a window, T: the window that was trained on.
 """
@@ -17,14 +17,16 @@ Scores = NDArray[np.float64]
 NaN where nothing is asked or said."""
 
 
-def position_ranges(window: int) -> list[tuple[str, int, int]]:
-    """(name, first, last): ranges of the position i at which targets[i] is predicted."""
-    return [
-        ("1..T/2", 1, window // 2),
-        ("T/2..T", window // 2 + 1, window),
-        ("T..2T", window + 1, 2 * window),
-        ("2T..4T", 2 * window + 1, 4 * window),
-    ]
+def position_ranges(window: int, lengths: int = 4) -> list[tuple[str, int, int]]:
+    """(name, first, last): ranges of the position i at which targets[i] is predicted, up to
+    `lengths` times the window or more."""
+    ranges = [("1..T/2", 1, window // 2), ("T/2..T", window // 2 + 1, window)]
+    times = 1
+    while times < lengths:
+        name = f"{times}T..{2 * times}T" if times > 1 else "T..2T"
+        ranges.append((name, times * window + 1, 2 * times * window))
+        times *= 2
+    return ranges
 
 
 class Drift:
@@ -32,26 +34,30 @@ class Drift:
 
     def __init__(self, window: int) -> None:
         self._squared_error = np.zeros(window)
-        self._rows = 0
+        self._count = 0
         self._sum: NDArray[np.float64] | float = 0.0
         self._squared_sum = 0.0
 
-    def add(self, rolled: Tensor, label: Tensor) -> None:
-        """Memories (B, T, K, D) at positions 1..T: of the RNN, and of the teacher."""
+    def add(self, rolled: Tensor, label: Tensor, first: int = 1) -> None:
+        """Memories (B, n, K, D) at positions `first`, ... of the RNN, and of the teacher.
+
+        Of a row, all positions 1..T must come, in one call or in several."""
         difference = (rolled - label).double().flatten(2).square().sum(2)
-        self._squared_error += difference.sum(0).cpu().numpy()
-        self._rows += len(label)
+        last = first + label.shape[1]
+        self._squared_error[first - 1 : last - 1] += difference.sum(0).cpu().numpy()
+        self._count += len(label) * label.shape[1]
         flat = label.double().flatten(2).flatten(0, 1)
         self._sum = self._sum + flat.sum(0).cpu().numpy()
         self._squared_sum += float(flat.square().sum())
 
     def by_position(self) -> list[float] | None:
         """Drift at positions 1..T; None where no whole window was seen."""
-        if self._rows == 0:
+        if self._count == 0:
             return None
-        count = self._rows * len(self._squared_error)
-        spread = self._squared_sum / count - float(np.sum(np.square(self._sum / count)))
-        return [float(value) for value in self._squared_error / self._rows / max(spread, 1e-12)]
+        spread = self._squared_sum / self._count
+        spread -= float(np.sum(np.square(self._sum / self._count)))
+        rows = self._count / len(self._squared_error)
+        return [float(value) for value in self._squared_error / rows / max(spread, 1e-12)]
 
 
 def summarize(
@@ -64,7 +70,7 @@ def summarize(
     return [
         {"predictor": predictor, "range": name, "first": first, "last": last, **measured}
         for predictor, values in scores.items()
-        for name, first, last in position_ranges(window)
+        for name, first, last in position_ranges(window, math.ceil(values.shape[1] / window))
         if (
             measured := _measure(
                 values[:, first : last + 1],
@@ -74,25 +80,65 @@ def summarize(
     ]
 
 
+def summarize_by_distance(scores: Mapping[str, Scores], distance: IntArray) -> list[dict[str, Any]]:
+    """One record for each predictor and range of distances: 0, 1, 2, 3-4, 5-8, ...
+
+    distance (B, L + 1): tokens back to where each target was written; -1, in no range, where that
+    is nowhere.
+    """
+    return [
+        {"predictor": predictor, "range": name, "first": first, "last": last, **measured}
+        for predictor, values in scores.items()
+        for name, first, last in _distance_ranges(int(distance.max(initial=0)))
+        if (measured := _mean(values[(first <= distance) & (distance <= last)]))
+    ]
+
+
+def summarize_by_length(scores: Mapping[str, Scores], length: IntArray) -> list[dict[str, Any]]:
+    """One record for each predictor and length of a row; length (B,)."""
+    return [
+        {"predictor": predictor, "length": tokens, **measured}
+        for predictor, values in scores.items()
+        for tokens in np.unique(length).tolist()
+        if (measured := _mean(values[length == tokens]))
+    ]
+
+
+def _distance_ranges(longest: int) -> list[tuple[str, int, int]]:
+    ranges = [("0", 0, 0), ("1", 1, 1), ("2", 2, 2)]
+    while ranges[-1][2] < longest:
+        first, last = ranges[-1][2] + 1, 2 * ranges[-1][2]
+        ranges.append((f"{first}-{last}", first, last))
+    return ranges
+
+
 def _measure(scores: Scores, byte_lengths: IntArray | None) -> dict[str, float | int | None]:
     """Metrics of the targets scored, or nothing where there are none."""
-    nll, correct = scores[..., 0], scores[..., 1]
-    scored = ~np.isnan(nll)
-    count = int(scored.sum())
-    if count == 0:
+    measured = _mean(scores)
+    if not measured:
         return {}
-    total = float(nll[scored].sum())
-    mean = total / count
+    nll = scores[..., 0]
+    scored = ~np.isnan(nll)
+    mean = float(nll[scored].mean())
     size = int(byte_lengths[scored].sum()) if byte_lengths is not None else 0
     return {
-        "targets": count,
+        "targets": measured["targets"],
         "nll": mean,
         "nll_standard_error": _standard_error(nll, scored),
         "bits_per_token": mean / math.log(2),
-        "bits_per_byte": total / math.log(2) / size if size else None,
+        "bits_per_byte": float(nll[scored].sum()) / math.log(2) / size if size else None,
         "perplexity": math.exp(min(mean, 700)),
-        "accuracy": None if np.isnan(correct[scored]).any() else float(correct[scored].mean()),
+        "accuracy": measured["accuracy"],
     }
+
+
+def _mean(scores: Scores) -> dict[str, float | int | None]:
+    """targets, nll and accuracy of scores (..., 2), or nothing where no target was scored."""
+    told = scores[~np.isnan(scores[..., 0])]
+    if len(told) == 0:
+        return {}
+    nll, correct = told.mean(0).tolist()
+    return {"targets": len(told), "nll": nll, "accuracy": None if math.isnan(correct) else correct}
 
 
 def _standard_error(nll: NDArray[np.float64], scored: NDArray[np.bool_]) -> float | None:

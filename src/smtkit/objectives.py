@@ -32,6 +32,21 @@ def dynamics(predicted: Tensor, memory: Tensor) -> Tensor:
     return (predicted.float() - memory.float()).square().flatten(1).mean(1).sum()
 
 
+def divergence(label: Tensor, predicted: Tensor) -> Tensor:
+    """Sum over N of KL(softmax(label) || softmax(predicted)); logits (N, V); nats.
+
+    No gradient flows into the label.
+    """
+    wanted = label.detach().float().log_softmax(-1)
+    said = predicted.float().log_softmax(-1)
+    return F.kl_div(said, wanted, reduction="sum", log_target=True)
+
+
+def pool_slots(memory: Tensor) -> Tensor:
+    """(G, N, K, D) -> (G, N K, 1, D): every slot a memory of its own, to be compared with any."""
+    return memory.flatten(1, 2)[:, :, None]
+
+
 def uniformity(memory: Tensor) -> Tensor:
     """log mean exp(-2 |u_a - u_b|^2) over pairs a != b, for each slot, averaged over slots.
 

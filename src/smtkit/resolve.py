@@ -49,7 +49,9 @@ def _settings(
         yield f"--set {override}", key.strip(), _parse_value(text.strip())
     for key, value in flags.items():
         if value is not None:
-            yield "--" + key.rpartition(".")[2].replace("_", "-"), key, value
+            # A flag is called as the last part of its key; of `rollout.kind`, --rollout.
+            name = key.removesuffix(".kind").rpartition(".")[2]
+            yield "--" + name.replace("_", "-"), key, value
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

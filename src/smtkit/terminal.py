@@ -208,6 +208,15 @@ def _print_evaluation(statistics: Mapping[str, Any]) -> None:
         marks = sorted({1, window // 4, window // 2, window} - {0})
         values = ", ".join(f"{statistics['drift'][i - 1]:.3f} at {i}" for i in marks)
         print(f"  drift of the free-running memory from the teacher's: {values}")
+    for name, health in (statistics.get("memory") or {}).items():
+        print(f"  memory of {name}: {_joined(health)}")
+    for key, title in (("by_distance", "distance"), ("by_length", "length")):
+        if statistics.get(key):
+            _print_accuracy_by(title, statistics[key])
+    if statistics.get("gradients"):
+        _print_gradients(statistics["gradients"])
+    if statistics.get("cost"):
+        _print_cost(statistics["cost"])
 
 
 def _print_accuracy(results: Sequence[Mapping[str, Any]], ranges: Sequence[str]) -> None:
@@ -221,6 +230,71 @@ def _print_accuracy(results: Sequence[Mapping[str, Any]], ranges: Sequence[str])
         cells = {r["range"]: f"{r['accuracy']:.1%}" for r in told if r["predictor"] == predictor}
         table.add_row(predictor, *(cells.get(name, "-") for name in ranges))
     Console(highlight=False).print(table)
+
+
+def _print_accuracy_by(title: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """A row a distance, or a length of row; a column a predictor."""
+    told = [record for record in records if record["accuracy"] is not None]
+    table = Table(title=f"accuracy by {title}", box=box.SIMPLE)
+    table.add_column(title)
+    predictors = list(dict.fromkeys(record["predictor"] for record in told))
+    for predictor in ("targets", *predictors):
+        table.add_column(predictor, justify="right")
+    key = "range" if title == "distance" else title
+    ordered = sorted(told, key=lambda record: record.get("first", record.get("length")))
+    for place in dict.fromkeys(record[key] for record in ordered):
+        here = {record["predictor"]: record for record in told if record[key] == place}
+        most = max(record["targets"] for record in here.values())
+        shares = (f"{here[p]['accuracy']:.1%}" if p in here else "-" for p in predictors)
+        table.add_row(str(place), f"{most:,}", *shares)
+    Console(highlight=False).print(table)
+
+
+def _print_gradients(records: Sequence[Mapping[str, Any]]) -> None:
+    """How the gradient decays with distance, along each path."""
+    table = Table(title="gradient of nll(target i + d) by memory i", box=box.SIMPLE)
+    table.add_column("path, weights")
+    for name in ("d = 1", "longest d", "power law (R\N{SUPERSCRIPT TWO})", "exponential", "better"):
+        table.add_column(name, justify="right")
+    for record in records:
+        points = {point["distance"]: f"{point['norm']:.2g}" for point in record["curve"]}
+        last = max(points, default=0)
+        fits = record["fits"]
+        table.add_row(
+            f"{record['path']}, {record['weights']}",
+            points.get(1, "-"),
+            f"{points[last]} at {last}" if points else "-",
+            _fit(fits["power_law"], "exponent", "d^{:.2f}"),
+            _fit(fits["exponential"], "length", "e^(d/{:.3g})"),
+            fits["better"] or "-",
+        )
+    Console(highlight=False).print(table)
+
+
+def _fit(fit: Mapping[str, Any] | None, key: str, form: str) -> str:
+    """The law with its parameter, and how well it fits."""
+    if fit is None or fit[key] is None or fit["r_squared"] is None:
+        return "-"
+    return f"{form.format(-fit[key])} ({fit['r_squared']:.2f})"
+
+
+def _print_cost(records: Sequence[Mapping[str, Any]]) -> None:
+    """A row a predictor, a column a number of tokens read before."""
+    table = Table(title="milliseconds and MiB for the next token, after", box=box.SIMPLE)
+    table.add_column("tokens")
+    counts = list(dict.fromkeys(record["tokens"] for record in records))
+    for count in counts:
+        table.add_column(f"{count:,}", justify="right")
+    for predictor in dict.fromkeys(record["predictor"] for record in records):
+        cells = {r["tokens"]: _cost(r) for r in records if r["predictor"] == predictor}
+        table.add_row(predictor, *(cells.get(count, "-") for count in counts))
+    Console(highlight=False).print(table)
+
+
+def _cost(record: Mapping[str, Any]) -> str:
+    seconds = record["seconds_per_token"]
+    shown = "-" if seconds is None else f"{seconds * 1000:.3g}"
+    return f"{shown} / {record['bytes'] / 2**20:.3g}"
 
 
 def _cell(result: Mapping[str, Any] | None, unit: str) -> str:

@@ -45,18 +45,25 @@ class Method(Protocol[BatchT_contra]):
     """An objective: sums of named terms over a batch, their counts and weights.
 
     The loss is the sum over terms of weight * sum / max(count, 1), with sums and counts taken over
-    all parts of the batch. `diagnostics` are more numbers to log; `concern` says what of them the
-    user should know now.
+    all parts of the batch. `observe` is told the means of every update's terms, but for those that
+    counted nothing; what the method keeps of them lies in `state` (buffers), which is saved with
+    the run. `diagnostics` are more numbers to log; `concern` says what of them the user should know
+    now.
     """
 
     @property
     def network(self) -> nn.Module: ...
+
+    @property
+    def state(self) -> nn.Module: ...
 
     def weights(self, step: int) -> dict[str, float]: ...
 
     def counts(self, batch: BatchT_contra) -> dict[str, int]: ...
 
     def losses(self, batch: BatchT_contra) -> dict[str, Tensor]: ...
+
+    def observe(self, step: int, means: Mapping[str, Tensor]) -> None: ...
 
     def diagnostics(self, batch: BatchT_contra) -> dict[str, float]: ...
 
@@ -101,7 +108,8 @@ class Trainer(Generic[BatchT]):
         if config.compile:
             for module in method.network.children():
                 module.compile()
-        self.state = TrainingState(method.network, _optimizer(method.network, config))
+        method.state.to(device)
+        self.state = TrainingState(method.network, _optimizer(method.network, config), method.state)
         self._metrics = MetricsFile(directory / METRICS)
         self._tally = _Tally()
         self._concerned = False
@@ -156,6 +164,7 @@ class Trainer(Generic[BatchT]):
         counts = _added(self._method.counts(batch) for batch in batches)
         weights = self._method.weights(step)
         loss = torch.zeros((), device=self._device)
+        tally = _Tally()
         for batch in batches:
             self._last_batch = moved(batch, self._device)
             with self._autocast():
@@ -166,10 +175,13 @@ class Trainer(Generic[BatchT]):
             )
             part_loss.backward()
             loss += part_loss.detach()
-            self._tally.add({name: total.detach() for name, total in sums.items()})
+            tally.add({name: total.detach() for name, total in sums.items()})
             state.tokens += batch.tokens_read
+        tally.count(counts)
         self._update(loss)
-        self._tally.count(counts)
+        self._tally.merge(tally)
+        means = tally.tensors()
+        self._method.observe(step, {name: means[name] for name in means if counts[name]})
         state.step += 1
 
     def _update(self, loss: Tensor) -> None:
@@ -314,8 +326,16 @@ class _Tally:
     def count(self, counts: Mapping[str, int]) -> None:
         self._counts = _added([self._counts, counts])
 
+    def merge(self, other: "_Tally") -> None:
+        self.add(other._sums)
+        self.count(other._counts)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Means, left where they were computed."""
+        return {name: t / max(self._counts[name], 1) for name, t in self._sums.items()}
+
     def means(self) -> dict[str, float]:
-        return {name: float(t) / max(self._counts[name], 1) for name, t in self._sums.items()}
+        return {name: float(t) for name, t in self.tensors().items()}
 
 
 def _added(items: Any) -> dict[str, int]:

@@ -49,12 +49,18 @@ class TrainingState:
     """What a run needs to go on as if it had not stopped: one object, saved and loaded whole.
 
     `step` updates were made. The order of samples and all random numbers are functions of the seed
-    and the step, so nothing else of the past is needed.
+    and the step; `more` holds, in its buffers, what else of the past is needed.
     """
 
-    def __init__(self, network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        more: torch.nn.Module | None = None,
+    ) -> None:
         self.network = network
         self.optimizer = optimizer
+        self.more = more or torch.nn.Module()
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
@@ -92,12 +98,14 @@ class TrainingState:
             raise ArtifactError(f"{path}: damaged or missing", "--overwrite starts anew")
         tensors, _ = load_tensors(path)
         self.network.load_state_dict(_with_prefix(tensors, "network."))
+        self.more.load_state_dict(_with_prefix(tensors, "more."))
         self._load_optimizer(_with_prefix(tensors, "optimizer."))
         self.step, self.tokens, self.seconds = progress
         return True
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
+        tensors |= {f"more.{name}": t for name, t in self.more.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": t for name, t in values.items()}
         return tensors

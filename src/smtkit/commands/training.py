@@ -92,12 +92,34 @@ def extract_labels(
 
 
 def train_rnn(
-    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="A labels artifact.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="LABELS|TOKENS", help="A labels artifact; of bptt, tokens.")
+    ],
     out: Out,
-    method: Annotated[str | None, typer.Option(help="smt: one-step, never unrolled.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="smt: one-step, never unrolled; dmt: from the RNN's own rollout; bptt: "
+            "backpropagation through time."
+        ),
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(metavar="RNN", help="Start from an rnn artifact.")
+    ] = None,
     init_from_labels: Annotated[
         bool | None,
         typer.Option("--init-from-labels", help="Start from the teacher's co-trained cell."),
+    ] = None,
+    rollout: Annotated[
+        str | None, typer.Option(help="Of dmt: segments, sequential or jacobi.")
+    ] = None,
+    depth: Annotated[
+        str | None, typer.Option(metavar="K", help="Of segments: steps a chain.")
+    ] = None,
+    sweeps: Annotated[str | None, typer.Option(metavar="K", help="Of jacobi: sweeps.")] = None,
+    bptt_window: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Of bptt: steps a gradient flows back; else all."),
     ] = None,
     config: ConfigFile = None,
     settings: Settings = None,
@@ -111,7 +133,7 @@ def train_rnn(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train an RNN on stored memories, all time steps in parallel."""
+    """Train an RNN: on stored memories, all time steps in parallel; or through time."""
     from smtkit.config import TrainRnnConfig
     from smtkit.resolve import resolve
     from smtkit.stages import train_rnn as stage
@@ -120,6 +142,10 @@ def train_rnn(
         **training_flags(max_steps, max_seconds),
         "method": method,
         "init_from_labels": init_from_labels,
+        "rollout.kind": rollout,
+        "rollout.depth": depth,
+        "rollout.sweeps": sweeps,
+        "bptt_window": bptt_window,
         "seed": seed,
         "device": device,
     }
@@ -129,6 +155,12 @@ def train_rnn(
         quiet,
         out,
         lambda terminal: stage.run(
-            resolved, labels, out, overwrite=overwrite, resume=resume, progress=terminal
+            resolved,
+            source,
+            out,
+            init=init,
+            overwrite=overwrite,
+            resume=resume,
+            progress=terminal,
         ),
     )

@@ -1,6 +1,6 @@
 """Label shards: the windows of a corpus with the teacher's memory at every position.
 
-B: windows, P: positions drawn in each, T: window, K: slots, D: slot width.
+B: windows, T: window, K: slots, D: slot width.
 """
 
 import json
@@ -11,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 import xxhash
 from numpy.typing import NDArray
-from torch import Tensor
 
 from smtkit.artifacts.shards import ShardWriter, read_shard
-from smtkit.data.order import IntArray, SampleOrder, random_key, stratified
+from smtkit.data.order import IntArray, mixed
 from smtkit.data.tokens import token_type
 from smtkit.data.windows import Windows
 from smtkit.errors import ArtifactError
@@ -108,6 +106,10 @@ class LabelShards:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def lengths(self) -> IntArray | None:
+        """Tokens of each row; None where hardly any is shorter than the others."""
+        return mixed(np.concatenate([arrays["length"] for _, arrays in self._shards]))
+
     def row(self, number: int) -> dict[str, NDArray[Any]]:
         """The columns of a row, without a copy; `memory` is (T + 1, K, D).
 
@@ -122,54 +124,6 @@ class LabelShards:
         shape = self.shape
         row["memory"] = row["memory"].reshape(shape.window + 1, shape.slots, shape.slot_width)
         return row
-
-
-@dataclass(frozen=True)
-class TransitionBatch:
-    """A flat set of N = B P transitions: before, after (N, K, D); token, target (N,); and
-    first_target (B,), what is to be predicted from the empty memory.
-
-    `after` is the label of `(before, token)`, `target` what is to be predicted from it.
-    """
-
-    before: Tensor
-    token: Tensor
-    after: Tensor
-    target: Tensor
-    first_target: Tensor
-
-    @property
-    def tokens_read(self) -> int:
-        return len(self.token)
-
-
-class TransitionSource:
-    """Batches of transitions: windows in the shuffled order, `positions` drawn in each."""
-
-    def __init__(self, labels: LabelShards, *, batch_size: int, seed: int, positions: int) -> None:
-        self._labels = labels
-        self._order = SampleOrder(len(labels), batch_size, seed)
-        self._positions = positions
-        self._key = random_key(seed, "transitions")
-
-    def batch(self, step: int, part: int = 0, parts: int = 1) -> TransitionBatch:
-        entries = self._order.entries(step, part, parts)
-        _, rows = self._order.rows(entries)
-        read = [self._labels.row(int(row)) for row in rows]
-        length = np.array([row["length"] for row in read], dtype=np.int64)
-        drawn = stratified(self._key, entries, self._positions, length)
-
-        def gather(name: str, offset: int) -> Tensor:
-            chosen = [row[name][at + offset] for row, at in zip(read, drawn, strict=True)]
-            return torch.from_numpy(np.concatenate(chosen))
-
-        return TransitionBatch(
-            before=gather("memory", 0),
-            token=gather("tokens", 0).long(),
-            after=gather("memory", 1),
-            target=gather("targets", 1).long(),
-            first_target=torch.tensor([int(row["targets"][0]) for row in read]),
-        )
 
 
 def _open(path: Path) -> tuple[LabelShape, dict[str, NDArray[Any]]]:

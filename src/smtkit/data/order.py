@@ -5,8 +5,6 @@ entries [s G, (s+1) G), G the global batch; a rank takes its slice. Nothing is s
 depends on ranks, threads, or on what was read before.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -69,13 +67,28 @@ def _feistel(values: NDArray[np.uint64], half_bits: int, key: int) -> NDArray[np
     return (left << shift) | right
 
 
-@dataclass(frozen=True)
-class SampleOrder:
-    """Which rows, out of `size`, each step of `batch_size` samples takes."""
+def mixed(lengths: IntArray) -> IntArray | None:
+    """The lengths of rows, where padding them to the longest would cost more than a tenth."""
+    return lengths if lengths.mean() < 0.9 * lengths.max() else None
 
-    size: int
-    batch_size: int
-    seed: int
+
+class SampleOrder:
+    """Which rows, out of `size`, each step of `batch_size` samples takes.
+
+    `lengths` (size,), where rows differ in length: a batch then takes rows of one length, as far as
+    they go, so that little of it is padding; which rows come together changes with the epoch.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, seed: int, lengths: IntArray | None = None
+    ) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.seed = seed
+        self._lengths = lengths
+        if lengths is not None:
+            self._sorted = np.argsort(lengths, kind="stable")
+            self._starts = np.flatnonzero(np.diff(lengths[self._sorted], prepend=-1))
 
     def entries(self, step: int, part: int = 0, parts: int = 1) -> IntArray:
         """Numbers of the samples that slice `part` of `parts` of the step takes."""
@@ -90,5 +103,24 @@ class SampleOrder:
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
             key = random_key(self.seed, "permutation", int(epoch))
-            rows[chosen] = permute(indices[chosen], self.size, key)
+            rows[chosen] = self._permuted(indices[chosen], key)
         return epochs, rows
+
+    def _permuted(self, indices: IntArray, key: int) -> IntArray:
+        if self._lengths is None:
+            return permute(indices, self.size, key)
+        batches, places = np.divmod(indices, self.batch_size)
+        whole = batches < self.size // self.batch_size
+        batches[whole] = permute(batches[whole], self.size // self.batch_size, key)
+        return self._of_one_length(batches * self.batch_size + places, key)
+
+    def _of_one_length(self, places: IntArray, key: int) -> IntArray:
+        """Rows at `places` among those sorted by length, permuted within each length."""
+        ends = np.append(self._starts[1:], self.size)
+        groups = np.searchsorted(self._starts, places, side="right") - 1
+        for group in np.unique(groups):
+            chosen, first = groups == group, self._starts[group]
+            count = int(ends[group] - first)
+            within = permute(places[chosen] - first, count, random_key(key, int(group)))
+            places[chosen] = first + within
+        return self._sorted[places]

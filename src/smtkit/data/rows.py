@@ -82,6 +82,11 @@ class RowStore:
     def columns(self) -> list[str]:
         return list(self._batches[0].schema.names) if self._batches else []
 
+    def lengths(self) -> IntArray:
+        """Tokens of every row."""
+        ends = [batch.column("tokens").offsets.to_numpy() for batch in self._batches]
+        return np.concatenate([np.diff(some) for some in ends])
+
     def column(self, name: str, rows: IntArray) -> list[NDArray[Any]]:
         """The values of a column in each of `rows`, without a copy."""
         return [self._value(name, int(row)) for row in rows]

@@ -199,3 +199,20 @@ def _from_description(description: dict[str, Any], artifact: Artifact) -> Tokeni
 
 def _code_points(text: str) -> NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+def check_tokenizers(one: Artifact, other: Artifact) -> None:
+    """Raises ArtifactError where the tokenizers of two artifacts differ."""
+    first, second = (load_tokenizer(artifact).description() for artifact in (one, other))
+    if first != second:
+        raise ArtifactError(
+            f"{other.directory}: its tokenizer ({_summary(second)}) is not that of "
+            f"{one.directory} ({_summary(first)})",
+            "use tokens of the same `smtkit tokenize`",
+        )
+
+
+def _summary(description: dict[str, object]) -> str:
+    characters = description.get("characters")
+    size = f" of {len(characters)} characters" if isinstance(characters, str) else ""
+    return f"{description['kind']}{size}"

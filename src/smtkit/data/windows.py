@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smtkit.artifacts.manifest import Artifact
 from smtkit.convention import IGNORE
-from smtkit.data.order import IntArray, SampleOrder, random_key, stratified, uniform
+from smtkit.data.order import IntArray, SampleOrder, mixed, random_key, stratified, uniform
 from smtkit.data.rows import RowStore
 from smtkit.data.tokens import TokenStream, is_stream, open_stream
 from smtkit.errors import ArtifactError, UsageError
@@ -40,6 +40,9 @@ class WindowSource(Protocol):
     window: int
     per_epoch: int
 
+    def lengths(self) -> IntArray | None:
+        """Tokens of each window of an epoch; None where hardly any is shorter than the others."""
+
     def tiles(self) -> IntArray:
         """Where the windows start that cover everything once; ascending."""
 
@@ -59,6 +62,9 @@ class RowWindows:
         self._store = store
         self._lookahead = lookahead
 
+    def lengths(self) -> IntArray | None:
+        return mixed(self._store.lengths())
+
     def tiles(self) -> IntArray:
         return np.arange(len(self._store), dtype=np.int64)
 
@@ -77,6 +83,17 @@ class RowWindows:
             targets[row, : len(answers)] = answers
         return Windows(tokens, targets, length)
 
+    def distance(self, starts: IntArray) -> IntArray | None:
+        """Tokens back to where each target of `read(starts)` was written: (B, T + F + 1), -1 where
+        that is nowhere. None where rows do not say."""
+        if "distance" not in self._store.columns:
+            return None
+        width = self.window + self._lookahead + 1
+        distance = np.full((len(starts), width), -1, dtype=np.int64)
+        for row, values in enumerate(self._store.column("distance", starts)):
+            distance[row, : len(values)] = values
+        return distance
+
 
 class TextWindows:
     """Windows of `window` tokens that tile a stream, from a phase that changes with the epoch."""
@@ -86,6 +103,9 @@ class TextWindows:
         self._stream = stream
         self._lookahead = lookahead
         self.per_epoch = max(1, len(stream) // window)
+
+    def lengths(self) -> IntArray | None:
+        return None
 
     def tiles(self) -> IntArray:
         """Starts of the windows that cover the stream once; the last may be shorter."""
@@ -115,7 +135,8 @@ class TeacherBatch:
     """Windows and the positions at which they are used.
 
     tokens (B, T + F), targets (B, T + F + 1), length (B,) at most T; anchors (B, A) and
-    uniformity_positions (B, U) in 0..length; dynamics_positions (B, P) in 0..length - 1.
+    uniformity_positions (B, U) in 0..length; dynamics_positions (B, P) in 0..length - 1;
+    dense_positions (B, Q) in 0..length, or, of short rows, past it: there nothing is asked.
     """
 
     tokens: Tensor
@@ -124,6 +145,7 @@ class TeacherBatch:
     anchors: Tensor
     dynamics_positions: Tensor
     uniformity_positions: Tensor
+    dense_positions: Tensor
 
     @property
     def tokens_read(self) -> int:
@@ -131,7 +153,11 @@ class TeacherBatch:
 
 
 class TeacherSource:
-    """Batches for the teacher: a pure function of the seed and the step."""
+    """Batches for the teacher: a pure function of the seed and the step.
+
+    `dense_positions`: how many are drawn; None: all. `rest`: windows look ahead as far as they are
+    long. T is cut to the longest window of the batch.
+    """
 
     def __init__(
         self,
@@ -142,13 +168,17 @@ class TeacherSource:
         anchors: int,
         dynamics_positions: int,
         uniformity_positions: int,
+        dense_positions: int | None = None,
+        rest: bool = False,
     ) -> None:
         self._windows = windows
-        self._order = SampleOrder(windows.per_epoch, batch_size, seed)
+        self._order = SampleOrder(windows.per_epoch, batch_size, seed, windows.lengths())
+        self._rest = rest
         self._seed = seed
         self._anchors = anchors
         self._dynamics_positions = dynamics_positions
         self._uniformity_positions = uniformity_positions
+        self._dense_positions = dense_positions
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> TeacherBatch:
         entries = self._order.entries(step, part, parts)
@@ -156,18 +186,29 @@ class TeacherSource:
         windows = self._windows.read(self._windows.starts(epochs, rows, self._seed))
         length = np.minimum(windows.length, self._windows.window)
         positions = length + 1
+        longest = int(length.max())
+        lookahead = longest if self._rest else windows.tokens.shape[1] - self._windows.window
+        width = longest + lookahead
         return TeacherBatch(
             *_tensors(
-                windows.tokens,
-                windows.targets,
+                windows.tokens[:, :width],
+                windows.targets[:, : width + 1],
                 length,
                 self._draw("anchors", entries, self._anchors, positions),
                 self._draw("dynamics", entries, self._dynamics_positions, length),
                 self._draw("uniformity", entries, self._uniformity_positions, positions),
+                self._dense(entries, positions, longest),
             )
         )
 
+    def _dense(self, entries: IntArray, sizes: IntArray, longest: int) -> IntArray:
+        if self._dense_positions is None:
+            return np.tile(np.arange(longest + 1), (len(entries), 1))
+        return self._draw("dense", entries, self._dense_positions, sizes)
+
     def _draw(self, purpose: str, entries: IntArray, draws: int, sizes: IntArray) -> IntArray:
+        if draws == 0:
+            return np.empty((len(entries), 0), dtype=np.int64)
         return stratified(random_key(self._seed, purpose), entries, draws, sizes)
 
 

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from smtkit import objectives
 from smtkit.config import PredictiveStateConfig
@@ -16,6 +16,7 @@ from smtkit.convention import IGNORE
 from smtkit.data.windows import TeacherBatch
 from smtkit.models.teacher import Teacher, select
 
+_AVERAGED_UPDATES = 10
 _COLLAPSE = {
     "memory_uniformity": (operator.gt, -0.1),
     "memory_variance": (operator.lt, 0.01),
@@ -23,21 +24,56 @@ _COLLAPSE = {
 }
 
 
-class PredictiveState:
-    """Encoder, decoder, cell and readout trained together."""
+class PlateauGate(nn.Module):
+    """Opens, for good, at the update at which an average of the decoding loss is below `limit`."""
 
-    def __init__(self, teacher: Teacher, config: PredictiveStateConfig, window: int) -> None:
+    average: Tensor
+    opened: Tensor
+
+    def __init__(self, plateau: float, limit: float) -> None:
+        super().__init__()
+        self._limit = limit
+        self.register_buffer("average", torch.tensor(plateau))
+        self.register_buffer("opened", torch.tensor(torch.inf))
+
+    def observe(self, step: int, decoding: Tensor) -> None:
+        self.average.lerp_(decoding, 1 / _AVERAGED_UPDATES)
+        if self.average < self._limit and self.opened.isinf():
+            self.opened.fill_(step + 1)
+
+    @property
+    def step(self) -> int | None:
+        """The first update after it opened."""
+        return None if self.opened.isinf() else int(self.opened)
+
+
+class PredictiveState:
+    """Encoder, decoder, cell and readout trained together.
+
+    `unigram_nll`: of the targets, in nats; where `dynamics_start` is "auto", decoding has left its
+    plateau when it is clearly below.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        config: PredictiveStateConfig,
+        unigram_nll: float | None = None,
+    ) -> None:
         self.network = teacher
+        self.state = nn.Module()
         self._config = config
-        self._window = window
-        self._future = window if config.future_length == "rest" else config.future_length
+        self._gate = None
+        if config.dynamics_start == "auto":
+            assert unigram_nll is not None
+            self._gate = PlateauGate(unigram_nll, config.plateau * unigram_nll)
+            self.state = self._gate
 
     def weights(self, step: int) -> dict[str, float]:
         """Weight of each term. Dynamics are ramped in: at full weight from the start they would
         collapse the memory before it predicts anything."""
         config = self._config
-        since = step - config.dynamics_start
-        ramp = 0.0 if since < 0 else min(1.0, (since + 1) / max(1, config.dynamics_ramp))
+        ramp = self._ramp(step)
         return {
             "decoding": config.decoding_weight,
             "dense": config.dense_weight,
@@ -46,38 +82,59 @@ class PredictiveState:
             "uniformity": config.uniformity_weight,
         }
 
+    def _ramp(self, step: int) -> float:
+        start = self._gate.step if self._gate else self._config.dynamics_start
+        if not isinstance(start, int) or step < start:
+            return 0.0
+        return min(1.0, (step - start + 1) / max(1, self._config.dynamics_ramp))
+
     def counts(self, batch: TeacherBatch) -> dict[str, int]:
         """Number of terms in each sum of `losses`."""
-        return {
+        counts = {
             "decoding": int((self._future_targets(batch) != IGNORE).sum()),
-            "dense": int((self._dense_targets(batch) != IGNORE).sum()),
             "dynamics": batch.dynamics_positions.numel(),
             "readout": int((self._transition_targets(batch) != IGNORE).sum()),
             "uniformity": len(batch.tokens) // self._config.uniformity_group,
         }
+        if batch.dense_positions.numel():
+            counts["dense"] = int((self._dense_targets(batch) != IGNORE).sum())
+        return counts
 
     def losses(self, batch: TeacherBatch) -> dict[str, Tensor]:
         """Sums of each term over the batch."""
-        memory = self._encode(batch)
-        predicted = self._predict(memory, batch)
-        return {
-            "decoding": self._decoding(memory, batch),
-            "dense": objectives.cross_entropy(
-                self.network.read(memory.flatten(0, 1)), self._dense_targets(batch)
-            ),
-            "dynamics": objectives.dynamics(
-                predicted, select(memory, batch.dynamics_positions + 1).flatten(0, 1)
-            ),
+        positions = batch.dynamics_positions
+        anchored, dense, before, after, compared = self._encode(
+            batch,
+            batch.anchors,
+            batch.dense_positions,
+            positions,
+            positions + 1,
+            batch.uniformity_positions,
+        )
+        tokens = select(batch.tokens, positions).flatten()
+        predicted = self.network.cell(before.flatten(0, 1), tokens)  # (B P, K, D)
+        sums = {
+            "decoding": self._decoding(anchored.flatten(0, 1), batch),
+            "dynamics": objectives.dynamics(predicted, after.flatten(0, 1)),
             "readout": objectives.cross_entropy(
                 self.network.read(predicted), self._transition_targets(batch)
             ),
-            "uniformity": self._uniformity(memory, batch),
+            "uniformity": self._uniformity(compared),
         }
+        if dense.numel():
+            said = self.network.read(dense.flatten(0, 1))
+            sums["dense"] = objectives.cross_entropy(said, self._dense_targets(batch))
+        return sums
+
+    def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
+        """Notes how well decoding goes, where that decides when dynamics begin."""
+        if self._gate and "decoding" in means:
+            self._gate.observe(step, means["decoding"])
 
     @torch.no_grad()
     def diagnostics(self, batch: TeacherBatch) -> dict[str, float]:
         """Health of the memories of the batch."""
-        memory = select(self._encode(batch), batch.uniformity_positions)
+        (memory,) = self._encode(batch, batch.uniformity_positions)
         health = objectives.memory_health(memory.flatten(0, 1))
         return {f"memory_{name}": value for name, value in health.items()}
 
@@ -92,22 +149,33 @@ class PredictiveState:
                 )
         return None
 
-    def _encode(self, batch: TeacherBatch) -> Tensor:
-        return self.network.encoder(batch.tokens[:, : self._window])
+    def _future(self, batch: TeacherBatch) -> int:
+        """F: tokens that lie ahead of the window, T of the T + F."""
+        wanted = self._config.future_length
+        return batch.tokens.shape[1] // 2 if wanted == "rest" else wanted
 
-    def _decoding(self, memory: Tensor, batch: TeacherBatch) -> Tensor:
-        anchored = select(memory, batch.anchors).flatten(0, 1)  # (B A, K, D)
-        offsets = torch.arange(self._future, device=memory.device)
+    def _window(self, batch: TeacherBatch) -> int:
+        return batch.tokens.shape[1] - self._future(batch)
+
+    def _encode(self, batch: TeacherBatch, *positions: Tensor) -> tuple[Tensor, ...]:
+        """Memories (B, P, K, D) at each of the `positions` (B, P)."""
+        tokens = batch.tokens[:, : self._window(batch)]
+        memory = self.network.encoder.encode_at(tokens, torch.cat(positions, dim=1))
+        return memory.split([some.shape[1] for some in positions], dim=1)
+
+    def _decoding(self, anchored: Tensor, batch: TeacherBatch) -> Tensor:
+        """From memories at the anchors, (B A, K, D)."""
+        offsets = torch.arange(self._future(batch), device=anchored.device)
         future = select(batch.tokens, self._from_anchors(batch, offsets))
         logits = self.network.decoder(anchored, future.reshape(len(anchored), -1))
         return objectives.cross_entropy(logits, self._future_targets(batch))
 
     def _future_targets(self, batch: TeacherBatch) -> Tensor:
-        offsets = torch.arange(self._future + 1, device=batch.targets.device)
+        offsets = torch.arange(self._future(batch) + 1, device=batch.targets.device)
         positions = self._from_anchors(batch, offsets)
         targets = select(batch.targets, positions)
         length = batch.length[:, None]
-        padding = (positions > length) & (length < self._window)
+        padding = (positions > length) & (length < self._window(batch))
         return targets.masked_fill(padding, IGNORE)
 
     @staticmethod
@@ -115,23 +183,18 @@ class PredictiveState:
         """(B, A * len(offsets)) positions."""
         return (batch.anchors[:, :, None] + offsets).flatten(1)
 
-    def _dense_targets(self, batch: TeacherBatch) -> Tensor:
-        """Targets at 0..length; beyond it there is padding, or the decoder's look-ahead."""
-        targets = batch.targets[:, : self._window + 1]
-        positions = torch.arange(targets.shape[1], device=targets.device)
-        return targets.masked_fill(positions > batch.length[:, None], IGNORE)
-
-    def _predict(self, memory: Tensor, batch: TeacherBatch) -> Tensor:
-        """The co-trained cell's transitions at the sampled positions, (B P, K, D)."""
-        positions = batch.dynamics_positions
-        before = select(memory, positions).flatten(0, 1)
-        return self.network.cell(before, select(batch.tokens, positions).flatten())
+    @staticmethod
+    def _dense_targets(batch: TeacherBatch) -> Tensor:
+        """Past `length` there is padding, or the decoder's look-ahead."""
+        targets = select(batch.targets, batch.dense_positions)
+        return targets.masked_fill(batch.dense_positions > batch.length[:, None], IGNORE)
 
     @staticmethod
     def _transition_targets(batch: TeacherBatch) -> Tensor:
         return select(batch.targets, batch.dynamics_positions + 1)
 
-    def _uniformity(self, memory: Tensor, batch: TeacherBatch) -> Tensor:
-        compared = select(memory, batch.uniformity_positions)  # (B, U, K, D)
+    def _uniformity(self, compared: Tensor) -> Tensor:
         groups = compared.unflatten(0, (-1, self._config.uniformity_group)).flatten(1, 2)
+        if self._config.uniformity == "pooled":
+            groups = objectives.pool_slots(groups)
         return objectives.uniformity(groups).sum()

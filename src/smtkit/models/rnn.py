@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from smtkit.config import CellConfig, DecoderConfig, ReadoutConfig
-from smtkit.models.cells import MlpReadout, build_cell
+from smtkit.models.cells import MlpReadout, build_cell, normalize_slots
 from smtkit.models.teacher import DecoderReadout, FutureDecoder
 
 
 class RecurrentNetwork(nn.Module):
     """`memory = empty_memory`; then, a token at a time, `memory = step(memory, token)`."""
-
-    empty_memory: Tensor
 
     def __init__(
         self,
@@ -37,7 +35,7 @@ class RecurrentNetwork(nn.Module):
             "readout": readout.model_dump(),
             "decoder": decoder.model_dump(),
         }
-        self.register_buffer("empty_memory", torch.zeros(slots, slot_width))
+        self.empty_memory = nn.Parameter(normalize_slots(torch.randn(slots, slot_width)))
         self.cell = build_cell(cell, vocabulary_size, slots, slot_width)
         self.readout: nn.Module = (
             MlpReadout(vocabulary_size, slots, slot_width, readout.hidden)
@@ -68,10 +66,7 @@ class RecurrentNetwork(nn.Module):
     def rollout(self, tokens: Tensor, memory: Tensor | None = None) -> Tensor:
         """Memories (B, T + 1, K, D) before and after each token, from `memory` or the empty one."""
         memory = self.start(len(tokens)) if memory is None else memory
-        memories = [memory]
-        for token in tokens.unbind(1):
-            memories.append(self.step(memories[-1], token))
-        return torch.stack(memories, dim=1)
+        return torch.cat((memory[:, None], self.cell.rollout(memory, tokens)), dim=1)
 
     @torch.inference_mode()
     def generate(
@@ -93,6 +88,51 @@ class RecurrentNetwork(nn.Module):
             yield token
             memory = self.step(memory, self._as_input(token))
 
+    @torch.inference_mode()
+    def complete(
+        self,
+        prompts: Tensor,
+        steps: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """What follows each prompt, side by side: (N, P) -> (N, steps)."""
+        memory = self.start(len(prompts))
+        for token in prompts.unbind(1):
+            memory = self.step(memory, token)
+        completion = prompts.new_empty(len(prompts), steps)
+        for i in range(steps):
+            logits = self.readout(memory).float()
+            completion[:, i] = sample_each(logits, temperature, top_k, top_p, generator)
+            memory = self.step(memory, completion[:, i])
+        return completion
+
+    @torch.inference_mode()
+    def answer(
+        self,
+        tokens: Tensor,
+        asked: Tensor,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """What the network says where it is asked: (N, T), (N, T + 1) -> as many as are asked, row
+        by row."""
+        memory = self.start(len(tokens))
+        answers = tokens.new_empty(asked.shape)
+        for i in range(asked.shape[1]):
+            if asked[:, i].any():
+                logits = self.readout(memory[asked[:, i]]).float()
+                answers[asked[:, i], i] = sample_each(logits, temperature, top_k, top_p, generator)
+            if i < tokens.shape[1]:
+                memory = self.step(memory, tokens[:, i])
+        return answers[asked]
+
     def _as_input(self, token: int) -> Tensor:
         return torch.tensor([token], device=self.empty_memory.device)
 
@@ -104,19 +144,31 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
-    """A token drawn from softmax(logits (V,) / temperature), the likeliest if temperature is 0.
+    """A token drawn from logits (V,), as `sample_each` draws one from each row."""
+    return int(sample_each(logits[None], temperature, top_k, top_p, generator))
+
+
+def sample_each(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Tokens (N,) drawn from softmax(logits (N, V) / temperature), the likeliest if it is 0.
 
     `top_k`: among the k likeliest; `top_p`: among the fewest that together have probability p.
     """
     if temperature == 0:
-        return int(logits.argmax())
-    values, tokens = ((logits - logits.max()) / temperature).sort(descending=True)
+        return logits.argmax(-1)
+    highest = logits.amax(-1, keepdim=True)
+    values, tokens = ((logits - highest) / temperature).sort(descending=True)
     probabilities = values.softmax(-1)
     if top_k is not None:
-        probabilities[top_k:] = 0
+        probabilities[:, top_k:] = 0
     if top_p is not None:
-        before = (probabilities / probabilities.sum()).cumsum(-1).roll(1)
-        before[0] = 0
+        before = (probabilities / probabilities.sum(-1, keepdim=True)).cumsum(-1).roll(1, -1)
+        before[:, 0] = 0
         probabilities[before >= top_p] = 0
     chosen = torch.multinomial(probabilities.cpu(), 1, generator=generator)
-    return int(tokens[chosen.to(tokens.device)])
+    return tokens.gather(-1, chosen.to(tokens.device))[:, 0]

@@ -3,58 +3,16 @@
 B: sequences, T: window, K: slots, D: slot width, F: future tokens, V: vocabulary.
 """
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor, nn
 
 from smtkit.config import CellConfig, DecoderConfig, EncoderConfig, ReadoutConfig
-from smtkit.models.cells import MlpReadout, build_cell, normalize_slots
+from smtkit.models.cells import MlpReadout, build_cell
+from smtkit.models.encoders import CausalEncoder as CausalEncoder
+from smtkit.models.encoders import MemoryEncoder as MemoryEncoder
+from smtkit.models.encoders import build_encoder
+from smtkit.models.encoders import select as select
 from smtkit.models.transformer import Transformer
-
-
-class MemoryEncoder(nn.Module, ABC):
-    """Tokens to memories: `memory[:, i]` is the memory after reading `tokens[:, :i]`."""
-
-    slots: int
-    slot_width: int
-
-    @abstractmethod
-    def encode(self, tokens: Tensor) -> Tensor:
-        """(B, T) -> (B, T + 1, K, D): the memories of all prefixes, the empty one first."""
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.encode(tokens)
-
-    def encode_at(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """(B, T), (B, P) -> (B, P, K, D): the memories at `positions` in 0..T."""
-        return select(self.encode(tokens), positions)
-
-
-class CausalEncoder(MemoryEncoder):
-    """A causal trunk over [BOS, tokens] gives all memories in one pass: a projection of what it
-    says at position i, every slot normalised."""
-
-    def __init__(self, config: EncoderConfig, vocabulary_size: int) -> None:
-        super().__init__()
-        self.slots, self.slot_width = config.slots, config.slot_width
-        self.beginning = nn.Parameter(torch.randn(config.width))
-        self.embedding = nn.Embedding(vocabulary_size, config.width)
-        self.trunk = Transformer(
-            config.width,
-            config.layers,
-            config.heads,
-            causal=True,
-            convolution=config.convolution,
-        )
-        self.projection = nn.Linear(config.width, config.slots * config.slot_width)
-
-    def encode(self, tokens: Tensor) -> Tensor:
-        embedded = self.embedding(tokens)
-        beginning = self.beginning.expand(len(tokens), 1, -1)
-        trunk = self.trunk(torch.cat((beginning, embedded), dim=1))  # (B, T + 1, width)
-        memory = self.projection(trunk).unflatten(-1, (self.slots, self.slot_width))
-        return normalize_slots(memory)
 
 
 class FutureDecoder(nn.Module):
@@ -96,11 +54,15 @@ def empty_future(memory: Tensor) -> Tensor:
 
 
 class Teacher(nn.Module):
-    """Encoder, decoder, dense readout, and the cell that is trained along with them."""
+    """Encoder, decoder, dense readout, and the cell that is trained along with them.
+
+    `window`: the encoder's context length, where it has one and its config sets none.
+    """
 
     def __init__(
         self,
         vocabulary_size: int,
+        window: int,
         encoder: EncoderConfig,
         decoder: DecoderConfig,
         cell: CellConfig,
@@ -108,7 +70,7 @@ class Teacher(nn.Module):
     ) -> None:
         super().__init__()
         memory_shape = (encoder.slots, encoder.slot_width)
-        self.encoder = CausalEncoder(encoder, vocabulary_size)
+        self.encoder = build_encoder(encoder, vocabulary_size, window)
         self.decoder = FutureDecoder(decoder, vocabulary_size, *memory_shape)
         self.cell = build_cell(cell, vocabulary_size, *memory_shape)
         self.readout = (
@@ -122,10 +84,3 @@ class Teacher(nn.Module):
         if self.readout is not None:
             return self.readout(memory)
         return self.decoder(memory, empty_future(memory))[:, 0]
-
-
-def select(values: Tensor, positions: Tensor) -> Tensor:
-    """values (B, L, ...), positions (B, P) -> (B, P, ...): for each row its positions."""
-    first = torch.arange(len(values), device=values.device)[:, None] * values.shape[1]
-    chosen = values.flatten(0, 1).index_select(0, (first + positions).flatten())
-    return chosen.unflatten(0, positions.shape)

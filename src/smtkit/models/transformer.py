@@ -15,7 +15,11 @@ _ROPE_BASE = 10_000.0
 
 
 class Transformer(nn.Module):
-    """(B, L, C) -> (B, L, C): blocks and a last norm. `causal`: position i sees 0..i alone."""
+    """(B, L, C) -> (B, L, C): blocks and a last norm. `causal`: position i sees 0..i alone.
+
+    `mask` (B, L), True where there is an input, at least once a row: inputs elsewhere change
+    nothing, and what is said there means nothing.
+    """
 
     def __init__(
         self, width: int, layers: int, heads: int, *, causal: bool, convolution: int = 0
@@ -30,10 +34,10 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norm = RmsNorm(width)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         rotation = rotary(inputs.shape[1], self.head_width, inputs.device, inputs.dtype)
         for block in self.blocks:
-            inputs = block(inputs, rotation)
+            inputs = block(inputs, rotation, mask)
         return self.norm(inputs)
 
 
@@ -48,10 +52,13 @@ class Block(nn.Module):
         self.mlp_norm = RmsNorm(width)
         self.mlp = GatedMlp(width)
 
-    def forward(self, inputs: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(
+        self, inputs: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None = None
+    ) -> Tensor:
         if self.convolution is not None:
-            inputs = inputs + self.convolution(inputs)
-        inputs = inputs + self.attention(self.attention_norm(inputs), rotation)
+            present = inputs if mask is None else inputs.masked_fill(~mask[:, :, None], 0)
+            inputs = inputs + self.convolution(present)
+        inputs = inputs + self.attention(self.attention_norm(inputs), rotation, mask)
         return inputs + self.mlp(self.mlp_norm(inputs))
 
     def start_small(self, layers: int) -> None:
@@ -70,14 +77,29 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
-    def forward(self, inputs: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(
+        self, inputs: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None = None
+    ) -> Tensor:
         batch, length, width = inputs.shape
         projected = self.query_key_value(inputs).view(batch, length, 3, self.heads, -1)
         query, key, value = projected.permute(2, 0, 3, 1, 4)  # (B, H, L, C / H) each
         mixed = F.scaled_dot_product_attention(
-            rotate(query, rotation), rotate(key, rotation), value, is_causal=self.causal
+            rotate(query, rotation),
+            rotate(key, rotation),
+            value,
+            attn_mask=None if mask is None else self._visible(mask),
+            is_causal=self.causal and mask is None,
         )
         return self.output(mixed.transpose(1, 2).reshape(batch, length, width))
+
+    def _visible(self, mask: Tensor) -> Tensor:
+        """(B, L) -> (B, 1, 1 or L, L): the keys that each query sees. A causal one always sees
+        itself: a softmax over nothing would not be a number."""
+        keys = mask[:, None, None]
+        if not self.causal:
+            return keys
+        places = torch.arange(mask.shape[1], device=mask.device)
+        return keys & (places <= places[:, None]) | (places == places[:, None])
 
 
 class GatedMlp(nn.Module):

@@ -1,40 +1,39 @@
 """`smtkit eval`: how well an RNN predicts held-out text, beside its teacher and n-gram baselines.
 
-B: windows, T: the window the RNN was trained on, L = 4 T: tokens read here.
+B: windows, T: the window the RNN was trained on, L: tokens read here, `lengths` T or a whole row.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from smtkit.artifacts.manifest import Artifact, Manifest
 from smtkit.artifacts.run import Run, write_atomically
-from smtkit.config import EvaluateConfig
+from smtkit.config import EvaluateConfig, TrainEncoderConfig
 from smtkit.convention import IGNORE
 from smtkit.data.ngrams import NgramModel
 from smtkit.data.order import IntArray
-from smtkit.data.tokenizers import TextTokenizer, Tokenizer, load_tokenizer
+from smtkit.data.tokenizers import TextTokenizer, Tokenizer, check_tokenizers, load_tokenizer
 from smtkit.data.tokens import BATCH_TOKENS, is_stream, open_stream
-from smtkit.data.windows import Windows, WindowSource, open_windows
-from smtkit.errors import ArtifactError
-from smtkit.metrics import Drift, Scores, summarize
+from smtkit.data.windows import RowWindows, WindowSource, open_windows
+from smtkit.errors import ArtifactError, UsageError
+from smtkit.metrics import Scores, summarize, summarize_by_distance, summarize_by_length
 from smtkit.models.rnn import RecurrentNetwork
-from smtkit.models.teacher import DecoderReadout, Teacher
+from smtkit.models.teacher import Teacher
 from smtkit.progress import Progress, Silent
-from smtkit.stages.extract_labels import check_tokenizers
+from smtkit.stages import gradients, inference_cost
+from smtkit.stages.networks import load_rnn
+from smtkit.stages.predictors import BASELINES, Predictors
 from smtkit.stages.train_encoder import load_teacher
-from smtkit.stages.train_rnn import load_rnn
 from smtkit.training import choose_device
 
 EVALUATION = "evaluation.json"
-_BASELINES = ("unigram", "bigram", "trigram")
-_LENGTHS = 4  # windows of 4 T tokens
+_POSITIONS = 2**17  # memories of the teacher held at once
 
 
 def run(
@@ -51,9 +50,15 @@ def run(
     """Evaluates the artifact `rnn` on a split of `tokens`; with `encoder`, beside its teacher.
 
     The result is `evaluation.json` in the artifact `out`, and the manifest's statistics.
-    Raises ArtifactError where kinds or tokenizers differ, or the RNN learned from another encoder.
+    Raises ArtifactError where kinds or tokenizers differ, or the RNN learned from another encoder;
+    UsageError where gradients are asked for without `encoder`.
     """
     device = choose_device(config.device)
+    if config.gradients and encoder is None:
+        raise UsageError(
+            "--gradients: one of the paths is the teacher's decoder, found no --encoder",
+            "name the encoder that the RNN learned from",
+        )
     trained = Artifact.open(rnn, "rnn")
     source = Artifact.open(tokens, "tokens")
     teacher_artifact = Artifact.open(encoder, "encoder") if encoder is not None else None
@@ -64,124 +69,140 @@ def run(
         if artifact.finished:
             return artifact.finished
         network, window = load_rnn(trained)
-        tokenizer = load_tokenizer(source)
-        ngrams = _count_ngrams(source, tokenizer, config)
-        predictors = _Predictors(
+        subject = _Subject(
             network.to(device),
-            load_teacher(teacher_artifact)[0].to(device) if teacher_artifact else None,
-            ngrams,
             window,
+            _load_teacher(teacher_artifact, device) if teacher_artifact else None,
             device,
         )
-        windows = open_windows(
-            source, config.split, _LENGTHS * window if is_stream(source) else None
-        )
-        starts = _spread(windows, config.windows)
-        scores: dict[str, list[Scores]] = {}
-        targets: list[IntArray] = []
-        for first in range(0, len(starts), config.batch_size):
-            batch = windows.read(starts[first : first + config.batch_size])
-            targets.append(batch.targets)
-            for name, values in predictors.score(batch).items():
-                scores.setdefault(name, []).append(values)
-            (progress or Silent()).update("evaluating", first + len(batch.targets), len(starts))
-        result = {
-            "split": config.split,
-            "window": window,
-            "windows": len(starts),
-            "tokens": tokenizer.description()["kind"],
-            "results": summarize(
-                {name: np.concatenate(values) for name, values in scores.items()},
-                window,
-                _bytes_of(np.concatenate(targets), tokenizer),
-            ),
-            "drift": predictors.drift.by_position() if teacher_artifact else None,
-        }
+        told = progress or Silent()
+        result = _predictions(config, subject, source, told)
+        result["gradients"] = result["cost"] = None
+        if config.gradients:
+            result["gradients"] = _gradients(config, subject, source, artifact, told)
+        if config.cost:
+            result["cost"] = _cost(subject, told)
         write_atomically(artifact.directory / EVALUATION, json.dumps(result, indent=1) + "\n")
         artifact.add(EVALUATION)
         return artifact.commit(result)
 
 
-@dataclass
-class _Predictors:
-    """All that predicts, scored on the same windows."""
+@dataclass(frozen=True)
+class _LoadedTeacher:
+    network: Teacher
+    config: TrainEncoderConfig  # of its training
+    window: int
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is evaluated, and where."""
 
     network: RecurrentNetwork
-    teacher: Teacher | None
-    ngrams: NgramModel
     window: int
+    teacher: _LoadedTeacher | None
     device: torch.device
 
-    def __post_init__(self) -> None:
-        self.drift = Drift(self.window)
 
-    @torch.inference_mode()
-    def score(self, windows: Windows) -> dict[str, Scores]:
-        """Scores of every target, by every predictor."""
-        asked = (windows.targets != IGNORE)[..., None]
-        tokens = torch.from_numpy(windows.tokens).to(self.device)
-        targets = torch.from_numpy(windows.targets).to(self.device)
-        scores = {name: self._ngram(windows, order) for order, name in enumerate(_BASELINES, 1)}
-        labels = None
-        if self.teacher is not None:
-            labels = self.teacher.encoder(tokens)
-            decode = DecoderReadout(self.teacher.decoder)
-            scores["teacher, decoder"] = _scored(decode, labels, targets)
-            if self.teacher.readout is not None:
-                scores["teacher, readout"] = _scored(self.teacher.readout, labels, targets)
-            scores["rnn, one step"] = self._one_step(labels, tokens, targets)
-        scores["rnn, free-running"] = self._free_running(tokens, targets, windows, labels)
-        return {name: np.where(asked, values, np.nan) for name, values in scores.items()}
+def _load_teacher(artifact: Artifact, device: torch.device) -> _LoadedTeacher:
+    network, window = load_teacher(artifact)
+    config = TrainEncoderConfig(**artifact.manifest.config)
+    return _LoadedTeacher(network.to(device), config, window)
 
-    def _ngram(self, windows: Windows, order: int) -> Scores:
-        nll = self.ngrams.negative_log_likelihood(windows.tokens, windows.targets, order)
-        return np.stack([nll, np.full_like(nll, np.nan)], axis=-1)
 
-    def _one_step(self, memory: Tensor, tokens: Tensor, targets: Tensor) -> Scores:
-        """One transition from each memory of the teacher, within its window."""
-        window = self.window
-        before = memory[:, :window].flatten(0, 1)
-        predicted = self.network.step(before, tokens[:, :window].flatten())
-        predicted = predicted.unflatten(0, (-1, window))
-        scores = np.full((*targets.shape, 2), np.nan)
-        scores[:, 1 : window + 1] = _scored(
-            self.network.readout, predicted, targets[:, 1 : window + 1]
+def _predictions(
+    config: EvaluateConfig, subject: _Subject, source: Artifact, progress: Progress
+) -> dict[str, Any]:
+    """What every predictor scores, by position, distance and length; and how memories look."""
+    tokenizer = load_tokenizer(source)
+    length = config.lengths * subject.window if is_stream(source) else None
+    windows = open_windows(source, config.split, length)
+    starts = _spread(windows, config.windows)
+    predictors = Predictors(
+        subject.network,
+        subject.teacher.network if subject.teacher else None,
+        _count_ngrams(source, tokenizer, config),
+        subject.window,
+        len(starts),
+        subject.device,
+    )
+    pieces: dict[str, list[Scores]] = {}
+    targets, lengths = [], []
+    at_a_time = max(1, min(config.batch_size, _POSITIONS // windows.window))
+    for first in range(0, len(starts), at_a_time):
+        batch = windows.read(starts[first : first + at_a_time])
+        targets.append(batch.targets)
+        lengths.append(batch.length)
+        for name, values in predictors.score(batch).items():
+            pieces.setdefault(name, []).append(values)
+        progress.update("evaluating", first + len(batch.targets), len(starts))
+    scores = {name: np.concatenate(values) for name, values in pieces.items()}
+    sizes = _bytes_of(np.concatenate(targets), tokenizer)
+    return {
+        "split": config.split,
+        "window": subject.window,
+        "windows": len(starts),
+        "tokens": tokenizer.description()["kind"],
+        "results": summarize(scores, subject.window, sizes),
+        "drift": predictors.drift.by_position() if subject.teacher else None,
+        **_of_rows(scores, windows, starts, np.concatenate(lengths)),
+        "memory": predictors.health(),
+    }
+
+
+def _of_rows(
+    scores: dict[str, Scores], windows: WindowSource, starts: IntArray, lengths: IntArray
+) -> dict[str, Any]:
+    """By distance where rows say it, and by length where theirs differ; of text, neither."""
+    if not isinstance(windows, RowWindows):
+        return {"by_distance": None, "by_length": None}
+    distance = windows.distance(starts)
+    mixed = len(np.unique(lengths)) > 1
+    return {
+        "by_distance": None if distance is None else summarize_by_distance(scores, distance),
+        "by_length": summarize_by_length(scores, lengths) if mixed else None,
+    }
+
+
+def _gradients(
+    config: EvaluateConfig, subject: _Subject, source: Artifact, artifact: Run, progress: Progress
+) -> list[dict[str, Any]]:
+    """Records of `gradients.measure`, and their figure in the artifact."""
+    assert subject.teacher is not None
+    windows = open_windows(source, config.split, subject.window if is_stream(source) else None)
+    starts = _spread(windows, gradients.windows_needed(windows.window))
+    teacher = subject.teacher
+    records = gradients.measure(
+        gradients.with_initial_weights(
+            subject.network, teacher.network, teacher.config, teacher.window
+        ),
+        windows.read(starts),
+        subject.window,
+        teacher.config.objective.future_length,
+        progress,
+    )
+    try:
+        gradients.draw(records, artifact.directory / gradients.FIGURE)
+    except ImportError:
+        progress.warn(
+            f"no {gradients.FIGURE}: matplotlib is not installed (pip install 'smtkit[figures]')"
         )
-        return scores
-
-    def _free_running(
-        self, tokens: Tensor, targets: Tensor, windows: Windows, labels: Tensor | None
-    ) -> Scores:
-        """Scores of the rollout from the empty memory; notes its drift from `labels`."""
-        readout = self.network.readout
-        pieces = [_scored(readout, self.network.start(len(tokens))[:, None], targets[:, :1])]
-        for first, memory in self._rollout(tokens):
-            length = memory.shape[1]
-            pieces.append(_scored(readout, memory, targets[:, first : first + length]))
-            if first == 1 and labels is not None:
-                whole = torch.from_numpy(windows.length >= self.window).to(self.device)
-                self.drift.add(memory[whole], labels[whole, 1 : self.window + 1])
-        return np.concatenate(pieces, axis=1)
-
-    def _rollout(self, tokens: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """(first position, memories) from the empty memory, T steps at a time."""
-        memory = self.network.start(len(tokens))
-        for first in range(0, tokens.shape[1], self.window):
-            memories = self.network.rollout(tokens[:, first : first + self.window], memory)
-            memory = memories[:, -1]
-            yield first + 1, memories[:, 1:]
+    else:
+        artifact.add(gradients.FIGURE)
+    return records
 
 
-def _scored(readout: Callable[[Tensor], Tensor], memory: Tensor, targets: Tensor) -> Scores:
-    """memory (B, L, K, D), targets (B, L) -> (B, L, 2), some positions at a time."""
-    pieces = []
-    for some, wanted in zip(memory.split(64, 1), targets.split(64, 1), strict=True):
-        logits = readout(some.flatten(0, 1)).float()
-        nll = F.cross_entropy(logits, wanted.flatten(), ignore_index=IGNORE, reduction="none")
-        correct = logits.argmax(-1) == wanted.flatten()
-        both = torch.stack([nll.double(), correct.double()], dim=-1)
-        pieces.append(both.view(*wanted.shape, 2).cpu().numpy())
-    return np.concatenate(pieces, axis=1)
+def _cost(subject: _Subject, progress: Progress) -> list[dict[str, Any]]:
+    records = inference_cost.of_rnn(subject.network, subject.device, progress)
+    if subject.teacher is not None:
+        records += inference_cost.of_teacher(
+            subject.teacher.network,
+            subject.teacher.config.encoder,
+            subject.teacher.window,
+            subject.network.architecture["vocabulary_size"],
+            subject.device,
+        )
+    return records
 
 
 def _bytes_of(targets: IntArray, tokenizer: Tokenizer) -> IntArray | None:
@@ -194,7 +215,7 @@ def _bytes_of(targets: IntArray, tokenizer: Tokenizer) -> IntArray | None:
 def _count_ngrams(tokens: Artifact, tokenizer: Tokenizer, config: EvaluateConfig) -> NgramModel:
     batches = _stream_batches if is_stream(tokens) else _row_batches
     return NgramModel.count(
-        tokenizer.vocabulary_size, len(_BASELINES), batches(tokens, config.baseline_tokens)
+        tokenizer.vocabulary_size, len(BASELINES), batches(tokens, config.baseline_tokens)
     )
 
 
@@ -202,7 +223,7 @@ def _stream_batches(tokens: Artifact, limit: int) -> Iterator[tuple[IntArray, In
     """The stream in long rows; each begins with what an n-gram looks back at, asked before."""
     stream = open_stream(tokens, "train")
     for start in range(0, min(len(stream), limit), BATCH_TOKENS):
-        before = min(start, len(_BASELINES) - 1)
+        before = min(start, len(BASELINES) - 1)
         count = min(BATCH_TOKENS, limit - start) + before
         targets = stream.read(start - before, count).astype(np.int64)[None]
         inputs = targets[:, :-1].copy()

@@ -18,7 +18,7 @@ from smtkit.artifacts.shards import read_shard
 from smtkit.config import ExtractLabelsConfig
 from smtkit.data.labels import LabelShape, write_labels
 from smtkit.data.order import IntArray, permute, random_key
-from smtkit.data.tokenizers import load_tokenizer
+from smtkit.data.tokenizers import check_tokenizers, load_tokenizer
 from smtkit.data.tokens import is_stream
 from smtkit.data.windows import Windows, WindowSource, open_windows
 from smtkit.errors import ArtifactError
@@ -82,17 +82,6 @@ def run(
         _save_what_rnns_need(artifact, teacher_artifact, extraction.empty_memory())
         tokenizer.save(artifact)
         return artifact.commit({"windows": counts, **vars(shape)})
-
-
-def check_tokenizers(one: Artifact, other: Artifact) -> None:
-    """Raises ArtifactError where the tokenizers of two artifacts differ."""
-    first, second = (load_tokenizer(artifact).description() for artifact in (one, other))
-    if first != second:
-        raise ArtifactError(
-            f"{other.directory}: its tokenizer ({_summary(second)}) is not that of "
-            f"{one.directory} ({_summary(first)})",
-            "use tokens of the same `smtkit tokenize`",
-        )
 
 
 class _Extraction:
@@ -168,9 +157,3 @@ def _save_what_rnns_need(artifact: Run, encoder: Artifact, empty_memory: torch.T
     kept["empty_memory"] = empty_memory
     save_tensors(artifact.directory / MODEL, kept, header)
     artifact.add(MODEL)
-
-
-def _summary(description: dict[str, object]) -> str:
-    characters = description.get("characters")
-    size = f" of {len(characters)} characters" if isinstance(characters, str) else ""
-    return f"{description['kind']}{size}"

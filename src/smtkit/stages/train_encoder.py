@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import torch
 
 from smtkit.artifacts.checkpoint import MODEL, load_tensors, save_tensors
@@ -14,12 +15,15 @@ from smtkit.config import (
     ReadoutConfig,
     TrainEncoderConfig,
 )
+from smtkit.convention import IGNORE
 from smtkit.data.tokenizers import load_tokenizer
 from smtkit.data.windows import TeacherBatch, TeacherSource, WindowSource, open_windows
 from smtkit.methods.predictive_state import PredictiveState
 from smtkit.models.teacher import Teacher
 from smtkit.progress import Progress, Silent
 from smtkit.training import Trainer, Validation, choose_device
+
+_UNIGRAM_WINDOWS = 4096
 
 
 def run(
@@ -51,9 +55,9 @@ def run(
             return artifact.finished
         windows = _windows(config, source, "train")
         torch.manual_seed(config.seed)
-        teacher = build_teacher(config, tokenizer.vocabulary_size)
+        teacher = build_teacher(config, tokenizer.vocabulary_size, windows.window)
         trainer = Trainer(
-            PredictiveState(teacher, config.objective, windows.window),
+            PredictiveState(teacher, config.objective, _unigram(config, windows)),
             _source(config, windows),
             _validation(config, _windows(config, source, "validation")),
             config.training,
@@ -75,9 +79,11 @@ def run(
         return artifact.commit({**trainer.statistics(), "validation": validated})
 
 
-def build_teacher(config: TrainEncoderConfig, vocabulary_size: int) -> Teacher:
+def build_teacher(config: TrainEncoderConfig, vocabulary_size: int, window: int) -> Teacher:
     """The teacher with random weights."""
-    return Teacher(vocabulary_size, config.encoder, config.decoder, config.cell, config.readout)
+    return Teacher(
+        vocabulary_size, window, config.encoder, config.decoder, config.cell, config.readout
+    )
 
 
 def load_teacher(encoder: Artifact) -> tuple[Teacher, int]:
@@ -85,6 +91,7 @@ def load_teacher(encoder: Artifact) -> tuple[Teacher, int]:
     tensors, header = load_tensors(encoder.verified(MODEL))
     teacher = Teacher(
         header["vocabulary_size"],
+        header["window"],
         EncoderConfig(**header["encoder"]),
         DecoderConfig(**header["decoder"]),
         CellConfig(**header["cell"]),
@@ -111,7 +118,29 @@ def _source(config: TrainEncoderConfig, windows: WindowSource) -> TeacherSource:
         anchors=config.objective.anchors,
         dynamics_positions=config.objective.dynamics_positions,
         uniformity_positions=config.objective.uniformity_positions,
+        dense_positions=_dense_positions(config),
+        rest=config.objective.future_length == "rest",
     )
+
+
+def _dense_positions(config: TrainEncoderConfig) -> int | None:
+    objective = config.objective
+    if not objective.dense_weight:
+        return 0
+    if config.encoder.kind == "causal":
+        return objective.dense_positions
+    return objective.dense_positions or objective.anchors
+
+
+def _unigram(config: TrainEncoderConfig, windows: WindowSource) -> float | None:
+    """Nll of the targets by their frequency alone, where the start of dynamics depends on it."""
+    if config.objective.dynamics_start != "auto":
+        return None
+    some = windows.tiles()[:: max(1, windows.per_epoch // _UNIGRAM_WINDOWS)]
+    targets = windows.read(some).targets
+    counts = np.bincount(targets[targets != IGNORE])
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
 
 
 def _validation(config: TrainEncoderConfig, windows: WindowSource) -> Validation[TeacherBatch]:

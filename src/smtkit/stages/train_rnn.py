@@ -1,59 +1,77 @@
-"""`smtkit train-rnn --method smt`: a `labels` artifact to an `rnn` artifact."""
+"""`smtkit train-rnn`: a `labels` artifact (smt, dmt) or a `tokens` artifact (bptt) to an `rnn`."""
 
 import os
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from smtkit.artifacts.checkpoint import MODEL, load_tensors, save_tensors
+from smtkit.artifacts.checkpoint import MODEL, save_tensors
 from smtkit.artifacts.manifest import METRICS, Artifact, Manifest
 from smtkit.artifacts.run import Run
-from smtkit.config import CellConfig, DecoderConfig, ReadoutConfig, TrainRnnConfig
-from smtkit.data.labels import LabelShape, LabelShards, TransitionSource
-from smtkit.data.tokenizers import load_tokenizer
+from smtkit.config import TrainRnnConfig
+from smtkit.data.labels import LabelShape, LabelShards
+from smtkit.data.tokenizers import check_tokenizers, load_tokenizer
+from smtkit.data.transitions import RolloutSource, SequenceSource, TransitionSource
+from smtkit.data.windows import open_windows
 from smtkit.errors import ArtifactError, UsageError
+from smtkit.methods.bptt import BackpropagationThroughTime
+from smtkit.methods.dmt import DaggerMemoryTraining
 from smtkit.methods.smt import SupervisedMemoryTraining
 from smtkit.models.rnn import RecurrentNetwork
 from smtkit.progress import Progress, Silent
-from smtkit.training import Trainer, Validation, choose_device
+from smtkit.stages.networks import (
+    decoder_of,
+    empty_memory_of,
+    network_for_labels,
+    network_of,
+    network_of_its_own,
+    with_empty_memory,
+)
+from smtkit.training import Method, Source, Trainer, Validation, choose_device
+
+_SPLITS = ("train", "validation")
 
 
 def run(
     config: TrainRnnConfig,
-    labels: str | os.PathLike[str],
+    source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    init: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Trains an RNN on the memories stored in the artifact `labels`, one step at a time.
+    """Trains an RNN on the artifact `source`: labels, or, with `bptt`, tokens; from the `rnn`
+    artifact `init`, or from random weights.
 
-    Raises ArtifactError (not labels, damaged row), NonFiniteLossError, InterruptedRunError.
+    Raises ArtifactError (a wrong kind, a damaged row, an RNN of another teacher or tokenizer),
+    UsageError, NonFiniteLossError, InterruptedRunError.
     """
     device = choose_device(config.device)
-    stored = Artifact.open(labels, "labels")
+    read = Artifact.open(source, "tokens" if config.method == "bptt" else "labels")
+    begun = _checked_init(config, read, init)
+    parents = [artifact for artifact in (read, begun) if artifact]
     with Run(
         out,
         "rnn",
         config,
-        [stored],
+        parents,
         seed=config.seed,
         overwrite=overwrite,
         resume=resume,
     ) as artifact:
         if artifact.finished:
             return artifact.finished
-        train, validation = (
-            LabelShards(stored.files(f"{split}-")) for split in ("train", "validation")
-        )
         torch.manual_seed(config.seed)
-        network = _build(config, stored, train.shape)
+        if config.method == "bptt":
+            course = _from_tokens(config, read, begun)
+        else:
+            course = _from_labels(config, read, begun, device)
         trainer = Trainer(
-            SupervisedMemoryTraining(network, config.objective),
-            _source(config, train),
-            Validation(_source(config, validation), _validation_batches(config, validation)),
+            course.method,
+            course.train,
+            Validation(course.validation, course.validation_batches(config)),
             config.training,
             artifact.directory,
             device,
@@ -61,80 +79,114 @@ def run(
             artifact.keep,
         )
         validated = trainer.run()
-        load_tokenizer(stored).save(artifact)
-        header = {**network.architecture, "window": train.shape.window}
-        save_tensors(artifact.directory / MODEL, network.state_dict(), header)
+        load_tokenizer(read).save(artifact)
+        header = {**course.network.architecture, "window": course.window}
+        save_tensors(artifact.directory / MODEL, course.network.state_dict(), header)
         for name in (MODEL, METRICS):
             artifact.add(name)
         return artifact.commit({**trainer.statistics(), "validation": validated})
 
 
-def load_rnn(rnn: Artifact) -> tuple[RecurrentNetwork, int]:
-    """The network of an `rnn` artifact, for inference, and the window it was trained on."""
-    tensors, header = load_tensors(rnn.verified(MODEL))
-    window = header.pop("window")
-    network = RecurrentNetwork.from_architecture(header)
-    network.load_state_dict(tensors)
-    return network.eval().requires_grad_(False), window
+class _Course:
+    """A method, and what it learns from."""
+
+    def __init__(
+        self,
+        method: Method[Any],
+        network: RecurrentNetwork,
+        train: Source[Any],
+        validation: Source[Any],
+        windows: int,
+        window: int,
+    ) -> None:
+        self.method = method
+        self.network = network
+        self.train = train
+        self.validation = validation
+        self.window = window
+        self._windows = windows
+
+    def validation_batches(self, config: TrainRnnConfig) -> int:
+        wanted = min(config.training.validation_windows, self._windows)
+        return max(1, wanted // config.training.batch_size)
 
 
-def _build(config: TrainRnnConfig, labels: Artifact, shape: LabelShape) -> RecurrentNetwork:
-    """The RNN with random weights; or, with `init_from_labels`, with the co-trained cell's."""
-    tensors, header = load_tensors(labels.verified(MODEL))
-    cell, readout = config.cell, config.readout
-    if config.init_from_labels:
-        _check_given(config, header)
-        cell, readout = CellConfig(**header["cell"]), ReadoutConfig(**header["readout"])
-    network = RecurrentNetwork(
-        shape.vocabulary_size,
-        shape.slots,
-        shape.slot_width,
-        cell,
-        readout,
-        DecoderConfig(**header["decoder"]),
+def _from_tokens(config: TrainRnnConfig, tokens: Artifact, begun: Artifact | None) -> _Course:
+    windows = [open_windows(tokens, split, config.data.window) for split in _SPLITS]
+    vocabulary_size = load_tokenizer(tokens).vocabulary_size
+    network = network_of(config, begun) if begun else network_of_its_own(config, vocabulary_size)
+    train, validation = (
+        SequenceSource(some, batch_size=config.training.batch_size, seed=config.seed)
+        for some in windows
     )
-    network.empty_memory.copy_(tensors["empty_memory"])
-    if config.init_from_labels:
-        network.cell.load_state_dict(_below("cell.", tensors))
-    if readout.kind == "decoder":
-        network.readout.load_state_dict(_below("decoder.", tensors, keep="decoder."))
-    elif config.init_from_labels:
-        network.readout.load_state_dict(_below("readout.", tensors))
-    return network
+    method = BackpropagationThroughTime(network, config.bptt_window)
+    return _Course(method, network, train, validation, windows[1].per_epoch, windows[0].window)
 
 
-def _check_given(config: TrainRnnConfig, header: dict[str, Any]) -> None:
-    """Raises UsageError where a cell or readout was asked for that is not the co-trained one."""
-    for section in ("cell", "readout"):
-        for key, wanted in getattr(config, section).model_dump(exclude_unset=True).items():
-            if wanted != header[section][key]:
-                raise UsageError(
-                    f"{section}.{key} = {wanted!r}: --init-from-labels starts from the co-trained "
-                    f"{section}, whose {key} is {header[section][key]!r}",
-                    f"leave {section}.{key} out",
-                )
+def _from_labels(
+    config: TrainRnnConfig, labels: Artifact, begun: Artifact | None, device: torch.device
+) -> _Course:
+    shards = [LabelShards(labels.files(f"{split}-")) for split in _SPLITS]
+    shape = shards[0].shape
+    network = _network(config, labels, begun, shape)
+    decoder = decoder_of(labels).to(device) if config.objective.kl_weight else None
+    method: Method[Any]
+    if config.method == "smt":
+        method = SupervisedMemoryTraining(network, config.objective, decoder)
+    else:
+        method = DaggerMemoryTraining(network, config.objective, config.rollout, decoder)
+    train, validation = _label_sources(config, *shards)
+    return _Course(method, network, train, validation, len(shards[1]), shape.window)
 
 
-def _below(prefix: str, tensors: dict[str, Tensor], keep: str = "") -> dict[str, Tensor]:
-    found = {
-        keep + name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
-    if not found:
-        raise ArtifactError(f"the labels hold no weights {prefix}*")
-    return found
+def _network(
+    config: TrainRnnConfig, labels: Artifact, begun: Artifact | None, shape: LabelShape
+) -> RecurrentNetwork:
+    if begun is None:
+        return network_for_labels(config, labels, shape)
+    # What bptt has made of the empty memory is not where the labels begin.
+    return with_empty_memory(network_of(config, begun), empty_memory_of(labels))
 
 
-def _source(config: TrainRnnConfig, labels: LabelShards) -> TransitionSource:
-    return TransitionSource(
-        labels,
-        batch_size=config.training.batch_size,
-        seed=config.seed,
-        positions=config.data.positions,
+def _label_sources(
+    config: TrainRnnConfig, train: LabelShards, validation: LabelShards
+) -> tuple[Source[Any], Source[Any]]:
+    size = config.training.batch_size
+    if config.method == "smt":
+        positions = config.data.positions
+
+        def transitions(labels: LabelShards) -> TransitionSource:
+            return TransitionSource(
+                labels, config.objective, batch_size=size, seed=config.seed, positions=positions
+            )
+
+        return transitions(train), transitions(validation)
+    # At the depth that the ramp leads to, so that records of validation can be compared.
+    settled = config.rollout.model_copy(update={"depth_ramp": 0})
+    return (
+        RolloutSource(train, config.objective, config.rollout, batch_size=size, seed=config.seed),
+        RolloutSource(validation, config.objective, settled, batch_size=size, seed=config.seed),
     )
 
 
-def _validation_batches(config: TrainRnnConfig, labels: LabelShards) -> int:
-    wanted = min(config.training.validation_windows, len(labels))
-    return max(1, wanted // config.training.batch_size)
+def _checked_init(
+    config: TrainRnnConfig, read: Artifact, init: str | os.PathLike[str] | None
+) -> Artifact | None:
+    """The RNN to start from. Raises where it has another tokenizer, or, for training on labels,
+    another teacher: its memories would mean something else."""
+    if init is None:
+        return None
+    if config.init_from_labels:
+        raise UsageError("--init and --init-from-labels: found both, allowed: one of them")
+    begun = Artifact.open(init, "rnn")
+    check_tokenizers(begun, read)
+    if config.method != "bptt":
+        teachers = [artifact.manifest.ancestor("encoder") for artifact in (read, begun)]
+        digests = [teacher.digest[:8] if teacher else "none" for teacher in teachers]
+        if digests[0] != digests[1]:
+            raise ArtifactError(
+                f"{begun.directory}: it learned from encoder {digests[1]}, the labels of "
+                f"{read.directory} are of encoder {digests[0]}",
+                "start from an RNN that was trained on labels of the same encoder",
+            )
+    return begun

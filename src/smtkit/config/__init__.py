@@ -1,0 +1,52 @@
+"""What can be set: one schema a stage. `resolve.py` fills them in."""
+
+from smtkit.config.base import RUNTIME_KEYS, Config, Device, Seed, flatten
+from smtkit.config.data import PixelConfig, SynthesizeConfig, TokenizeConfig
+from smtkit.config.models import (
+    CellConfig,
+    DecoderConfig,
+    EncoderConfig,
+    MemoryConfig,
+    ReadoutConfig,
+)
+from smtkit.config.training import (
+    ExtractLabelsConfig,
+    Method,
+    PredictiveStateConfig,
+    RolloutConfig,
+    TrainEncoderConfig,
+    TrainingConfig,
+    TrainRnnConfig,
+    TransitionDataConfig,
+    TransitionObjectiveConfig,
+    WindowConfig,
+)
+from smtkit.config.use import EvaluateConfig, GenerateConfig
+
+__all__ = [
+    "RUNTIME_KEYS",
+    "CellConfig",
+    "Config",
+    "DecoderConfig",
+    "Device",
+    "EncoderConfig",
+    "EvaluateConfig",
+    "ExtractLabelsConfig",
+    "GenerateConfig",
+    "MemoryConfig",
+    "Method",
+    "PixelConfig",
+    "PredictiveStateConfig",
+    "ReadoutConfig",
+    "RolloutConfig",
+    "Seed",
+    "SynthesizeConfig",
+    "TokenizeConfig",
+    "TrainEncoderConfig",
+    "TrainRnnConfig",
+    "TrainingConfig",
+    "TransitionDataConfig",
+    "TransitionObjectiveConfig",
+    "WindowConfig",
+    "flatten",
+]

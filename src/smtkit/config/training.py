@@ -1,0 +1,260 @@
+"""Settings of the stages that train, and of the labels between them."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from smtkit.config.base import Config, Device, Fraction, NonNegative, Positive, Seed, Weight
+from smtkit.config.models import (
+    CellConfig,
+    DecoderConfig,
+    EncoderConfig,
+    MemoryConfig,
+    ReadoutConfig,
+)
+
+
+class WindowConfig(Config):
+    """`window` (T): how many tokens a sequence has."""
+
+    window: Positive | None = None
+    """T; unset: 128 for text, the longest row for images and tasks."""
+
+
+class TransitionDataConfig(WindowConfig):
+    """What a batch is made of."""
+
+    positions: Positive = 32
+    """Of `smt`: transitions drawn in each window."""
+
+
+class PredictiveStateConfig(Config):
+    """The joint objective of encoder, decoder and co-trained cell."""
+
+    future_length: NonNegative | Literal["rest"] = 16
+    """F: how many tokens the decoder sees ahead; it predicts F + 1. `rest`: all of the row."""
+    anchors: Positive = 2
+    """Positions a window at which the decoder is asked for the future."""
+    dynamics_positions: Positive = 32
+    """Transitions a window on which the cell is trained."""
+    uniformity_positions: Positive = 8
+    """Memories a window that the uniformity term compares."""
+    uniformity_group: Annotated[int, Field(ge=1)] = 8
+    """Windows that are compared with each other; it divides a micro-batch."""
+    decoding_weight: Weight = 1.0
+    """Of the decoder's cross-entropy at the anchors."""
+    dense_weight: Weight = 1.0
+    """Of the readout's cross-entropy at `dense_positions`."""
+    dense_positions: Positive | None = None
+    """Positions a window of the dense term; unset: all (`causal`), or the anchors."""
+    dynamics_weight: Weight = 2.0
+    """Of the co-trained cell's squared error, once ramped in."""
+    readout_weight: Weight = 2.0
+    """Of the readout's cross-entropy on the co-trained cell's predicted memory, ramped in alike."""
+    uniformity_weight: Weight = 0.1
+    """Of the log mean potential of pairs of memories."""
+    uniformity: Literal["slot", "pooled"] = "slot"
+    """Pairs of the same slot, or, as in the paper, of any."""
+    dynamics_start: NonNegative | Literal["auto"] = 100
+    """Step at which the dynamics weight leaves zero; `auto`: when decoding has left its plateau."""
+    plateau: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Of `auto`: the share of the unigram's nll below which decoding has left its plateau."""
+    dynamics_ramp: NonNegative = 200
+    """Steps over which it then grows to `dynamics_weight`."""
+
+
+class TransitionObjectiveConfig(Config):
+    """The objective of the RNN, on transitions from labels (`smt`) or from its rollout (`dmt`)."""
+
+    dynamics_weight: Weight = 10.0
+    """Of the squared error of the predicted memory."""
+    readout_weight: Weight = 1.0
+    """Of the cross-entropy of the readout on the predicted memory."""
+    detach_readout: bool = False
+    """The readout learns from the predicted memory, but does not move it."""
+    kl_weight: Weight = 0.0
+    """Of KL(p(label) || p(predicted)) through the frozen decoder."""
+    kl_future: NonNegative = 8
+    """Tokens after the memory that the decoder sees for it; it predicts one more."""
+    kl_positions: Positive = 8
+    """Transitions a window on which it is taken."""
+    noise: Weight = 0.0
+    """Of Gaussian noise on input memories, in multiples of the error of one step, slot by slot."""
+
+
+class RolloutConfig(Config):
+    """Of `dmt`: the RNN's own memories, from which it learns to come back."""
+
+    kind: Literal["segments", "sequential", "jacobi"] = "segments"
+    """`segments`: chains side by side, from labels and from the empty memory; `sequential`: one
+    chain, from the empty memory; `jacobi`: sweeps over all positions at once."""
+    depth: Positive = 16
+    """Of `segments`: steps a chain."""
+    depth_ramp: NonNegative = 0
+    """Of `segments`: updates over which the depth grows from 1, by a constant factor."""
+    sweeps: Positive = 4
+    """Of `jacobi`: after so many, a memory is that many steps from a label."""
+    loss_every: Positive = 1
+    """Steps of the rollout between those that are learned from."""
+
+
+class TrainingConfig(Config):
+    """The loop. One of `max_steps` and `max_seconds` must be set; the schedule follows the one
+    that is nearer to its end."""
+
+    batch_size: Positive = 32
+    """Windows a step, over all ranks and accumulation steps."""
+    accumulation: Positive = 1
+    """Parts in which a batch is computed."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    """The highest."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Of AdamW."""
+    weight_decay: Weight = 0.01
+    """Of AdamW, on matrices only."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the gradient."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """After the warm-up; the cosine falls to zero."""
+    warmup_steps: NonNegative = 50
+    """Steps of linear warm-up."""
+    max_steps: Positive | None = None
+    """Stop after so many updates."""
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Stop after so many seconds of training."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 autocast on CUDA, float32 on a CPU."""
+    compile: bool = False
+    """torch.compile every part of the network."""
+    log_every: Positive = 20
+    """Steps between records of training."""
+    validate_every: Positive = 200
+    """Steps between validations."""
+    validation_windows: Positive = 128
+    """Windows a validation."""
+    checkpoint_every: Positive = 200
+    """Steps between checkpoints."""
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.max_steps is None and self.max_seconds is None:
+            raise ValueError("max_steps or max_seconds must be set")
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of accumulation "
+                f"({self.accumulation})"
+            )
+        return self
+
+
+class TrainEncoderConfig(Config):
+    """`smtkit train-encoder`."""
+
+    seed: Seed = 0
+    """Of all random numbers."""
+    device: Device = "auto"
+    """`auto`: CUDA where there is one."""
+    data: WindowConfig = WindowConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    cell: CellConfig = CellConfig()
+    readout: ReadoutConfig = ReadoutConfig()
+    objective: PredictiveStateConfig = PredictiveStateConfig()
+    training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _pairs_exist(self) -> Self:
+        if self.objective.uniformity_positions * self.objective.uniformity_group < 2:
+            raise ValueError(
+                "objective.uniformity_positions * objective.uniformity_group must be at least 2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> Self:
+        micro_batch = self.training.batch_size // self.training.accumulation
+        if micro_batch % self.objective.uniformity_group:
+            raise ValueError(
+                f"objective.uniformity_group ({self.objective.uniformity_group}) must divide "
+                f"training.batch_size / training.accumulation ({micro_batch})"
+            )
+        return self
+
+
+class ExtractLabelsConfig(Config):
+    """`smtkit extract-labels`."""
+
+    seed: Seed = 0
+    """Of all random numbers."""
+    device: Device = "auto"
+    """`auto`: CUDA where there is one."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Of the stored memories."""
+    max_windows: Positive | None = None
+    """Train windows, drawn by the seed; unset: all."""
+    max_validation_windows: Positive = 256
+    """Validation windows, drawn by the seed."""
+    batch_size: Positive = 64
+    """Windows a pass of the encoder."""
+    shard_bytes: Positive = 64 * 2**20
+    """Bytes of memories a shard."""
+
+
+Method = Literal["smt", "dmt", "bptt"]
+
+_ONLY_OF: dict[str, tuple[Method, ...]] = {
+    "init_from_labels": ("smt", "dmt"),
+    "objective": ("smt", "dmt"),
+    "data.positions": ("smt",),
+    "data.window": ("bptt",),
+    "memory": ("bptt",),
+    "rollout": ("dmt",),
+    "decoder": ("bptt",),
+    "bptt_window": ("bptt",),
+}
+
+
+class TrainRnnConfig(Config):
+    """`smtkit train-rnn`."""
+
+    seed: Seed = 0
+    """Of all random numbers."""
+    device: Device = "auto"
+    """`auto`: CUDA where there is one."""
+    method: Method = "smt"
+    """`smt`: one-step transitions, never unrolled; `dmt`: the same, from the RNN's own rollout;
+    `bptt`: backpropagation through time, from tokens alone."""
+    init_from_labels: bool = False
+    """Of `smt` and `dmt`: start from the teacher's co-trained cell and readout."""
+    bptt_window: Positive | None = None
+    """Of `bptt`: steps through which a gradient flows back; unset: all of the window."""
+    data: TransitionDataConfig = TransitionDataConfig()
+    memory: MemoryConfig = MemoryConfig()
+    cell: CellConfig = CellConfig()
+    readout: ReadoutConfig = ReadoutConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    objective: TransitionObjectiveConfig = TransitionObjectiveConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _settings_are_of_the_method(self) -> Self:
+        for key, methods in _ONLY_OF.items():
+            if self.method not in methods and _value(self, key) != _value(type(self), key):
+                raise ValueError(
+                    f"{key} is of method {' and '.join(methods)}, found method {self.method}"
+                )
+        if self.objective.noise and self.method == "dmt" and self.rollout.kind == "sequential":
+            raise ValueError(
+                "objective.noise disturbs labels, and a sequential rollout starts from none; "
+                "allowed with it: rollout.kind segments or jacobi"
+            )
+        return self
+
+
+def _value(config: TrainRnnConfig | type[TrainRnnConfig], dotted: str) -> object:
+    """What a config has at a key, or its schema as the default."""
+    name, _, below = dotted.partition(".")
+    default = isinstance(config, type)
+    found = config.model_fields[name].default if default else getattr(config, name)
+    return getattr(found, below) if below else found

@@ -1,0 +1,281 @@
+"""Batches for the RNN: transitions between stored memories, chains of them, and plain sequences.
+
+B: windows, T: window, P: positions drawn in each, K: slots, D: slot width, F: future tokens;
+C chains of L steps.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smtkit.config import RolloutConfig, TransitionObjectiveConfig
+from smtkit.convention import IGNORE
+from smtkit.data.labels import LabelShards
+from smtkit.data.order import IntArray, SampleOrder, random_key, stratified, uniform
+from smtkit.data.windows import WindowSource
+
+Row = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class _LabelBatch:
+    """What the objective asks beside its transitions.
+
+    first_target (B,): what is to be predicted from the empty memory. compared (M,): numbers of the
+    transitions after which the decoder must say the same from label and predicted memory, for
+    future (M, F) tokens, of which future_length (M,) are there. noise: unit normal numbers.
+    """
+
+    first_target: Tensor
+    compared: Tensor
+    future: Tensor
+    future_length: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class TransitionBatch(_LabelBatch):
+    """A flat set of N = B P transitions: before, after (N, K, D); token, target (N,).
+
+    `after` is the label of `(before, token)`, `target` what is to be predicted from it.
+    """
+
+    before: Tensor
+    token: Tensor
+    after: Tensor
+    target: Tensor
+
+    @property
+    def tokens_read(self) -> int:
+        return len(self.token)
+
+
+@dataclass(frozen=True)
+class RolloutBatch(_LabelBatch):
+    """C chains of L steps: start (C, K, D), tokens (C, L), and what each step should lead to: after
+    (C, L, K, D), target (C, L).
+
+    restarts (C, L): steps before which the memory is the empty one, `empty` (K, D). learned (N,):
+    numbers in the flat C * L of the steps that are learned from; the others lie past the end of a
+    chain, or between those that `loss_every` takes.
+    """
+
+    start: Tensor
+    tokens: Tensor
+    after: Tensor
+    target: Tensor
+    restarts: Tensor
+    empty: Tensor
+    learned: Tensor
+
+    @property
+    def tokens_read(self) -> int:
+        return self.tokens.numel()
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Whole windows: tokens (B, T), targets (B, T + 1), length (B,). T: of the longest."""
+
+    tokens: Tensor
+    targets: Tensor
+    length: Tensor
+
+    @property
+    def tokens_read(self) -> int:
+        return int(self.length.sum())
+
+
+class TransitionSource:
+    """Batches of transitions: windows in the shuffled order, `positions` drawn in each."""
+
+    def __init__(
+        self,
+        labels: LabelShards,
+        objective: TransitionObjectiveConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        positions: int,
+    ) -> None:
+        self._windows = _LabelWindows(labels, objective, batch_size, seed)
+        self._positions = positions
+        self._key = random_key(seed, "transitions")
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> TransitionBatch:
+        entries, rows = self._windows.read(step, part, parts)
+        drawn = stratified(self._key, entries, self._positions, _lengths(rows))
+        before = _gathered(rows, "memory", drawn)
+        return TransitionBatch(
+            **self._windows.asked(entries, rows, list(drawn)),
+            noise=self._windows.noise(entries, [self._positions] * len(rows)),
+            before=before,
+            token=_gathered(rows, "tokens", drawn).long(),
+            after=_gathered(rows, "memory", drawn + 1),
+            target=_gathered(rows, "targets", drawn + 1).long(),
+        )
+
+
+class RolloutSource:
+    """Batches of chains that together read every token of their windows once."""
+
+    def __init__(
+        self,
+        labels: LabelShards,
+        objective: TransitionObjectiveConfig,
+        rollout: RolloutConfig,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self._windows = _LabelWindows(labels, objective, batch_size, seed)
+        self._rollout = rollout
+        self._key = random_key(seed, "phase of chains")
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> RolloutBatch:
+        entries, rows = self._windows.read(step, part, parts)
+        plan = [self._chains(*given) for given in zip(entries, _lengths(rows), strict=True)]
+        steps = max(positions.shape[1] for positions, _ in plan)
+        chains = [_padded(positions, steps) for positions, _ in plan]
+        learned = [_padded(wanted, steps) for _, wanted in plan]
+        positions = np.concatenate(chains)
+        asked = [at[wanted] for at, wanted in zip(chains, learned, strict=True)]
+        # Jacobi disturbs every label that it begins from, the others the first of each chain.
+        disturbed = [at.size if self._rollout.kind == "jacobi" else len(at) for at in chains]
+        return RolloutBatch(
+            **self._windows.asked(entries, rows, asked),
+            noise=self._windows.noise(entries, disturbed),
+            start=_gathered(rows, "memory", [at[:, 0] for at in chains]),
+            tokens=_gathered(rows, "tokens", chains).long(),
+            after=_gathered(rows, "memory", [at + 1 for at in chains]),
+            target=_gathered(rows, "targets", [at + 1 for at in chains]).long(),
+            restarts=torch.from_numpy(positions == 0),
+            empty=torch.from_numpy(rows[0]["memory"][0].copy()),
+            learned=torch.from_numpy(np.flatnonzero(np.concatenate(learned))),
+        )
+
+    def depth(self, step: int) -> int:
+        """Steps of a segment's chain at an update: from 1 to `depth`, by a constant factor."""
+        depth, ramp = self._rollout.depth, self._rollout.depth_ramp
+        return round(depth ** min(1.0, (step + 1) / ramp)) if ramp else depth
+
+    def _chains(self, entry: int, length: int) -> tuple[IntArray, NDArray[np.bool_]]:
+        """Positions (C, L) before each step of the chains of a window, and which are learned from.
+
+        A segment that comes to the end of the window goes on at its beginning, from the empty
+        memory.
+        """
+        length = int(length)
+        if self._rollout.kind == "segments":
+            depth = min(self.depth(self._step_of(entry)), length)
+            phase = int(uniform(self._key, np.array([entry]), 1)[0, 0] * length)
+        else:
+            depth, phase = length, 0
+        offsets = np.arange(-(-length // depth) * depth).reshape(-1, depth)
+        every = self._rollout.loss_every
+        learned = (offsets < length) & (np.arange(depth) % every == min(every, depth) - 1)
+        return (offsets + phase) % length, learned
+
+    def _step_of(self, entry: int) -> int:
+        return entry // self._windows.batch_size
+
+
+class SequenceSource:
+    """Batches of whole windows of tokens, in the shuffled order."""
+
+    def __init__(self, windows: WindowSource, *, batch_size: int, seed: int) -> None:
+        self._windows = windows
+        self._order = SampleOrder(windows.per_epoch, batch_size, seed, windows.lengths())
+        self._seed = seed
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> SequenceBatch:
+        entries = self._order.entries(step, part, parts)
+        epochs, rows = self._order.rows(entries)
+        windows = self._windows.read(self._windows.starts(epochs, rows, self._seed))
+        longest = int(windows.length.max())
+        targets = windows.targets[:, : longest + 1]
+        return SequenceBatch(
+            torch.from_numpy(windows.tokens[:, :longest]),
+            torch.from_numpy(np.where(_past(targets, windows.length), IGNORE, targets)),
+            torch.from_numpy(windows.length),
+        )
+
+
+class _LabelWindows:
+    """Whole windows of labels in the shuffled order, and what is drawn for each."""
+
+    def __init__(
+        self,
+        labels: LabelShards,
+        objective: TransitionObjectiveConfig,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        self.batch_size = batch_size
+        self._labels = labels
+        self._objective = objective
+        self._order = SampleOrder(len(labels), batch_size, seed, labels.lengths())
+        self._seed = seed
+
+    def read(self, step: int, part: int, parts: int) -> tuple[IntArray, list[Row]]:
+        entries = self._order.entries(step, part, parts)
+        _, numbers = self._order.rows(entries)
+        return entries, [self._labels.row(int(number)) for number in numbers]
+
+    def asked(
+        self, entries: IntArray, rows: list[Row], positions: list[IntArray]
+    ) -> dict[str, Tensor]:
+        """First targets; and futures after some of the transitions at `positions` of each row."""
+        objective = self._objective
+        wanted, length = objective.kl_future, _lengths(rows)
+        counts = np.array([len(at) for at in positions])
+        draws = objective.kl_positions if objective.kl_weight else 0
+        key = random_key(self._seed, "compared")
+        chosen = stratified(key, entries, draws, counts) if draws else np.empty((len(rows), 0), int)
+        after = np.stack([at[some] + 1 for at, some in zip(positions, chosen, strict=True)])
+        places = after[:, :, None] + np.arange(wanted)  # (B, M / B, F)
+        tokens = np.stack([row["tokens"] for row in rows]).astype(np.int64)
+        inside = np.minimum(places, tokens.shape[1] - 1).reshape(len(rows), -1)
+        future = np.take_along_axis(tokens, inside, axis=1).reshape(after.size, wanted)
+        there = np.clip(length[:, None] - after, 0, wanted).reshape(-1)
+        first = np.cumsum(counts) - counts
+        return {
+            "first_target": torch.tensor([int(row["targets"][0]) for row in rows]),
+            "compared": torch.from_numpy((first[:, None] + chosen).reshape(-1)),
+            "future": torch.from_numpy(future),
+            "future_length": torch.from_numpy(there),
+        }
+
+    def noise(self, entries: IntArray, counts: list[int]) -> Tensor:
+        """Unit normal numbers for `counts` memories of each window, or none."""
+        shape = self._labels.shape
+        if not self._objective.noise:
+            return torch.empty(0, shape.slots, shape.slot_width)
+        drawn = []
+        for entry, count in zip(entries, counts, strict=True):
+            generator = torch.Generator().manual_seed(random_key(self._seed, "noise", int(entry)))
+            drawn.append(torch.randn(count, shape.slots, shape.slot_width, generator=generator))
+        return torch.cat(drawn)
+
+
+def _lengths(rows: list[Row]) -> IntArray:
+    return np.array([row["length"] for row in rows], dtype=np.int64)
+
+
+def _gathered(rows: list[Row], name: str, positions: Any) -> Tensor:
+    """A column of each row at its positions, rows after each other."""
+    chosen = [row[name][at] for row, at in zip(rows, positions, strict=True)]
+    return torch.from_numpy(np.concatenate(chosen))
+
+
+def _padded(values: NDArray[Any], steps: int) -> NDArray[Any]:
+    """(C, l) -> (C, steps), with zeros."""
+    return np.pad(values, ((0, 0), (0, steps - values.shape[1])))
+
+
+def _past(targets: IntArray, length: IntArray) -> NDArray[np.bool_]:
+    return np.arange(targets.shape[1]) > length[:, None]

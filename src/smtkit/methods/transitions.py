@@ -1,0 +1,98 @@
+"""What `smt` and `dmt` share: the objective of a memory that a cell has predicted.
+
+Paper equation 6, plus the readout's cross-entropy, plus, if asked for, what the teacher's decoder
+says of label and predicted memory. N: transitions, K: slots, D: slot width, M: those of the N whose
+futures are compared.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from smtkit import objectives
+from smtkit.config import TransitionObjectiveConfig
+from smtkit.convention import IGNORE
+from smtkit.data.transitions import RolloutBatch, TransitionBatch
+from smtkit.models.rnn import RecurrentNetwork
+from smtkit.models.teacher import FutureDecoder
+
+
+class TransitionMethod:
+    """Weights, counts and sums of the terms; a method says which memories it predicts from.
+
+    `decoder` is the teacher's, frozen; it is needed where `kl_weight` is not zero.
+    """
+
+    def __init__(
+        self,
+        network: RecurrentNetwork,
+        config: TransitionObjectiveConfig,
+        decoder: FutureDecoder | None = None,
+    ) -> None:
+        self.network = network
+        self.state = nn.Module()
+        self._config = config
+        self._decoder = decoder.eval().requires_grad_(False) if decoder is not None else None
+
+    def weights(self, step: int) -> dict[str, float]:
+        return {
+            "dynamics": self._config.dynamics_weight,
+            "readout": self._config.readout_weight,
+            "divergence": self._config.kl_weight,
+        }
+
+    def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
+        pass
+
+    def diagnostics(self, batch: TransitionBatch | RolloutBatch) -> dict[str, float]:
+        return {}
+
+    def concern(self, metrics: Mapping[str, float]) -> str | None:
+        return None
+
+    def _counts(self, target: Tensor, batch: TransitionBatch | RolloutBatch) -> dict[str, int]:
+        asked = (target != IGNORE).sum() + (batch.first_target != IGNORE).sum()
+        counts = {"dynamics": len(target), "readout": int(asked)}
+        if len(batch.compared):
+            counts["divergence"] = int((batch.future_length + 1).sum())
+        return counts
+
+    def _sums(
+        self,
+        predicted: Tensor,
+        after: Tensor,
+        target: Tensor,
+        batch: TransitionBatch | RolloutBatch,
+    ) -> dict[str, Tensor]:
+        """Of predicted memories and their labels, (N, K, D); targets (N,)."""
+        read = predicted.detach() if self._config.detach_readout else predicted
+        empty = self.network.start(len(batch.first_target))
+        sums = {
+            "dynamics": objectives.dynamics(predicted, after),
+            "readout": objectives.cross_entropy(self.network.readout(read), target)
+            + objectives.cross_entropy(self.network.readout(empty), batch.first_target),
+        }
+        if len(batch.compared):
+            sums["divergence"] = self._divergence(predicted, after, batch)
+        return sums
+
+    def _divergence(
+        self, predicted: Tensor, after: Tensor, batch: TransitionBatch | RolloutBatch
+    ) -> Tensor:
+        assert self._decoder is not None
+        with torch.no_grad():
+            label = self._decoder(after[batch.compared].to(predicted.dtype), batch.future)
+        said = self._decoder(predicted[batch.compared], batch.future)  # (M, F + 1, V)
+        there = torch.arange(said.shape[1], device=said.device) <= batch.future_length[:, None]
+        return objectives.divergence(label[there], said[there])
+
+    def _disturbed(self, before: Tensor, token: Tensor, after: Tensor, noise: Tensor) -> Tensor:
+        """Memories (N, K, D) with Gaussian noise, `noise` times as large as what one step from them
+        is off in each slot; without noise, themselves."""
+        if not self._config.noise:
+            return before
+        with torch.no_grad():
+            error = self.network.step(before, token) - after
+            size = error.square().mean((0, 2), keepdim=True).sqrt()  # (1, K, 1)
+        return before + self._config.noise * size * noise

@@ -1,0 +1,122 @@
+"""The RNN that `train-rnn` begins with, and the RNN of an artifact."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from smtkit.artifacts.checkpoint import MODEL, load_tensors
+from smtkit.artifacts.manifest import Artifact
+from smtkit.config import CellConfig, DecoderConfig, ReadoutConfig, TrainRnnConfig
+from smtkit.data.labels import LabelShape
+from smtkit.errors import ArtifactError, UsageError
+from smtkit.models.rnn import RecurrentNetwork
+from smtkit.models.teacher import FutureDecoder
+
+_PREFIX = "decoder."
+
+
+def load_rnn(rnn: Artifact) -> tuple[RecurrentNetwork, int]:
+    """The network of an `rnn` artifact, for inference, and the window it was trained on."""
+    tensors, header = load_tensors(rnn.verified(MODEL))
+    window = header.pop("window")
+    network = RecurrentNetwork.from_architecture(header)
+    network.load_state_dict(tensors)
+    return network.eval().requires_grad_(False), window
+
+
+def network_for_labels(
+    config: TrainRnnConfig, labels: Artifact, shape: LabelShape
+) -> RecurrentNetwork:
+    """The RNN with random weights; or, with `init_from_labels`, with the co-trained cell's.
+
+    It starts from the teacher's empty memory, which stays as it is.
+    """
+    tensors, header = load_tensors(labels.verified(MODEL))
+    cell, readout = config.cell, config.readout
+    if config.init_from_labels:
+        check_given(config, header, "--init-from-labels starts from the co-trained")
+        cell, readout = CellConfig(**header["cell"]), ReadoutConfig(**header["readout"])
+    network = RecurrentNetwork(
+        shape.vocabulary_size,
+        shape.slots,
+        shape.slot_width,
+        cell,
+        readout,
+        DecoderConfig(**header["decoder"]),
+    )
+    if config.init_from_labels:
+        network.cell.load_state_dict(_below("cell.", tensors))
+    if readout.kind == "decoder":
+        network.readout.load_state_dict(_below(_PREFIX, tensors, keep=_PREFIX))
+    elif config.init_from_labels:
+        network.readout.load_state_dict(_below("readout.", tensors))
+    return with_empty_memory(network, tensors["empty_memory"])
+
+
+def network_of_its_own(config: TrainRnnConfig, vocabulary_size: int) -> RecurrentNetwork:
+    """The RNN with random weights, for training without a teacher."""
+    return RecurrentNetwork(
+        vocabulary_size,
+        config.memory.slots,
+        config.memory.slot_width,
+        config.cell,
+        config.readout,
+        config.decoder,
+    )
+
+
+def network_of(config: TrainRnnConfig, rnn: Artifact) -> RecurrentNetwork:
+    """The RNN of an artifact, to be trained on. Raises UsageError where another was described."""
+    network, _ = load_rnn(rnn)
+    found = {**network.architecture, "memory": network.architecture}
+    check_given(config, found, f"--init {rnn.directory} has a")
+    return network.train().requires_grad_(True)
+
+
+def with_empty_memory(network: RecurrentNetwork, memory: Tensor) -> RecurrentNetwork:
+    """The network, which from now on starts from `memory` (K, D) and does not learn it."""
+    with torch.no_grad():
+        network.empty_memory.copy_(memory)
+    network.empty_memory.requires_grad_(False)
+    return network
+
+
+def decoder_of(labels: Artifact) -> FutureDecoder:
+    """The teacher's decoder, which lies with the labels."""
+    tensors, header = load_tensors(labels.verified(MODEL))
+    shape = header["encoder"]["slots"], header["encoder"]["slot_width"]
+    decoder = FutureDecoder(DecoderConfig(**header["decoder"]), header["vocabulary_size"], *shape)
+    decoder.load_state_dict(_below(_PREFIX, tensors))
+    return decoder
+
+
+def empty_memory_of(labels: Artifact) -> Tensor:
+    """The teacher's empty memory (K, D), which lies with the labels."""
+    tensors, _ = load_tensors(labels.verified(MODEL))
+    return tensors["empty_memory"]
+
+
+def check_given(config: TrainRnnConfig, found: dict[str, Any], why: str) -> None:
+    """Raises UsageError where a part was asked for that is not the one `found`, by sections."""
+    for section in ("memory", "cell", "readout", "decoder"):
+        if section not in found:
+            continue
+        for key, wanted in getattr(config, section).model_dump(exclude_unset=True).items():
+            if wanted != found[section][key]:
+                raise UsageError(
+                    f"{section}.{key} = {wanted!r}: {why} {section} whose {key} is "
+                    f"{found[section][key]!r}",
+                    f"leave {section}.{key} out",
+                )
+
+
+def _below(prefix: str, tensors: dict[str, Tensor], keep: str = "") -> dict[str, Tensor]:
+    found = {
+        keep + name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+    if not found:
+        raise ArtifactError(f"the labels hold no weights {prefix}*")
+    return found

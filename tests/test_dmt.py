@@ -1,0 +1,297 @@
+"""dmt: what its chains learn, against slow loops; the decoder's divergence; noise."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, kl_divergence
+
+from conftest import encoder_config, rnn_config
+from smtkit.config import RolloutConfig, TransitionObjectiveConfig
+from smtkit.convention import IGNORE
+from smtkit.data.labels import LabelShape, LabelShards, write_labels
+from smtkit.data.transitions import RolloutBatch, RolloutSource
+from smtkit.data.windows import Windows
+from smtkit.methods.dmt import DaggerMemoryTraining
+from smtkit.models.rnn import RecurrentNetwork
+from smtkit.models.teacher import FutureDecoder
+from smtkit.stages.networks import with_empty_memory
+
+VOCABULARY, WINDOW, SLOTS, SLOT_WIDTH = 13, 9, 2, 8
+DECODER = encoder_config().decoder
+ROLLOUTS = [
+    {"kind": "segments", "depth": 4},
+    {"kind": "segments", "depth": 4, "loss_every": 2},
+    {"kind": "sequential"},
+    {"kind": "jacobi", "sweeps": 3},
+]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory) -> LabelShards:
+    """Eight rows of random memories, all of which start from ones; half of the targets asked."""
+    draw = np.random.default_rng(0)
+    memory = draw.normal(size=(8, WINDOW + 1, SLOTS, SLOT_WIDTH)).astype(np.float32)
+    memory[:, 0] = 1
+    targets = draw.integers(VOCABULARY, size=(8, WINDOW + 1))
+    targets[draw.random(targets.shape) < 0.5] = IGNORE
+    tokens = draw.integers(VOCABULARY, size=(8, WINDOW))
+    windows = Windows(tokens, targets, np.array([9, 9, 9, 5, 9, 1, 9, 8]))
+    path = tmp_path_factory.mktemp("labels") / "train-00000.arrow"
+    shape = LabelShape(WINDOW, SLOTS, SLOT_WIDTH, VOCABULARY, "float32")
+    write_labels(path, shape, windows, memory, np.arange(8))
+    return LabelShards([path])
+
+
+def _made(
+    labels: LabelShards,
+    rollout: dict,
+    decoder: FutureDecoder | None = None,
+    **objective: object,
+) -> tuple[DaggerMemoryTraining, RolloutBatch]:
+    """The method, on a network with random weights, and a batch of all eight rows."""
+    settings = TransitionObjectiveConfig(**{"kl_positions": 3, "kl_future": 4, **objective})
+    config = rnn_config()
+    network = RecurrentNetwork(VOCABULARY, SLOTS, SLOT_WIDTH, config.cell, config.readout, DECODER)
+    with_empty_memory(network, torch.ones(SLOTS, SLOT_WIDTH))
+    source = RolloutSource(labels, settings, RolloutConfig(**rollout), batch_size=8, seed=0)
+    method = DaggerMemoryTraining(network, settings, RolloutConfig(**rollout), decoder)
+    return method, source.batch(1)
+
+
+def _decoder() -> FutureDecoder:
+    return FutureDecoder(DECODER, VOCABULARY, SLOTS, SLOT_WIDTH)
+
+
+def _inputs(module: nn.Module) -> list[Tensor]:
+    """What comes first into a module, call by call, from now on."""
+    seen: list[Tensor] = []
+    module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    return seen
+
+
+def _predicted(method: DaggerMemoryTraining, batch: RolloutBatch) -> Tensor:
+    """Memories that are learned from: what the readout is shown first."""
+    seen = _inputs(method.network.readout)
+    method.losses(batch)
+    return seen[0]
+
+
+def _rolled_alone(network: RecurrentNetwork, batch: RolloutBatch) -> list[tuple[int, Tensor]]:
+    """Number of each step and the memory before it, one chain and one step at a time."""
+    chains, steps = batch.tokens.shape
+    states = []
+    with torch.no_grad():
+        for chain in range(chains):
+            memory = batch.start[chain]
+            for step in range(steps):
+                if batch.restarts[chain, step]:
+                    memory = batch.empty
+                states.append((chain * steps + step, memory))
+                memory = network.cell(memory[None], batch.tokens[chain, step][None])[0]
+    return states
+
+
+def _one_step_sums(network: RecurrentNetwork, batch: RolloutBatch) -> dict[str, Tensor]:
+    """The sums of a loop over the steps that are learned from, each from its detached state."""
+    sums = {"dynamics": torch.zeros(()), "readout": torch.zeros(())}
+    learned, after = set(batch.learned.tolist()), batch.after.flatten(0, 1)
+    targets = batch.target.flatten()
+    for number, memory in _rolled_alone(network, batch):
+        if number in learned:
+            token = batch.tokens.flatten()[number]
+            predicted = network.cell(memory[None], token[None])[0]
+            sums["dynamics"] += (predicted - after[number]).square().mean()
+            sums["readout"] += _nll(network, predicted, targets[number])
+    for target in batch.first_target:
+        sums["readout"] += _nll(network, network.empty_memory, target)
+    return sums
+
+
+def _nll(network: RecurrentNetwork, memory: Tensor, target: Tensor) -> Tensor:
+    if target == IGNORE:
+        return torch.zeros(())
+    return -network.readout(memory[None])[0].log_softmax(-1)[target]
+
+
+@pytest.mark.parametrize("rollout", ROLLOUTS[:3], ids=str)
+def test_chains_equal_a_loop_of_one_step_at_a_time(labels, rollout):
+    method, batch = _made(labels, rollout)
+    losses, expected = method.losses(batch), _one_step_sums(method.network, batch)
+
+    for name, total in expected.items():
+        assert losses[name].item() == pytest.approx(total.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("rollout", ROLLOUTS[:3], ids=str)
+def test_the_gradient_is_that_of_one_step_from_where_the_network_has_come_to(labels, rollout):
+    method, batch = _made(labels, rollout)
+    parameters = [p for p in method.network.parameters() if p.requires_grad]
+    sums = method.losses(batch), _one_step_sums(method.network, batch)
+    found, expected = (torch.autograd.grad(sum(each.values()), parameters) for each in sums)
+
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_no_gradient_comes_back_through_an_earlier_step(labels):
+    method, batch = _made(labels, {"kind": "segments", "depth": 3})
+    own = torch.arange(batch.tokens.numel()).view_as(batch.tokens)
+    for learned, reached in ((own[:, 0], True), (own[:, 2], False)):
+        start = batch.start.clone().requires_grad_()
+        chosen = dataclasses.replace(batch, start=start, learned=learned)
+        method.losses(chosen)["dynamics"].backward()
+        assert (start.grad is not None and bool(start.grad.any())) == reached
+
+
+def test_a_sequential_rollout_is_that_of_the_network(labels):
+    method, batch = _made(labels, {"kind": "sequential"})
+    memories = method.network.rollout(batch.tokens)[:, 1:].flatten(0, 1)
+
+    torch.testing.assert_close(_predicted(method, batch), memories[batch.learned])
+
+
+@pytest.mark.parametrize("sweeps", [1, 2, 5, 9, 12])
+def test_after_k_sweeps_a_memory_is_k_steps_from_a_label(labels, sweeps):
+    method, batch = _made(labels, {"kind": "jacobi", "sweeps": sweeps})
+    predicted = _predicted(method, batch)
+    for number, memory in zip(batch.learned.tolist(), predicted, strict=True):
+        chain, step = divmod(number, WINDOW)
+        begin = max(0, step + 1 - sweeps)
+        label = batch.after[chain, begin - 1] if begin else batch.empty
+        tokens = batch.tokens[chain, begin : step + 1][None]
+        expected = method.network.rollout(tokens, label[None])[0, -1]
+        torch.testing.assert_close(memory, expected)
+
+
+def test_a_sweep_passes_no_gradient_to_the_sweeps_before(labels):
+    method, batch = _made(labels, {"kind": "jacobi", "sweeps": 3})
+    seen = _inputs(method.network.cell)
+    method.losses(batch)["dynamics"].backward()
+    found, calls = method.network.cell.embedding.weight.grad, len(seen)
+    last = method.network.cell(seen[2], batch.tokens.flatten())[batch.learned]
+    error = (last - batch.after.flatten(0, 1)[batch.learned]).square().flatten(1).mean(1).sum()
+    (expected,) = torch.autograd.grad(error, [method.network.cell.embedding.weight])
+
+    assert calls == 3
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("rollout", ROLLOUTS, ids=str)
+def test_counts_equal_naive_counts(labels, rollout):
+    method, batch = _made(labels, rollout, _decoder(), kl_weight=1.0)
+    asked = [batch.target.flatten()[number] for number in batch.learned]
+    counts = method.counts(batch)
+
+    assert counts["dynamics"] == len(asked)
+    assert counts["readout"] == sum(t != IGNORE for t in [*asked, *batch.first_target])
+    assert counts["divergence"] == sum(1 + int(there) for there in batch.future_length)
+    assert method.losses(batch).keys() == counts.keys() == method.weights(0).keys()
+
+
+def test_a_detached_readout_does_not_move_the_cell(labels):
+    for detached in (True, False):
+        method, batch = _made(labels, ROLLOUTS[0], detach_readout=detached)
+        method.losses(batch)["readout"].backward()
+        moved = [p.grad is not None for p in method.network.cell.parameters()]
+        assert moved == [not detached] * len(moved)
+        assert all(p.grad.any() for p in method.network.readout.parameters())
+
+
+# What the decoder says of label and predicted memory.
+
+
+@pytest.mark.parametrize("rollout", ROLLOUTS, ids=str)
+def test_divergence_is_that_of_torchs_distributions_inside_the_window(labels, rollout):
+    decoder = _decoder()
+    method, batch = _made(labels, rollout, decoder, kl_weight=1.0)
+    chosen = batch.learned[batch.compared]
+    predicted, expected = _predicted(method, batch)[batch.compared], 0.0
+    for n, number in enumerate(chosen.tolist()):
+        there = int(batch.future_length[n])
+        future = batch.future[n : n + 1, :there]
+        label = decoder(batch.after.flatten(0, 1)[number][None], future)[0]
+        said = decoder(predicted[n][None], future)[0]
+        assert len(said) == there + 1
+        expected += float(kl_divergence(Categorical(logits=label), Categorical(logits=said)).sum())
+
+    assert method.losses(batch)["divergence"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_futures_past_the_window_change_nothing(labels):
+    method, batch = _made(labels, ROLLOUTS[2], _decoder(), kl_weight=1.0)
+    past = torch.arange(4) >= batch.future_length[:, None]
+    changed = dataclasses.replace(batch, future=torch.where(past, 5, batch.future))
+
+    assert (changed.future != batch.future).any()
+    assert torch.equal(method.losses(changed)["divergence"], method.losses(batch)["divergence"])
+
+
+def test_equal_memories_do_not_diverge(labels):
+    method, batch = _made(labels, ROLLOUTS[2], _decoder(), kl_weight=1.0)
+    after = batch.after.flatten(0, 1).clone()
+    after[batch.learned] = _predicted(method, batch)
+    same = dataclasses.replace(batch, after=after.view_as(batch.after))
+
+    assert method.losses(same)["divergence"].item() == pytest.approx(0, abs=1e-5)
+    assert method.losses(batch)["divergence"].item() > 1e-3
+
+
+def test_divergence_moves_the_cell_and_neither_decoder_nor_readout(labels):
+    decoder = _decoder()
+    method, batch = _made(labels, ROLLOUTS[0], decoder, kl_weight=1.0)
+    method.losses(batch)["divergence"].backward()
+
+    assert all(p.grad is None and not p.requires_grad for p in decoder.parameters())
+    assert all(p.grad is None for p in method.network.readout.parameters())
+    assert method.network.cell.output.weight.grad.any()
+
+
+# Noise.
+
+
+@pytest.mark.parametrize("noise", [0.5, 3.0])
+@pytest.mark.parametrize("rollout", [{"depth": 1}, {"kind": "jacobi", "sweeps": 1}], ids=str)
+def test_memories_are_disturbed_by_multiples_of_the_error_of_a_step(labels, rollout, noise):
+    method, batch = _made(labels, rollout, noise=noise)
+    batch.after[..., 1, :] *= 4  # one slot is far more in error than the other
+    seen = _inputs(method.network.cell)
+    method.losses(batch)
+    clean, disturbed = seen
+    error = method.network.cell(clean, batch.tokens.flatten()) - batch.after.flatten(0, 1)
+    chosen = ~batch.restarts.flatten()
+    for slot in range(SLOTS):
+        added = (disturbed - clean)[chosen, slot].square().mean().sqrt()
+        expected = noise * error[:, slot].square().mean().sqrt()
+        assert added.item() == pytest.approx(expected.item(), rel=0.15)
+
+
+def test_the_empty_memory_of_a_chain_is_not_disturbed(labels):
+    method, batch = _made(labels, ROLLOUTS[0], noise=5.0)
+    seen = _inputs(method.network.cell)
+    method.losses(batch)
+
+    for step in range(4):
+        assert (seen[1 + step][batch.restarts[:, step]] == 1).all()
+
+
+def test_without_noise_memories_are_left_as_they_are(labels):
+    method, batch = _made(labels, {"depth": 1})
+    seen = _inputs(method.network.cell)
+    method.losses(batch)
+
+    assert len(seen) == 1
+    assert torch.equal(seen[0], batch.start)
+
+
+def test_noise_is_the_same_again(labels):
+    method, batch = _made(labels, ROLLOUTS[0], noise=1.0)
+
+    assert torch.equal(method.losses(batch)["dynamics"], method.losses(batch)["dynamics"])
