@@ -171,7 +171,8 @@ def rows(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("variant", ["segments", "jacobi", "sequential"])
 def test_gradient_accumulation_equals_the_full_batch(rows, tmp_path, variant):
     changes = dict(VARIANTS[variant])
-    changes["objective"] = {**OBJECTIVE, "noise": 0.0}
+    if variant != "sequential":
+        changes["objective"] = OBJECTIVE
     for parts in (1, 2, 4):
         config = _config(**changes, training={"max_steps": 5, "accumulation": parts})
         train_rnn.run(config, rows, tmp_path / str(parts))

@@ -62,6 +62,14 @@ class PredictiveStateConfig(Config):
     dynamics_ramp: NonNegative = 200
     """Steps over which it then grows to `dynamics_weight`."""
 
+    @model_validator(mode="after")
+    def _decoding_is_learned(self) -> Self:
+        if self.dynamics_start == "auto" and not self.decoding_weight:
+            raise ValueError(
+                "dynamics_start = auto waits for decoding, which decoding_weight = 0 leaves untrained"
+            )
+        return self
+
 
 class TransitionObjectiveConfig(Config):
     """The objective of the RNN, on transitions from labels (`smt`) or from its rollout (`dmt`)."""
@@ -79,7 +87,8 @@ class TransitionObjectiveConfig(Config):
     kl_positions: Positive = 8
     """Transitions a window on which it is taken."""
     noise: Weight = 0.0
-    """Of Gaussian noise on input memories, in multiples of the error of one step, slot by slot."""
+    """Of Gaussian noise on the labels that are read, in multiples of the measured error: of one
+    step (`smt`), or the drift of the rollout (`dmt`)."""
 
 
 class RolloutConfig(Config):

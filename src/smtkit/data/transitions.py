@@ -59,9 +59,9 @@ class RolloutBatch(_LabelBatch):
     """C chains of L steps: start (C, K, D), tokens (C, L), and what each step should lead to: after
     (C, L, K, D), target (C, L).
 
-    restarts (C, L): steps before which the memory is the empty one, `empty` (K, D). learned (N,):
-    numbers in the flat C * L of the steps that are learned from; the others lie past the end of a
-    chain, or between those that `loss_every` takes.
+    restarts (C, L): steps before which the memory is the empty one. learned (N,): numbers in the
+    flat C * L of the steps that are learned from; the others lie past the end of a chain, or between
+    those that `loss_every` takes.
     """
 
     start: Tensor
@@ -69,12 +69,11 @@ class RolloutBatch(_LabelBatch):
     after: Tensor
     target: Tensor
     restarts: Tensor
-    empty: Tensor
     learned: Tensor
 
     @property
     def tokens_read(self) -> int:
-        return self.tokens.numel()
+        return len(self.learned)
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,6 @@ class RolloutSource:
             after=_gathered(rows, "memory", [at + 1 for at in chains]),
             target=_gathered(rows, "targets", [at + 1 for at in chains]).long(),
             restarts=torch.from_numpy(positions == 0),
-            empty=torch.from_numpy(rows[0]["memory"][0].copy()),
             learned=torch.from_numpy(np.flatnonzero(np.concatenate(learned))),
         )
 

@@ -44,34 +44,27 @@ class DaggerMemoryTraining(TransitionMethod):
 
     def _rolled(self, batch: RolloutBatch) -> Tensor:
         """Memories after each step, (C, L, K, D), one step after the other."""
-        empty = batch.empty.float()
-        after = batch.after[:, 0].float()
-        memory = self._disturbed(batch.start.float(), batch.tokens[:, 0], after, batch.noise)
+        empty = self.network.empty_memory
+        memory = self._disturbed(batch.start.float(), batch.noise)
         predicted = []
-        for step, token in enumerate(batch.tokens.unbind(1)):
-            begins = batch.restarts[:, step, None, None]
-            memory = self.network.step(torch.where(begins, empty, memory), token)
-            predicted.append(memory)
-            memory = memory.detach()
+        for begins, token in zip(batch.restarts.unbind(1), batch.tokens.unbind(1), strict=True):
+            before = torch.where(begins[:, None, None], empty, memory)
+            predicted.append(self.network.step(before, token))
+            memory = predicted[-1].detach()
         return torch.stack(predicted, dim=1)
 
     def _swept(self, batch: RolloutBatch) -> Tensor:
         """Memories after each step, (C, L, K, D): sweep k is k steps away from the labels."""
-        chains, steps = batch.tokens.shape
-        empty, after = batch.empty.float(), batch.after.float()
-        begins = batch.restarts[:, :, None, None]
-        tokens = batch.tokens.flatten()
+        shape = batch.tokens.shape
+        first = self.network.start(len(batch.tokens))[:, None]
 
-        def ahead(memory: Tensor) -> Tensor:
-            """Memories after each step to memories before each step."""
-            before = torch.cat((batch.start[:, None].float(), memory[:, :-1]), dim=1)
-            return torch.where(begins, empty, before)
+        def swept(memory: Tensor) -> Tensor:
+            """Memories after each step, from those of the sweep before."""
+            before = torch.cat((first, memory[:, :-1]), dim=1).flatten(0, 1)
+            return self.network.step(before, batch.tokens.flatten()).unflatten(0, shape)
 
-        before = self._disturbed(
-            ahead(after).flatten(0, 1), tokens, after.flatten(0, 1), batch.noise
-        )
+        memory = self._disturbed(batch.after.float(), batch.noise)
         with torch.no_grad():
             for _ in range(self._rollout.sweeps - 1):
-                swept = self.network.step(before, tokens).unflatten(0, (chains, steps))
-                before = ahead(swept).flatten(0, 1)
-        return self.network.step(before, tokens).unflatten(0, (chains, steps))
+                memory = swept(memory)
+        return swept(memory)

@@ -32,6 +32,7 @@ class TransitionMethod:
     ) -> None:
         self.network = network
         self.state = nn.Module()
+        self.state.register_buffer("squared_error", torch.zeros(()))
         self._config = config
         self._decoder = decoder.eval().requires_grad_(False) if decoder is not None else None
 
@@ -43,7 +44,9 @@ class TransitionMethod:
         }
 
     def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
-        pass
+        """Notes how far predicted memories are from their labels: what noise is measured by."""
+        if self._config.noise:
+            self.state.squared_error.copy_(means["dynamics"])
 
     def diagnostics(self, batch: TransitionBatch | RolloutBatch) -> dict[str, float]:
         return {}
@@ -87,12 +90,9 @@ class TransitionMethod:
         there = torch.arange(said.shape[1], device=said.device) <= batch.future_length[:, None]
         return objectives.divergence(label[there], said[there])
 
-    def _disturbed(self, before: Tensor, token: Tensor, after: Tensor, noise: Tensor) -> Tensor:
-        """Memories (N, K, D) with Gaussian noise, `noise` times as large as what one step from them
-        is off in each slot; without noise, themselves."""
-        if not self._config.noise:
-            return before
-        with torch.no_grad():
-            error = self.network.step(before, token) - after
-            size = error.square().mean((0, 2), keepdim=True).sqrt()  # (1, K, 1)
-        return before + self._config.noise * size * noise
+    def _disturbed(self, memory: Tensor, noise: Tensor) -> Tensor:
+        """In training, memories with Gaussian noise, in multiples of the error of the update
+        before: of `smt` that of one step, of `dmt` the drift of its rollout."""
+        if not self._config.noise or not self.network.training:
+            return memory
+        return memory + self._config.noise * self.state.squared_error.sqrt() * noise.view_as(memory)
