@@ -5,9 +5,11 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 from typer.main import get_command
 
 from smtkit.cli import app
+from smtkit.models import cells
 
 ROOT = Path(__file__).parent.parent
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -28,3 +30,23 @@ def test_commands_and_flags_in_the_docs_exist(page: str) -> None:
         known = {flag for parameter in command.params for flag in parameter.opts}
         flags = set(re.findall(r"--[a-z-]+", match["rest"]))
         assert flags <= known, match[0]
+
+
+def test_the_cell_of_the_how_to_is_a_cell() -> None:
+    """As written there, within 30 lines: added to cells.py it steps, rolls out and learns."""
+    (source,) = re.findall(
+        r"```python\n(class .*?)```",
+        (ROOT / "docs/how-to.md").read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    assert len(source.splitlines()) <= 30
+    names = dict(vars(cells))
+    exec(source, names)
+    cell = names["MinimalGatedCell"](7, 2, 4, 8)
+    memory, tokens = torch.randn(3, 2, 4), torch.randint(7, (3, 5))
+    rolled = cell.rollout(memory, tokens)
+    for token in tokens.unbind(1):
+        memory = cells.normalize_slots(cell.update(memory, token))
+    torch.testing.assert_close(rolled[:, -1], memory)
+    rolled.sum().backward()
+    assert all(parameter.grad is not None for parameter in cell.parameters())
