@@ -51,7 +51,7 @@ class PredictiveStateConfig(Config):
     """Of the co-trained cell's squared error, once ramped in."""
     readout_weight: Weight = 2.0
     """Of the readout's cross-entropy on the co-trained cell's predicted memory, ramped in alike."""
-    uniformity_weight: Weight = 0.1
+    uniformity_weight: Weight = 0.01
     """Of the log mean potential of pairs of memories."""
     uniformity: Literal["slot", "pooled"] = "slot"
     """Pairs of the same slot, or, as in the paper, of any."""
