@@ -105,7 +105,6 @@ def test_chains_restart_exactly_where_a_window_begins(mixed, kind):
         assert torch.equal(batch.restarts, batch.tokens % 100 == 0)
 
 
-
 def test_chains_cross_from_the_end_of_a_window_to_its_beginning(tmp_path):
     labels = _numbered_labels(tmp_path / "train-00000.arrow", [6])
     crossing = [

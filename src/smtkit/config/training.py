@@ -66,7 +66,7 @@ class PredictiveStateConfig(Config):
     def _decoding_is_learned(self) -> Self:
         if self.dynamics_start == "auto" and not self.decoding_weight:
             raise ValueError(
-                "dynamics_start = auto waits for decoding, which decoding_weight = 0 leaves untrained"
+                "dynamics_start = auto waits for decoding, which decoding_weight = 0 switches off"
             )
         return self
 

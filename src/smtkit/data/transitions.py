@@ -60,8 +60,8 @@ class RolloutBatch(_LabelBatch):
     (C, L, K, D), target (C, L).
 
     restarts (C, L): steps before which the memory is the empty one. learned (N,): numbers in the
-    flat C * L of the steps that are learned from; the others lie past the end of a chain, or between
-    those that `loss_every` takes.
+    flat C * L of the steps that are learned from; the others lie past the end of a chain, or
+    between those that `loss_every` takes.
     """
 
     start: Tensor
