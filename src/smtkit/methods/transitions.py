@@ -18,6 +18,16 @@ from smtkit.models.rnn import RecurrentNetwork
 from smtkit.models.teacher import FutureDecoder
 
 
+class MeasuredError(nn.Module):
+    """How far predicted memories were from their labels at the last update: a mean square."""
+
+    squared: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("squared", torch.zeros(()))
+
+
 class TransitionMethod:
     """Weights, counts and sums of the terms; a method says which memories it predicts from.
 
@@ -31,8 +41,7 @@ class TransitionMethod:
         decoder: FutureDecoder | None = None,
     ) -> None:
         self.network = network
-        self.state = nn.Module()
-        self.state.register_buffer("squared_error", torch.zeros(()))
+        self.state = MeasuredError()
         self._config = config
         self._decoder = decoder.eval().requires_grad_(False) if decoder is not None else None
 
@@ -46,7 +55,7 @@ class TransitionMethod:
     def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
         """Notes how far predicted memories are from their labels: what noise is measured by."""
         if self._config.noise:
-            self.state.squared_error.copy_(means["dynamics"])
+            self.state.squared.copy_(means["dynamics"])
 
     def diagnostics(self, batch: TransitionBatch | RolloutBatch) -> dict[str, float]:
         return {}
@@ -95,4 +104,4 @@ class TransitionMethod:
         before: of `smt` that of one step, of `dmt` the drift of its rollout."""
         if not self._config.noise or not self.network.training:
             return memory
-        return memory + self._config.noise * self.state.squared_error.sqrt() * noise.view_as(memory)
+        return memory + self._config.noise * self.state.squared.sqrt() * noise.view_as(memory)
