@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -16,12 +17,15 @@ from smtkit import cli
 from smtkit.config import (
     EvaluateConfig,
     ExtractLabelsConfig,
+    SynthesizeConfig,
     TokenizeConfig,
     TrainEncoderConfig,
     TrainRnnConfig,
 )
+from smtkit.data.labels import LabelShape, LabelShards, write_labels
 from smtkit.data.tokens import TokenStream, tokens_schema
-from smtkit.stages import extract_labels, tokenize, train_encoder, train_rnn
+from smtkit.data.windows import Windows
+from smtkit.stages import extract_labels, synthesize, tokenize, train_encoder, train_rnn
 
 # A deadline would be an assertion on the clock.
 hypothesis.settings.register_profile("smtkit", deadline=None, max_examples=50, derandomize=True)
@@ -144,6 +148,33 @@ def write_stream(
     return TokenStream(paths)
 
 
+def numbered_labels(path: Path, lengths: list[int], window: int = 6) -> LabelShards:
+    """Rows whose every number says where it comes from: row r, position i is 100 r + i."""
+    rows = len(lengths)
+    places = 100 * np.arange(rows)[:, None] + np.arange(window + 1)
+    memory = np.repeat(places[:, :, None, None], 2 * 3, axis=-1).reshape(rows, window + 1, 2, 3)
+    windows = Windows(
+        tokens=places[:, :window], targets=places + 50, length=np.array(lengths, dtype=np.int64)
+    )
+    shape = LabelShape(window, 2, 3, 10_000, "float32")
+    write_labels(path, shape, windows, memory.astype(np.float32), np.arange(rows))
+    return LabelShards([path])
+
+
+def write_keys_values(out: Path) -> Path:
+    """A `tokens` artifact of rows of a task, of two lengths."""
+    config = SynthesizeConfig(
+        task="keys-values",
+        lengths=[8, 12],
+        sequences=60,
+        validation_sequences=20,
+        test_sequences=20,
+        vocabulary=13,
+    )
+    synthesize.run(config, out)
+    return out
+
+
 def model_bytes(artifact: Path) -> bytes:
     (path,) = artifact.glob("run-*/model.safetensors")
     return path.read_bytes()
@@ -212,6 +243,24 @@ class Recorder:
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+class Killer(Recorder):
+    """Ends the process, so to say, at a step of training."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self._step = step
+
+    def update(
+        self, task: str, completed: float, total: float | None, **metrics: float | str
+    ) -> None:
+        if task == "training" and completed == self._step:
+            raise KilledError
 
 
 @dataclass

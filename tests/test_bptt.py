@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from conftest import Command, Recorder, model_bytes, rnn_config, write_stream
+from conftest import Command, KilledError, Killer, model_bytes, rnn_config, write_stream
 from smtkit.artifacts.manifest import Artifact
 from smtkit.config import CellConfig, DecoderConfig, ReadoutConfig, SynthesizeConfig, TrainRnnConfig
 from smtkit.convention import IGNORE
@@ -276,18 +276,6 @@ def test_back_on_labels_an_rnn_starts_from_their_empty_memory_again(pipeline, tm
     assert all(torch.equal(found[name], values) for name, values in expected.items())
 
 
-class KilledError(Exception):
-    """Stands for the end of the process."""
-
-
-class Killer(Recorder):
-    """Ends the process, so to say, at step 10."""
-
-    def update(self, task: str, completed: float, total: float | None, **metrics) -> None:
-        if task == "training" and completed == 10:
-            raise KilledError
-
-
 @pytest.mark.parametrize("cell", [CELLS[0], CELLS[5], CELLS[7]], ids=_named)
 def test_a_killed_run_resumes_bit_for_bit(pipeline, rows, tmp_path, cell):
     given = cell.model_dump(exclude_defaults=True)
@@ -298,7 +286,7 @@ def test_a_killed_run_resumes_bit_for_bit(pipeline, rows, tmp_path, cell):
         train_rnn.run(config, tokens, tmp_path / name)
         killed = tmp_path / f"{name}-killed"
         with pytest.raises(KilledError):
-            train_rnn.run(config, tokens, killed, progress=Killer())
+            train_rnn.run(config, tokens, killed, progress=Killer(10))
         train_rnn.run(config, tokens, killed, resume=True)
         assert model_bytes(killed) == model_bytes(tmp_path / name)
 

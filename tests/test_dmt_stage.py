@@ -7,7 +7,15 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from conftest import Command, Pipeline, Recorder, build_pipeline, encoder_config, model_bytes
+from conftest import (
+    Command,
+    KilledError,
+    Killer,
+    Pipeline,
+    build_pipeline,
+    encoder_config,
+    model_bytes,
+)
 from conftest import rnn_config as smt_config
 from smtkit.artifacts.manifest import Artifact
 from smtkit.config import ExtractLabelsConfig, SynthesizeConfig, TrainRnnConfig
@@ -31,22 +39,6 @@ def _weights(artifact: Path) -> dict[str, Tensor]:
 
 def _content(artifact: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in artifact.rglob("*") if path.is_file()}
-
-
-class KilledError(Exception):
-    """Stands for the end of the process."""
-
-
-class Killer(Recorder):
-    """Ends the process, so to say, at a step of training."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self._step = step
-
-    def update(self, task: str, completed: float, total: float | None, **metrics) -> None:
-        if task == "training" and completed == self._step:
-            raise KilledError
 
 
 @pytest.mark.parametrize("rollout", ["segments", "sequential", "jacobi"])

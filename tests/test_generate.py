@@ -20,6 +20,7 @@ from conftest import (
     build_pipeline,
     encoder_config,
     rnn_config,
+    write_keys_values,
 )
 from smtkit.artifacts.manifest import Artifact
 from smtkit.config import (
@@ -63,15 +64,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 def task(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """Of rows of two lengths."""
     directory = tmp_path_factory.mktemp("task")
-    config = SynthesizeConfig(
-        task="keys-values",
-        lengths=[8, 12],
-        sequences=60,
-        validation_sequences=20,
-        test_sequences=20,
-        vocabulary=13,
-    )
-    synthesize.run(config, directory / "tokens")
+    write_keys_values(directory / "tokens")
     return chain(directory)
 
 

@@ -15,6 +15,7 @@ from conftest import (
     arrow_columns,
     encoder_config,
     model_bytes,
+    numbered_labels,
     rnn_config,
     shards,
     split_tokens,
@@ -22,9 +23,8 @@ from conftest import (
 from smtkit.artifacts.manifest import Artifact
 from smtkit.config import ExtractLabelsConfig, TransitionObjectiveConfig
 from smtkit.convention import IGNORE
-from smtkit.data.labels import LabelShape, LabelShards, write_labels
+from smtkit.data.labels import LabelShape, LabelShards
 from smtkit.data.transitions import TransitionSource
-from smtkit.data.windows import Windows
 from smtkit.errors import ArtifactError
 from smtkit.stages import extract_labels, train_encoder, train_rnn
 from smtkit.stages.train_encoder import load_teacher
@@ -237,19 +237,6 @@ def test_tokens_of_another_tokenizer_are_refused(pipeline, character_pipeline, t
 # Transitions.
 
 
-def _numbered_labels(path: Path, lengths: list[int], window: int = 6) -> LabelShards:
-    """Rows whose every number says where it comes from: row r, position i is 100 r + i."""
-    rows = len(lengths)
-    places = 100 * np.arange(rows)[:, None] + np.arange(window + 1)
-    memory = np.repeat(places[:, :, None, None], 2 * 3, axis=-1).reshape(rows, window + 1, 2, 3)
-    windows = Windows(
-        tokens=places[:, :window], targets=places + 50, length=np.array(lengths, dtype=np.int64)
-    )
-    shape = LabelShape(window, 2, 3, 10_000, "float32")
-    write_labels(path, shape, windows, memory.astype(np.float32), np.arange(rows))
-    return LabelShards([path])
-
-
 def _source(labels: LabelShards, **settings: int) -> TransitionSource:
     return TransitionSource(labels, TransitionObjectiveConfig(), seed=0, **settings)
 
@@ -257,7 +244,7 @@ def _source(labels: LabelShards, **settings: int) -> TransitionSource:
 @pytest.mark.parametrize("positions", [1, 4, 6, 9])
 def test_transitions_are_looked_up_in_the_rows(tmp_path, positions):
     lengths = [6, 6, 1, 6, 3, 6]
-    labels = _numbered_labels(tmp_path / "train-00000.arrow", lengths)
+    labels = numbered_labels(tmp_path / "train-00000.arrow", lengths)
     source = _source(labels, batch_size=3, positions=positions)
     seen = set()
     for step in range(40):
@@ -279,7 +266,7 @@ def test_transitions_are_looked_up_in_the_rows(tmp_path, positions):
 
 
 def test_slices_of_a_batch_of_transitions_make_the_whole(tmp_path):
-    labels = _numbered_labels(tmp_path / "train-00000.arrow", [6] * 8)
+    labels = numbered_labels(tmp_path / "train-00000.arrow", [6] * 8)
     source = _source(labels, batch_size=6, positions=4)
     whole = source.batch(5)
     slices = [source.batch(5, part, 3) for part in range(3)]

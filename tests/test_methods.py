@@ -14,8 +14,9 @@ from smtkit.data.transitions import TransitionBatch
 from smtkit.data.windows import TeacherBatch, TeacherSource, TextWindows
 from smtkit.methods.predictive_state import PredictiveState
 from smtkit.methods.smt import SupervisedMemoryTraining
+from smtkit.models.encoders import select
 from smtkit.models.rnn import RecurrentNetwork
-from smtkit.models.teacher import Teacher, select
+from smtkit.models.teacher import Teacher
 from smtkit.stages import train_encoder, train_rnn
 from smtkit.stages.networks import with_empty_memory
 

@@ -12,14 +12,9 @@ import torch.nn.functional as F
 
 from smtkit.config import CellConfig, DecoderConfig, EncoderConfig, ReadoutConfig
 from smtkit.models.cells import GruCell, MlpCell, MlpReadout, build_cell, normalize_slots
+from smtkit.models.encoders import CausalEncoder, select
 from smtkit.models.rnn import RecurrentNetwork, sample
-from smtkit.models.teacher import (
-    CausalEncoder,
-    DecoderReadout,
-    FutureDecoder,
-    empty_future,
-    select,
-)
+from smtkit.models.teacher import DecoderReadout, FutureDecoder, empty_future
 from smtkit.models.transformer import (
     Attention,
     CausalConvolution,

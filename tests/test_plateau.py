@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from conftest import (
-    Recorder,
+    KilledError,
+    Killer,
     arrow_columns,
     encoder_config,
     model_bytes,
@@ -236,22 +237,6 @@ def test_updates_without_an_answer_do_not_start_dynamics(retrieval, tmp_path):
 
     assert sum(record["decoding"] == 0 for record in records) > 15
     assert [_ramp(record, config) for record in records] == pytest.approx([0] * 40, abs=1e-4)
-
-
-class KilledError(Exception):
-    """Stands for the end of the process."""
-
-
-class Killer(Recorder):
-    """Ends the process, so to say, at a step of training."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self._step = step
-
-    def update(self, task: str, completed: float, total: float | None, **metrics) -> None:
-        if task == "training" and completed == self._step:
-            raise KilledError
 
 
 def test_a_run_killed_before_or_after_the_gate_opened_resumes_bit_for_bit(alphabet, tmp_path):

@@ -2,37 +2,22 @@
 
 import itertools
 from collections import Counter
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from conftest import numbered_labels
 from smtkit.config import RolloutConfig, TransitionObjectiveConfig
-from smtkit.data.labels import LabelShape, LabelShards, write_labels
+from smtkit.data.labels import LabelShards
 from smtkit.data.transitions import RolloutBatch, RolloutSource, TransitionSource
-from smtkit.data.windows import Windows
 
 MIXED = [6, 6, 1, 5, 3, 2, 6, 4]
 
 
-def _numbered_labels(path: Path, lengths: list[int], window: int = 6) -> LabelShards:
-    """Rows whose every number says where it comes from: row r, position i is 100 r + i."""
-    rows = len(lengths)
-    places = 100 * np.arange(rows)[:, None] + np.arange(window + 1)
-    memory = np.repeat(places[:, :, None, None], 2 * 3, axis=-1).reshape(rows, window + 1, 2, 3)
-    windows = Windows(
-        tokens=places[:, :window], targets=places + 50, length=np.array(lengths, dtype=np.int64)
-    )
-    shape = LabelShape(window, 2, 3, 10_000, "float32")
-    write_labels(path, shape, windows, memory.astype(np.float32), np.arange(rows))
-    return LabelShards([path])
-
-
 @pytest.fixture
 def mixed(tmp_path) -> LabelShards:
-    return _numbered_labels(tmp_path / "train-00000.arrow", MIXED)
+    return numbered_labels(tmp_path / "train-00000.arrow", MIXED)
 
 
 def _source(
@@ -72,7 +57,7 @@ def test_every_position_is_learned_from_once_at_any_length_and_depth(tmp_path):
     for window in (1, 2, 7, 13):
         lengths = [1 + 5 * row % window for row in range(8)]
         path = tmp_path / f"{window}.arrow"
-        labels = _numbered_labels(path, lengths, window)
+        labels = numbered_labels(path, lengths, window)
         for depth in (1, 3, 4, window, window + 1):
             source = _source(labels, depth=depth)
             for step in range(6):
@@ -106,7 +91,7 @@ def test_chains_restart_exactly_where_a_window_begins(mixed, kind):
 
 
 def test_chains_cross_from_the_end_of_a_window_to_its_beginning(tmp_path):
-    labels = _numbered_labels(tmp_path / "train-00000.arrow", [6])
+    labels = numbered_labels(tmp_path / "train-00000.arrow", [6])
     crossing = [
         (chain, batch.restarts)
         for step in range(20)
@@ -125,7 +110,7 @@ def test_chains_cross_from_the_end_of_a_window_to_its_beginning(tmp_path):
 
 @pytest.mark.parametrize("depth", [2, 4, 6])
 def test_every_phase_comes_and_none_far_more_often(tmp_path, depth):
-    labels = _numbered_labels(tmp_path / "train-00000.arrow", [6])
+    labels = numbered_labels(tmp_path / "train-00000.arrow", [6])
     source = _source(labels, batch_size=4, depth=depth)
     chains = -(-6 // depth)
     starts = torch.cat([source.batch(step).start[:, 0, 0] for step in range(300)])
@@ -159,7 +144,7 @@ def test_the_validations_depth_does_not_depend_on_the_step(mixed):
 
 @pytest.mark.parametrize(("every", "expected"), [(1, 6), (2, 3), (3, 2), (4, 1), (6, 1), (50, 1)])
 def test_of_a_rollout_every_so_many_steps_are_learned_from(tmp_path, every, expected):
-    labels = _numbered_labels(tmp_path / "train-00000.arrow", [6])
+    labels = numbered_labels(tmp_path / "train-00000.arrow", [6])
     batch = _source(labels, batch_size=1, kind="sequential", loss_every=every).batch(0)
     last = min(every, 6) - 1
 

@@ -19,13 +19,13 @@ from conftest import (
     encoder_config,
     evaluate_config,
     rnn_config,
+    write_keys_values,
 )
 from smtkit.artifacts.manifest import Artifact
 from smtkit.config import (
     ExtractLabelsConfig,
     GenerateConfig,
     PredictiveStateConfig,
-    SynthesizeConfig,
 )
 from smtkit.convention import IGNORE
 from smtkit.data.rows import RowStore, RowWriter, rows_schema
@@ -301,15 +301,7 @@ def test_the_rest_of_a_row_is_asked_from_every_anchor(command: Command, tmp_path
 def task_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     """Of rows of two lengths."""
     directory = tmp_path_factory.mktemp("task")
-    config = SynthesizeConfig(
-        task="keys-values",
-        lengths=[8, 12],
-        sequences=60,
-        validation_sequences=20,
-        test_sequences=20,
-        vocabulary=13,
-    )
-    synthesize.run(config, directory / "tokens")
+    write_keys_values(directory / "tokens")
     return build_pipeline(
         directory,
         directory / "tokens",

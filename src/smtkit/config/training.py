@@ -144,6 +144,10 @@ class TrainingConfig(Config):
     checkpoint_every: Positive = 200
     """Steps between checkpoints."""
 
+    def validation_batches(self, windows: int) -> int:
+        """Whole batches a validation, of a split that has so many windows; at least one."""
+        return max(1, min(self.validation_windows, windows) // self.batch_size)
+
     @model_validator(mode="after")
     def _ends(self) -> Self:
         if self.max_steps is None and self.max_seconds is None:

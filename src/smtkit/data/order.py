@@ -89,6 +89,7 @@ class SampleOrder:
         if lengths is not None:
             self._sorted = np.argsort(lengths, kind="stable")
             self._starts = np.flatnonzero(np.diff(lengths[self._sorted], prepend=-1))
+            self._counts = np.diff(self._starts, append=size)
 
     def entries(self, step: int, part: int = 0, parts: int = 1) -> IntArray:
         """Numbers of the samples that slice `part` of `parts` of the step takes."""
@@ -116,11 +117,10 @@ class SampleOrder:
 
     def _of_one_length(self, places: IntArray, key: int) -> IntArray:
         """Rows at `places` among those sorted by length, permuted within each length."""
-        ends = np.append(self._starts[1:], self.size)
         groups = np.searchsorted(self._starts, places, side="right") - 1
         for group in np.unique(groups):
             chosen, first = groups == group, self._starts[group]
-            count = int(ends[group] - first)
+            count = int(self._counts[group])
             within = permute(places[chosen] - first, count, random_key(key, int(group)))
             places[chosen] = first + within
         return self._sorted[places]

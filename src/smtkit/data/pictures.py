@@ -11,6 +11,8 @@ from smtkit.errors import InputOutputError, UsageError
 
 _SHADES = " ░▒▓█"
 _GAP = 2
+BETWEEN = 96
+"""The grey between pictures, of 255."""
 
 
 def write_grid(images: Sequence[NDArray[np.int64]], white: int, path: Path) -> None:
@@ -25,7 +27,7 @@ def write_grid(images: Sequence[NDArray[np.int64]], white: int, path: Path) -> N
     height, width = (size + _GAP for size in images[0].shape)
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    grid = np.full((rows * height - _GAP, columns * width - _GAP), 96, dtype=np.uint8)
+    grid = np.full((rows * height - _GAP, columns * width - _GAP), BETWEEN, dtype=np.uint8)
     for number, image in enumerate(images):
         row, column = divmod(number, columns)
         place = grid[row * height :, column * width :]

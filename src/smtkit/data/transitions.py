@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smtkit.config import RolloutConfig, TransitionObjectiveConfig
-from smtkit.convention import IGNORE
 from smtkit.data.labels import LabelShards
 from smtkit.data.order import IntArray, SampleOrder, random_key, stratified, uniform
 from smtkit.data.windows import WindowSource
@@ -108,11 +107,10 @@ class TransitionSource:
     def batch(self, step: int, part: int = 0, parts: int = 1) -> TransitionBatch:
         entries, rows = self._windows.read(step, part, parts)
         drawn = stratified(self._key, entries, self._positions, _lengths(rows))
-        before = _gathered(rows, "memory", drawn)
         return TransitionBatch(
             **self._windows.asked(entries, rows, list(drawn)),
             noise=self._windows.noise(entries, [self._positions] * len(rows)),
-            before=before,
+            before=_gathered(rows, "memory", drawn),
             token=_gathered(rows, "tokens", drawn).long(),
             after=_gathered(rows, "memory", drawn + 1),
             target=_gathered(rows, "targets", drawn + 1).long(),
@@ -169,7 +167,7 @@ class RolloutSource:
         """
         length = int(length)
         if self._rollout.kind == "segments":
-            depth = min(self.depth(self._step_of(entry)), length)
+            depth = min(self.depth(entry // self._windows.batch_size), length)
             phase = int(uniform(self._key, np.array([entry]), 1)[0, 0] * length)
         else:
             depth, phase = length, 0
@@ -177,9 +175,6 @@ class RolloutSource:
         every = self._rollout.loss_every
         learned = (offsets < length) & (np.arange(depth) % every == min(every, depth) - 1)
         return (offsets + phase) % length, learned
-
-    def _step_of(self, entry: int) -> int:
-        return entry // self._windows.batch_size
 
 
 class SequenceSource:
@@ -195,10 +190,9 @@ class SequenceSource:
         epochs, rows = self._order.rows(entries)
         windows = self._windows.read(self._windows.starts(epochs, rows, self._seed))
         longest = int(windows.length.max())
-        targets = windows.targets[:, : longest + 1]
         return SequenceBatch(
             torch.from_numpy(windows.tokens[:, :longest]),
-            torch.from_numpy(np.where(_past(targets, windows.length), IGNORE, targets)),
+            torch.from_numpy(windows.targets[:, : longest + 1]),
             torch.from_numpy(windows.length),
         )
 
@@ -233,18 +227,16 @@ class _LabelWindows:
         counts = np.array([len(at) for at in positions])
         draws = objective.kl_positions if objective.kl_weight else 0
         key = random_key(self._seed, "compared")
-        chosen = stratified(key, entries, draws, counts) if draws else np.empty((len(rows), 0), int)
+        chosen = stratified(key, entries, draws, counts)
         after = np.stack([at[some] + 1 for at, some in zip(positions, chosen, strict=True)])
         places = after[:, :, None] + np.arange(wanted)  # (B, M / B, F)
-        tokens = np.stack([row["tokens"] for row in rows]).astype(np.int64)
-        inside = np.minimum(places, tokens.shape[1] - 1).reshape(len(rows), -1)
-        future = np.take_along_axis(tokens, inside, axis=1).reshape(after.size, wanted)
+        inside = np.minimum(places, self._labels.shape.window - 1)
         there = np.clip(length[:, None] - after, 0, wanted).reshape(-1)
         first = np.cumsum(counts) - counts
         return {
             "first_target": torch.tensor([int(row["targets"][0]) for row in rows]),
             "compared": torch.from_numpy((first[:, None] + chosen).reshape(-1)),
-            "future": torch.from_numpy(future),
+            "future": _gathered(rows, "tokens", inside).long(),
             "future_length": torch.from_numpy(there),
         }
 
@@ -273,7 +265,3 @@ def _gathered(rows: list[Row], name: str, positions: Any) -> Tensor:
 def _padded(values: NDArray[Any], steps: int) -> NDArray[Any]:
     """(C, l) -> (C, steps), with zeros."""
     return np.pad(values, ((0, 0), (0, steps - values.shape[1])))
-
-
-def _past(targets: IntArray, length: IntArray) -> NDArray[np.bool_]:
-    return np.arange(targets.shape[1]) > length[:, None]

@@ -207,8 +207,6 @@ class TeacherSource:
         return self._draw("dense", entries, self._dense_positions, sizes)
 
     def _draw(self, purpose: str, entries: IntArray, draws: int, sizes: IntArray) -> IntArray:
-        if draws == 0:
-            return np.empty((len(entries), 0), dtype=np.int64)
         return stratified(random_key(self._seed, purpose), entries, draws, sizes)
 
 

@@ -14,7 +14,8 @@ from smtkit import objectives
 from smtkit.config import PredictiveStateConfig
 from smtkit.convention import IGNORE
 from smtkit.data.windows import TeacherBatch
-from smtkit.models.teacher import Teacher, select
+from smtkit.models.encoders import select
+from smtkit.models.teacher import Teacher
 
 _AVERAGED_UPDATES = 10
 _COLLAPSE = {

@@ -8,10 +8,7 @@ from torch import Tensor, nn
 
 from smtkit.config import CellConfig, DecoderConfig, EncoderConfig, ReadoutConfig
 from smtkit.models.cells import MlpReadout, build_cell
-from smtkit.models.encoders import CausalEncoder as CausalEncoder
-from smtkit.models.encoders import MemoryEncoder as MemoryEncoder
 from smtkit.models.encoders import build_encoder
-from smtkit.models.encoders import select as select
 from smtkit.models.transformer import Transformer
 
 

@@ -23,7 +23,7 @@ from smtkit.data.tokens import is_stream
 from smtkit.data.windows import Windows, WindowSource, open_windows
 from smtkit.errors import ArtifactError
 from smtkit.interrupts import stop_signals, stopped
-from smtkit.models.teacher import MemoryEncoder
+from smtkit.models.encoders import MemoryEncoder
 from smtkit.progress import Progress, Silent
 from smtkit.stages.train_encoder import load_teacher
 from smtkit.training import choose_device

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from smtkit.artifacts.run import publish
 from smtkit.config import GenerateConfig
-from smtkit.data.pictures import shades, write_grid
+from smtkit.data.pictures import BETWEEN, shades, write_grid
 from smtkit.data.tokenizers import PixelTokenizer
 from smtkit.data.windows import Windows
 from smtkit.errors import UsageError
 from smtkit.models.rnn import RecurrentNetwork
 
-_BLANK = 96  # of 255: the grey between the pictures of a grid
 _DOT = "\N{MIDDLE DOT} "
 
 Levels = NDArray[np.int64]
@@ -73,10 +72,10 @@ def triple(original: Levels, lines: int, completed: Levels, white: int) -> Level
     """Original, given lines and completion side by side, in greys of 0..255: (H + 2, 3 W + 4)."""
     originals, completion = (255 * image // white for image in (original, completed))
     given = originals.copy()
-    given[lines:] = _BLANK
-    gap = np.full((len(original), 1), _BLANK, dtype=np.int64)
+    given[lines:] = BETWEEN
+    gap = np.full((len(original), 1), BETWEEN, dtype=np.int64)
     side_by_side = np.hstack([originals, gap, given, gap, completion])
-    return np.pad(side_by_side, 1, constant_values=_BLANK)
+    return np.pad(side_by_side, 1, constant_values=BETWEEN)
 
 
 def _complete(

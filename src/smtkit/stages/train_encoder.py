@@ -144,5 +144,5 @@ def _unigram(config: TrainEncoderConfig, windows: WindowSource) -> float | None:
 
 
 def _validation(config: TrainEncoderConfig, windows: WindowSource) -> Validation[TeacherBatch]:
-    wanted = min(config.training.validation_windows, windows.per_epoch)
-    return Validation(_source(config, windows), max(1, wanted // config.training.batch_size))
+    batches = config.training.validation_batches(windows.per_epoch)
+    return Validation(_source(config, windows), batches)

@@ -1,6 +1,7 @@
 """`smtkit train-rnn`: a `labels` artifact (smt, dmt) or a `tokens` artifact (bptt) to an `rnn`."""
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def run(
         trainer = Trainer(
             course.method,
             course.train,
-            Validation(course.validation, course.validation_batches(config)),
+            course.validation,
             config.training,
             artifact.directory,
             device,
@@ -87,28 +88,15 @@ def run(
         return artifact.commit({**trainer.statistics(), "validation": validated})
 
 
+@dataclass(frozen=True)
 class _Course:
     """A method, and what it learns from."""
 
-    def __init__(
-        self,
-        method: Method[Any],
-        network: RecurrentNetwork,
-        train: Source[Any],
-        validation: Source[Any],
-        windows: int,
-        window: int,
-    ) -> None:
-        self.method = method
-        self.network = network
-        self.train = train
-        self.validation = validation
-        self.window = window
-        self._windows = windows
-
-    def validation_batches(self, config: TrainRnnConfig) -> int:
-        wanted = min(config.training.validation_windows, self._windows)
-        return max(1, wanted // config.training.batch_size)
+    method: Method[Any]
+    network: RecurrentNetwork
+    train: Source[Any]
+    validation: Validation[Any]
+    window: int
 
 
 def _from_tokens(config: TrainRnnConfig, tokens: Artifact, begun: Artifact | None) -> _Course:
@@ -120,7 +108,8 @@ def _from_tokens(config: TrainRnnConfig, tokens: Artifact, begun: Artifact | Non
         for some in windows
     )
     method = BackpropagationThroughTime(network, config.bptt_window)
-    return _Course(method, network, train, validation, windows[1].per_epoch, windows[0].window)
+    batches = config.training.validation_batches(windows[1].per_epoch)
+    return _Course(method, network, train, Validation(validation, batches), windows[0].window)
 
 
 def _from_labels(
@@ -136,7 +125,8 @@ def _from_labels(
     else:
         method = DaggerMemoryTraining(network, config.objective, config.rollout, decoder)
     train, validation = _label_sources(config, *shards)
-    return _Course(method, network, train, validation, len(shards[1]), shape.window)
+    batches = config.training.validation_batches(len(shards[1]))
+    return _Course(method, network, train, Validation(validation, batches), shape.window)
 
 
 def _network(
