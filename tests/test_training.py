@@ -108,7 +108,7 @@ def trainer(directory: Path, method, config: TrainingConfig, progress=None) -> T
     return Trainer(
         method,
         source,
-        Validation(source, 2),
+        [Validation(method, source, 2)],
         config,
         directory,
         CPU,

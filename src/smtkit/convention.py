@@ -7,3 +7,6 @@ A row is `tokens[0..T-1]` with targets. `memory[:, i]`, i = 0..T, is the memory 
 
 IGNORE = -1
 """A target at which no answer is asked. Dynamics still count there; past `length`, nothing does."""
+
+FREE_RUNNING_ACCURACY = "free_running_accuracy"
+"""The term of a validation that says how often an RNN is right on its own."""

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -16,6 +16,7 @@ from smtkit.artifacts.checkpoint import TrainingState
 from smtkit.artifacts.manifest import METRICS
 from smtkit.artifacts.run import publish
 from smtkit.config import Device, TrainingConfig
+from smtkit.convention import FREE_RUNNING_ACCURACY
 from smtkit.errors import NonFiniteLossError, UsageError
 from smtkit.interrupts import stop_signals, stopped
 from smtkit.progress import Progress
@@ -41,14 +42,21 @@ class Source(Protocol[BatchT_co]):
     def batch(self, step: int, part: int = 0, parts: int = 1) -> BatchT_co: ...
 
 
-class Method(Protocol[BatchT_contra]):
-    """An objective: sums of named terms over a batch, their counts and weights.
+class Measure(Protocol[BatchT_contra]):
+    """Sums of named terms over a batch, and their counts. A mean is sum / max(count, 1)."""
 
-    The loss is the sum over terms of weight * sum / max(count, 1), with sums and counts taken over
-    all parts of the batch. `observe` is told the means of every update's terms, but for those that
-    counted nothing; what the method keeps of them lies in `state` (buffers), which is saved with
-    the run. `diagnostics` are more numbers to log; `concern` says what of them the user should know
-    now.
+    def counts(self, batch: BatchT_contra) -> dict[str, int]: ...
+
+    def losses(self, batch: BatchT_contra) -> dict[str, Tensor]: ...
+
+
+class Method(Measure[BatchT_contra], Protocol[BatchT_contra]):
+    """An objective: a measure whose terms have weights.
+
+    The loss is the sum over terms of weight * mean, with sums and counts taken over all parts of
+    the batch. `observe` is told the means of every update's terms, but for those that counted
+    nothing; what the method keeps of them lies in `state` (buffers), which is saved with the run.
+    `diagnostics` are more numbers to log; `concern` says what of them the user should know now.
     """
 
     @property
@@ -59,10 +67,6 @@ class Method(Protocol[BatchT_contra]):
 
     def weights(self, step: int) -> dict[str, float]: ...
 
-    def counts(self, batch: BatchT_contra) -> dict[str, int]: ...
-
-    def losses(self, batch: BatchT_contra) -> dict[str, Tensor]: ...
-
     def observe(self, step: int, means: Mapping[str, Tensor]) -> None: ...
 
     def diagnostics(self, batch: BatchT_contra) -> dict[str, float]: ...
@@ -72,8 +76,9 @@ class Method(Protocol[BatchT_contra]):
 
 @dataclass(frozen=True)
 class Validation(Generic[BatchT]):
-    """Held-out batches: steps 0..`batches` - 1 of `source`."""
+    """A measure of held-out batches: steps 0..`batches` - 1 of `source`."""
 
+    measure: Measure[BatchT]
     source: Source[BatchT]
     batches: int
 
@@ -89,7 +94,7 @@ class Trainer(Generic[BatchT]):
         self,
         method: Method[BatchT],
         source: Source[BatchT],
-        validation: Validation[BatchT],
+        validations: Sequence[Validation[Any]],
         config: TrainingConfig,
         directory: Path,
         device: torch.device,
@@ -98,7 +103,7 @@ class Trainer(Generic[BatchT]):
     ) -> None:
         self._method = method
         self._source = source
-        self._validation = validation
+        self._validations = validations
         self._config = config
         self._directory = directory
         self._device = device
@@ -113,23 +118,25 @@ class Trainer(Generic[BatchT]):
         self._metrics = MetricsFile(directory / METRICS)
         self._tally = _Tally()
         self._concerned = False
+        self._reached = False
+        self._clock = time.process_time if config.clock == "cpu" else time.monotonic
 
     def run(self) -> dict[str, float]:
         if self.state.load(self._directory):
             self._on_checkpoint()
         self._metrics.truncate(self.state.step)
-        seconds_before, began = self.state.seconds, time.monotonic()
         validated: dict[str, float] = {}
         with stop_signals() as stopped_by:
             while not self._finished():
+                began = self._clock()
                 self._step()
-                self.state.seconds = seconds_before + time.monotonic() - began
+                self.state.seconds += self._clock() - began
                 last = self._finished()
                 if last or self.state.step % self._config.log_every == 0:
                     self._log()
                 if last or self.state.step % self._config.validate_every == 0:
                     validated = self._validate()
-                if last:
+                if self._finished():
                     break
                 if stopped_by or self._checkpoint_is_due():
                     self._save()
@@ -147,7 +154,7 @@ class Trainer(Generic[BatchT]):
         }
 
     def _finished(self) -> bool:
-        return self._share_done() >= 1
+        return self._reached or self._share_done() >= 1
 
     def _share_done(self) -> float:
         config = self._config
@@ -227,13 +234,16 @@ class Trainer(Generic[BatchT]):
     def _validate(self) -> dict[str, float]:
         tally = _Tally()
         self._method.network.eval()
-        for step in range(self._validation.batches):
-            batch = self._validation.source.batch(step)
-            with self._autocast():
-                tally.add(self._method.losses(moved(batch, self._device)))
-            tally.count(self._method.counts(batch))
+        for validation in self._validations:
+            for step in range(validation.batches):
+                batch = validation.source.batch(step)
+                with self._autocast():
+                    tally.add(validation.measure.losses(moved(batch, self._device)))
+                tally.count(validation.measure.counts(batch))
         self._method.network.train()
         means = tally.means()
+        goal = self._config.stop_at_accuracy
+        self._reached = goal is not None and means.get(FREE_RUNNING_ACCURACY, 0.0) >= goal
         self._write("validation", means)
         return means
 

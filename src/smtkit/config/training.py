@@ -130,7 +130,11 @@ class TrainingConfig(Config):
     max_steps: Positive | None = None
     """Stop after so many updates."""
     max_seconds: Annotated[float, Field(gt=0)] | None = None
-    """Stop after so many seconds of training."""
+    """Stop after so many seconds of training; validations do not count."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """What seconds are: on the wall, or of all threads of this process, which no other slows."""
+    stop_at_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Stop when this share of validation's answers is right, free-running; unset: go on."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 autocast on CUDA, float32 on a CPU."""
     compile: bool = False

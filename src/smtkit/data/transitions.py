@@ -197,6 +197,23 @@ class SequenceSource:
         )
 
 
+class LabelSequenceSource:
+    """The tokens and targets of labels alone: batches of whole windows."""
+
+    def __init__(self, labels: LabelShards, *, batch_size: int, seed: int) -> None:
+        self._windows = _LabelWindows(labels, TransitionObjectiveConfig(), batch_size, seed)
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> SequenceBatch:
+        _, rows = self._windows.read(step, part, parts)
+        length = _lengths(rows)
+        longest = int(length.max())
+        return SequenceBatch(
+            torch.from_numpy(np.stack([row["tokens"][:longest] for row in rows])).long(),
+            torch.from_numpy(np.stack([row["targets"][: longest + 1] for row in rows])).long(),
+            torch.from_numpy(length),
+        )
+
+
 class _LabelWindows:
     """Whole windows of labels in the shuffled order, and what is drawn for each."""
 

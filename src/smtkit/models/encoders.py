@@ -38,6 +38,11 @@ class MemoryEncoder(nn.Module, ABC):
     def forward(self, tokens: Tensor) -> Tensor:
         return self.encode(tokens)
 
+    def empty_memory(self) -> Tensor:
+        """(K, D): the memory of having read nothing."""
+        device = next(self.parameters()).device
+        return self(torch.empty(1, 0, dtype=torch.int64, device=device))[0, 0]
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles the parts: whichever method calls them, and no loop over passes."""
         for part in self.children():

@@ -117,8 +117,7 @@ class _Extraction:
 
     @torch.inference_mode()
     def empty_memory(self) -> torch.Tensor:
-        nothing = torch.empty(1, 0, dtype=torch.int64, device=self._device)
-        return self._encoder(nothing)[0, 0].cpu()
+        return self._encoder.empty_memory().cpu()
 
     def _chosen(self, split: str, windows: WindowSource) -> IntArray:
         """Starts of the windows to extract, ascending: all that tile the split, or a sample."""

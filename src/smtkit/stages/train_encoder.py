@@ -1,6 +1,7 @@
 """`smtkit train-encoder`: a `tokens` artifact to an `encoder` artifact, the teacher."""
 
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from smtkit.config import (
 )
 from smtkit.convention import IGNORE
 from smtkit.data.tokenizers import load_tokenizer
-from smtkit.data.windows import TeacherBatch, TeacherSource, WindowSource, open_windows
+from smtkit.data.transitions import SequenceSource
+from smtkit.data.windows import TeacherSource, WindowSource, open_windows
+from smtkit.methods.free_running import FreeRunning
 from smtkit.methods.predictive_state import PredictiveState
 from smtkit.models.teacher import Teacher
 from smtkit.progress import Progress, Silent
@@ -56,10 +59,11 @@ def run(
         windows = _windows(config, source, "train")
         torch.manual_seed(config.seed)
         teacher = build_teacher(config, tokenizer.vocabulary_size, windows.window)
+        method = PredictiveState(teacher, config.objective, _unigram(config, windows))
         trainer = Trainer(
-            PredictiveState(teacher, config.objective, _unigram(config, windows)),
+            method,
             _source(config, windows),
-            _validation(config, _windows(config, source, "validation")),
+            _validations(config, source, method),
             config.training,
             artifact.directory,
             device,
@@ -143,6 +147,15 @@ def _unigram(config: TrainEncoderConfig, windows: WindowSource) -> float | None:
     return float(-(shares * np.log(shares)).sum())
 
 
-def _validation(config: TrainEncoderConfig, windows: WindowSource) -> Validation[TeacherBatch]:
+def _validations(
+    config: TrainEncoderConfig, tokens: Artifact, method: PredictiveState
+) -> list[Validation[Any]]:
+    """The objective; and the co-trained cell, rolled out on its own."""
+    windows = _windows(config, tokens, "validation")
+    alone = open_windows(tokens, "validation", config.data.window)
     batches = config.training.validation_batches(windows.per_epoch)
-    return Validation(_source(config, windows), batches)
+    sequences = SequenceSource(alone, batch_size=config.training.batch_size, seed=config.seed)
+    return [
+        Validation(method, _source(config, windows), batches),
+        Validation(FreeRunning.of_teacher(method.network), sequences, batches),
+    ]

@@ -1,6 +1,7 @@
 """`smtkit train-rnn`: a `labels` artifact (smt, dmt) or a `tokens` artifact (bptt) to an `rnn`."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,17 @@ from smtkit.artifacts.run import Run
 from smtkit.config import TrainRnnConfig
 from smtkit.data.labels import LabelShape, LabelShards
 from smtkit.data.tokenizers import check_tokenizers, load_tokenizer
-from smtkit.data.transitions import RolloutSource, SequenceSource, TransitionSource
+from smtkit.data.transitions import (
+    LabelSequenceSource,
+    RolloutSource,
+    SequenceSource,
+    TransitionSource,
+)
 from smtkit.data.windows import open_windows
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.methods.bptt import BackpropagationThroughTime
 from smtkit.methods.dmt import DaggerMemoryTraining
+from smtkit.methods.free_running import FreeRunning
 from smtkit.methods.smt import SupervisedMemoryTraining
 from smtkit.models.rnn import RecurrentNetwork
 from smtkit.progress import Progress, Silent
@@ -72,7 +79,7 @@ def run(
         trainer = Trainer(
             course.method,
             course.train,
-            course.validation,
+            course.validations,
             config.training,
             artifact.directory,
             device,
@@ -95,7 +102,7 @@ class _Course:
     method: Method[Any]
     network: RecurrentNetwork
     train: Source[Any]
-    validation: Validation[Any]
+    validations: Sequence[Validation[Any]]
     window: int
 
 
@@ -109,7 +116,11 @@ def _from_tokens(config: TrainRnnConfig, tokens: Artifact, begun: Artifact | Non
     )
     method = BackpropagationThroughTime(network, config.bptt_window)
     batches = config.training.validation_batches(windows[1].per_epoch)
-    return _Course(method, network, train, Validation(validation, batches), windows[0].window)
+    validations = [
+        Validation(method, validation, batches),
+        Validation(FreeRunning.of_network(network), validation, batches),
+    ]
+    return _Course(method, network, train, validations, windows[0].window)
 
 
 def _from_labels(
@@ -126,7 +137,14 @@ def _from_labels(
         method = DaggerMemoryTraining(network, config.objective, config.rollout, decoder)
     train, validation = _label_sources(config, *shards)
     batches = config.training.validation_batches(len(shards[1]))
-    return _Course(method, network, train, Validation(validation, batches), shape.window)
+    sequences = LabelSequenceSource(
+        shards[1], batch_size=config.training.batch_size, seed=config.seed
+    )
+    validations = [
+        Validation(method, validation, batches),
+        Validation(FreeRunning.of_network(network), sequences, batches),
+    ]
+    return _Course(method, network, train, validations, shape.window)
 
 
 def _network(
