@@ -5,7 +5,6 @@ All T + 1 memories of every window in one pass of the encoder. Shard k holds win
 """
 
 import os
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -137,16 +136,25 @@ class _Extraction:
                 raise ArtifactError(f"{path}: {rows} rows, expected {len(origin)}")
         else:
             content = windows.read(origin)
-            memory = np.concatenate(list(self._memories(content)))
-            write_labels(path, self._shape, content, memory, origin)
+            write_labels(path, self._shape, content, self._memories(content), origin)
         self._artifact.add(name, len(origin))
         self._artifact.keep()
 
     @torch.inference_mode()
-    def _memories(self, windows: Windows) -> Iterator[NDArray[np.floating]]:
-        dtype = getattr(torch, self._shape.dtype)
-        for tokens in torch.from_numpy(windows.tokens).split(self._config.batch_size):
-            yield self._encoder(tokens.to(self._device)).to(dtype).cpu().numpy()
+    def _memories(self, windows: Windows) -> NDArray[np.floating]:
+        """(B, T + 1, K, D); zeros past each window's length. Windows that are as long as each other
+        are encoded together, without the padding."""
+        shape = self._shape
+        size = (len(windows.length), shape.window + 1, shape.slots, shape.slot_width)
+        memory = np.zeros(size, dtype=shape.dtype)
+        by_length = np.argsort(windows.length, kind="stable")
+        for first in range(0, len(by_length), self._config.batch_size):
+            chosen = by_length[first : first + self._config.batch_size]
+            longest = int(windows.length[chosen].max())
+            tokens = torch.from_numpy(windows.tokens[chosen, :longest]).to(self._device)
+            encoded = self._encoder(tokens).to(getattr(torch, shape.dtype))
+            memory[chosen, : longest + 1] = encoded.cpu().numpy()
+        return memory
 
 
 def _save_what_rnns_need(artifact: Run, encoder: Artifact, empty_memory: torch.Tensor) -> None:

@@ -1,0 +1,115 @@
+"""Runs a matrix, some runs side by side, each in a process of its own; or one of its runs.
+
+python -m study run core.toml        all that is missing, then the report
+python -m study report core.toml     the report of what is there
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from study.matrix import Matrix, Run, final_runs, load, trial_runs
+from study.store import Store
+
+HERE = Path(__file__).parent.parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="study", description=__doc__)
+    parser.add_argument("command", choices=["run", "one", "report"])
+    parser.add_argument("matrix", type=Path)
+    parser.add_argument("name", nargs="?", help="of one run")
+    parser.add_argument("--workers", type=int, default=2, help="runs side by side")
+    parser.add_argument("--keep", action="store_true", help="keep every run's artifacts")
+    parser.add_argument("--scale", type=float, help="of every budget, to see that it runs")
+    options = parser.parse_args()
+    matrix = load(options.matrix, options.scale or 1.0)
+    folder = "artifacts/raw" if options.scale else "raw"
+    store = Store(matrix, HERE / folder / options.matrix.stem)
+    if options.command == "one":
+        _one(store, options.name, options.keep)
+        return
+    if options.command == "run":
+        _all(store, options)
+    if not options.scale:
+        from study import report
+
+        report.write(store, HERE.parent.parent)
+
+
+def _runs(matrix: Matrix) -> list[Run]:
+    return [*trial_runs(matrix), *final_runs(matrix)]
+
+
+def _artifacts(store: Store) -> Path:
+    return HERE / "artifacts" / store.folder.name
+
+
+def _one(store: Store, name: str, keep: bool) -> None:
+    from study.work import Work
+
+    run = next(run for run in _runs(store.matrix) if run.name == name)
+    directory = _artifacts(store) / run.name
+    task = _artifacts(store) / run.task
+    longer = task / "longer"
+    work = Work(
+        store.specification(run),
+        task / "tokens",
+        longer if store.matrix.tasks[run.task].longer else None,
+        directory,
+    )
+    store.write(run, work.run())
+    if not keep:
+        shutil.rmtree(directory)
+
+
+def _make_tokens(store: Store) -> None:
+    from study.work import make_tokens
+
+    for name, task in store.matrix.tasks.items():
+        directory = _artifacts(store) / name
+        directory.mkdir(parents=True, exist_ok=True)
+        make_tokens(task.tokens, directory / "tokens")
+        if task.longer:
+            make_tokens(task.longer, directory / "longer")
+
+
+def _all(store: Store, options: argparse.Namespace) -> None:
+    missing = [run for run in _runs(store.matrix) if store.result(run) is None]
+    if missing:
+        _make_tokens(store)
+    count, running, failed, began = len(missing), {}, [], time.monotonic()
+    while missing or running:
+        for process in [p for p in running if p.poll() is not None]:
+            run = running.pop(process)
+            minutes = (time.monotonic() - began) / 60
+            left = len(missing) + len(running)
+            print(f"{minutes:6.1f} min  {count - left}/{count}  {run.name}", flush=True)
+            if process.returncode:
+                failed.append(run.name)
+        ready = next((run for run in missing if store.ready(run)), None)
+        if ready is None and missing and not running:
+            break  # their trials failed
+        if ready is None or len(running) == options.workers:
+            time.sleep(0.2)
+            continue
+        missing.remove(ready)
+        running[_started(options, ready)] = ready
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; run again for another try")
+
+
+def _started(options: argparse.Namespace, run: Run) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "study", "one", str(options.matrix), run.name]
+    command += ["--keep"] if options.keep else []
+    command += ["--scale", str(options.scale)] if options.scale else []
+    # One thread each: two busy processes of two threads would be in each other's way.
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+if __name__ == "__main__":
+    main()

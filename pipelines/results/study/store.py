@@ -1,0 +1,85 @@
+"""Raw results: one JSON file a run, below a folder that the repository keeps."""
+
+import json
+import os
+from pathlib import Path
+
+from study.matrix import Matrix, Run, Specification, Table, specify, trials_for
+
+
+class Store:
+    """Results of a matrix. One counts only if it was computed from what is declared now."""
+
+    def __init__(self, matrix: Matrix, folder: Path) -> None:
+        self.matrix = matrix
+        self.folder = folder
+
+    def result(self, run: Run) -> Table | None:
+        """What a run gave; None where it is missing, or of another declaration."""
+        found = self._read(run)
+        if found is None or not self.ready(run):
+            return None
+        return found if found["digest"] == self.specification(run).digest else None
+
+    def ready(self, run: Run) -> bool:
+        """Whether the trials that choose a run's settings are all there."""
+        return run.trial is not None or all(self.result(one) for one in self.trials(run))
+
+    def trials(self, run: Run) -> list[Run]:
+        return trials_for(self.matrix, run)
+
+    def specification(self, run: Run) -> Specification:
+        number = run.trial if run.trial is not None else self.best_trial(run)
+        tables = self.matrix.trials[self.matrix.arms[run.arm].trials]
+        return specify(self.matrix, run, {} if number is None else tables[number])
+
+    def best_trial(self, run: Run) -> int | None:
+        """Number of the trial that did best on validation; None where none was declared."""
+        trials = self.trials(run)
+        if not trials:
+            return None
+        best = min(trials, key=lambda one: merit(self.result(one) or {}, self._goal(one)))
+        return best.trial
+
+    def write(self, run: Run, result: Table) -> None:
+        path = self._path(run)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+    def _goal(self, run: Run) -> float | None:
+        return self.matrix.tasks[run.task].goal
+
+    def _read(self, run: Run) -> Table | None:
+        path = self._path(run)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def _path(self, run: Run) -> Path:
+        return self.folder / f"{run.name}.json"
+
+
+def merit(result: Table, goal: float | None) -> tuple[int, float]:
+    """What trials are compared by, on validation: the smaller, the better. Whether the goal was
+    reached, the seconds to it; and the last nll of the RNN on its own, lest nothing was learned."""
+    if not result or result["failed"] or "validation" not in result["stages"][-1]:
+        return (2, 0.0)
+    last = result["stages"][-1]["validation"]
+    if goal is not None and last["free_running_accuracy"] >= goal:
+        return (0, seconds(result))
+    return (1, last["free_running_nll"])
+
+
+def seconds(result: Table, until: str | None = None) -> float:
+    """CPU-seconds charged, up to the end of the stage `until`."""
+    return total(result, "seconds", until)
+
+
+def total(result: Table, what: str, until: str | None = None) -> float:
+    """A cost, added up over the stages to the end of `until`."""
+    added = 0.0
+    for stage in result["stages"]:
+        added += stage[what]
+        if stage["stage"] == until:
+            break
+    return added

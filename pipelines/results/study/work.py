@@ -1,0 +1,213 @@
+"""One run of the matrix: its stages one after the other, what each took, and how it did."""
+
+import contextlib
+import json
+import platform
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import smtkit
+from smtkit.artifacts.checkpoint import MODEL, load_tensors
+from smtkit.artifacts.manifest import METRICS, Artifact, Manifest
+from smtkit.config import (
+    EvaluateConfig,
+    ExtractLabelsConfig,
+    SynthesizeConfig,
+    TokenizeConfig,
+    TrainEncoderConfig,
+    TrainRnnConfig,
+)
+from smtkit.errors import NonFiniteLossError
+from smtkit.stages import (
+    evaluate,
+    extract_labels,
+    synthesize,
+    tokenize,
+    train_encoder,
+    train_rnn,
+)
+from study import cost
+from study.matrix import Specification, Table, merged
+
+_CURVE = ("step", "seconds", "tokens", "free_running_nll", "free_running_accuracy")
+
+
+def make_tokens(source: Table, out: Path) -> Path:
+    """The `tokens` artifact that a task declares."""
+    settings = dict(source)
+    kind = settings.pop("source")
+    if kind == "synthesize":
+        synthesize.run(SynthesizeConfig(**settings), out, overwrite=True, resume=True)
+    elif kind == "library":
+        # Python's own standard library: text that every machine has.
+        inputs = [sysconfig.get_path("stdlib")]
+        settings |= {"inputs": inputs, "include": ["*.py"], "exclude": _LEFT_OUT}
+        tokenize.run(TokenizeConfig(**settings), out, overwrite=True, resume=True)
+    elif kind == "digits":
+        images = _digits(out.with_suffix(".npz"))
+        tokenize.run(TokenizeConfig(inputs=[images], **settings), out, overwrite=True, resume=True)
+    else:
+        raise ValueError(f"tokens.source = {kind!r}; allowed: synthesize, library, digits")
+    return out
+
+
+# As pipelines/quickstart leaves out: tests and encodings are near-duplicates of each other.
+_LEFT_OUT = ["encodings", "test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"]
+
+
+def _digits(path: Path) -> str:
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    np.savez(path, images=digits.images.astype("uint8"), labels=digits.target)
+    return str(path)
+
+
+class Work:
+    """Runs a specification in `directory`; `result` is what is kept of it."""
+
+    def __init__(
+        self, specification: Specification, tokens: Path, longer: Path | None, directory: Path
+    ) -> None:
+        self._specification = specification
+        self._tokens = tokens
+        self._longer = longer
+        self._directory = directory
+        self.result: Table = {
+            "digest": specification.digest,
+            "stages": [],
+            "failed": None,
+            "machine": _machine(),
+        }
+
+    def run(self) -> Table:
+        torch.set_num_threads(1)
+        began = time.process_time()
+        try:
+            if self._specification.kind == "bptt":
+                self._train_rnn("bptt", "bptt", self._tokens, None)
+            else:
+                self._chain()
+        except NonFiniteLossError as error:
+            self.result["failed"] = str(error)
+        self.result["process_seconds"] = round(time.process_time() - began, 1)
+        return self.result
+
+    def _chain(self) -> None:
+        encoder = self._train_encoder()
+        labels = self._extract(encoder)
+        reached = self._train_rnn("smt", "smt", labels, None, encoder)
+        if not reached:
+            reached = self._train_rnn("dmt", "dmt", labels, "smt", encoder)
+        if not reached:
+            self._train_rnn("finetune", "bptt", self._tokens, "dmt", encoder)
+
+    def _train_encoder(self) -> Path:
+        config = TrainEncoderConfig(**self._settings("encoder"))
+        out = self._directory / "encoder"
+        manifest = train_encoder.run(config, self._tokens, out, overwrite=True, resume=True)
+        rows = Artifact.open(self._tokens, "tokens")
+        operations = cost.of_encoder(config, _weights(out), cost.mean_length(rows, config.data))
+        self._note("encoder", out, manifest, cost.chain_of_encoder(config), operations)
+        return out
+
+    def _extract(self, encoder: Path) -> Path:
+        settings = self._specification.stages["labels"]
+        config = ExtractLabelsConfig(seed=self._specification.seed, **settings)
+        out = self._directory / "labels"
+        began = time.process_time()
+        manifest = extract_labels.run(config, encoder, self._tokens, out, overwrite=True)
+        seconds = time.process_time() - began
+        windows = sum(manifest.statistics["windows"].values())
+        tokens = windows * manifest.statistics["window"]
+        teacher = TrainEncoderConfig(**Artifact.open(encoder, "encoder").manifest.config)
+        self.result["stages"].append(
+            {
+                "stage": "labels",
+                "seconds": round(seconds, 2),
+                "tokens": tokens,
+                "sequential": teacher.encoder.layers * -(-windows // config.batch_size),
+                "operations": cost.of_extraction(_weights(encoder), tokens),
+            }
+        )
+        return out
+
+    def _train_rnn(
+        self, stage: str, method: str, source: Path, init: str | None, encoder: Path | None = None
+    ) -> bool:
+        """Trains and evaluates; returns whether the goal was reached."""
+        config = TrainRnnConfig(**merged(self._settings(stage), {"method": method}))
+        out = self._directory / stage
+        begun = self._directory / init if init else None
+        manifest = train_rnn.run(config, source, out, init=begun, overwrite=True, resume=True)
+        length = cost.mean_length(Artifact.open(self._tokens, "tokens"), config.data)
+        chain = cost.chain_of_rnn(config, length)
+        operations = cost.of_rnn(config, _weights(out), length)
+        self._note(stage, out, manifest, chain, operations)
+        if self._specification.evaluated:
+            self._evaluate(stage, out, encoder)
+        goal = self._specification.task["goal"]
+        validated = manifest.statistics["validation"]["free_running_accuracy"]
+        return goal is not None and validated >= goal
+
+    def _settings(self, stage: str) -> Table:
+        return {"seed": self._specification.seed, **self._specification.stages[stage]}
+
+    def _note(
+        self, stage: str, out: Path, manifest: Manifest, chain: float, operations: float
+    ) -> None:
+        """Of a training stage: what it took, and its course on validation."""
+        statistics = manifest.statistics
+        self.result["stages"].append(
+            {
+                "stage": stage,
+                "seconds": statistics["seconds"],
+                "steps": statistics["steps"],
+                "tokens": statistics["tokens"],
+                "parameters": statistics["parameters"],
+                "sequential": chain * statistics["steps"],
+                "operations": operations * statistics["steps"],
+                "validation": statistics["validation"],
+                "curve": list(_curve(Artifact.open(out, manifest.kind).file(METRICS))),
+            }
+        )
+
+    def _evaluate(self, stage: str, rnn: Path, encoder: Path | None) -> None:
+        tests = self.result.setdefault("tests", {})
+        config = EvaluateConfig(
+            windows=1000, lengths=self._specification.task["lengths"], baseline_tokens=2_000_000
+        )
+        for name, tokens in (("test", self._tokens), ("longer", self._longer)):
+            if tokens is not None:
+                out = self._directory / f"{stage}-{name}"
+                manifest = evaluate.run(config, rnn, tokens, out, encoder=encoder, overwrite=True)
+                kept = ("results", "by_length", "memory", "window")
+                tests.setdefault(stage, {})[name] = {key: manifest.statistics[key] for key in kept}
+
+
+def _curve(path: Path) -> Iterator[list[float]]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["split"] == "validation":
+            yield [round(record[key], 5) for key in _CURVE]
+
+
+def _weights(artifact: Path) -> dict[str, torch.Tensor]:
+    with contextlib.suppress(Exception):
+        return load_tensors(Artifact.open(artifact, "encoder").file(MODEL))[0]
+    return load_tensors(Artifact.open(artifact, "rnn").file(MODEL))[0]
+
+
+def _machine() -> Table:
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "smtkit": smtkit.__version__,
+    }
