@@ -176,12 +176,113 @@ def test_a_sweep_passes_no_gradient_to_the_sweeps_before(labels):
     seen = _inputs(method.network.cell)
     method.losses(batch)["dynamics"].backward()
     found, calls = method.network.cell.embedding.weight.grad, len(seen)
-    last = method.network.cell(seen[2], batch.tokens.flatten())[batch.learned]
+    last = method.network.cell(seen[2], batch.tokens.flatten()[batch.learned])
     error = (last - batch.after.flatten(0, 1)[batch.learned]).square().flatten(1).mean(1).sum()
     (expected,) = torch.autograd.grad(error, [method.network.cell.embedding.weight])
 
     assert calls == 3
     torch.testing.assert_close(found, expected)
+
+
+def _all_with_a_graph(method: DaggerMemoryTraining, batch: RolloutBatch) -> dict[str, Tensor]:
+    """The sums where every step has a graph and those that are learned from are selected at the
+    end."""
+    network, settings = method.network, method._rollout
+    if settings.kind == "jacobi":
+        first, memory = network.start(len(batch.tokens))[:, None], batch.after
+        for _ in range(settings.sweeps):
+            before = torch.cat((first, memory.detach()[:, :-1]), dim=1).flatten(0, 1)
+            memory = network.step(before, batch.tokens.flatten()).unflatten(0, batch.tokens.shape)
+    else:
+        memory, steps = batch.start, []
+        for step in range(batch.tokens.shape[1]):
+            begins = batch.restarts[:, step, None, None]
+            before = torch.where(begins, network.empty_memory, memory.detach())
+            memory = network.step(before, batch.tokens[:, step])
+            steps.append(memory)
+        memory = torch.stack(steps, dim=1)
+    return method._sums(
+        memory.flatten(0, 1)[batch.learned],
+        batch.after.flatten(0, 1)[batch.learned],
+        batch.target.flatten()[batch.learned],
+        batch,
+    )
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 50])
+@pytest.mark.parametrize("rollout", [ROLLOUTS[0], *ROLLOUTS[2:]], ids=str)
+def test_steps_without_a_graph_change_neither_loss_nor_gradient(labels, rollout, every):
+    rollout = {**rollout, "loss_every": every}
+    method, batch = _made(labels, rollout, _decoder(), kl_weight=1.0)
+    parameters = [p for p in method.network.parameters() if p.requires_grad]
+    sums = method.losses(batch), _all_with_a_graph(method, batch)
+    found, expected = (torch.autograd.grad(sum(each.values()), parameters) for each in sums)
+
+    for name, total in sums[1].items():
+        torch.testing.assert_close(sums[0][name], total)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def _calls_of_the_cell(method: DaggerMemoryTraining, batch: RolloutBatch) -> list[tuple[bool, int]]:
+    """Of each: whether it leaves a graph, and how many memories it takes."""
+    calls: list[tuple[bool, int]] = []
+    handle = method.network.cell.register_forward_hook(
+        lambda _, inputs, output: calls.append((output.requires_grad, len(inputs[0])))
+    )
+    method.losses(batch)
+    handle.remove()
+    return calls
+
+
+def _without_short_rows(batch: RolloutBatch) -> RolloutBatch:
+    """Of a sequential rollout: short rows would learn at steps of their own."""
+    steps, last = batch.tokens.shape[1], batch.learned.max() % batch.tokens.shape[1]
+    whole = torch.unique(batch.learned[batch.learned % steps == last] // steps)
+    learned = batch.learned[torch.isin(batch.learned // steps, whole)]
+    return dataclasses.replace(batch, learned=learned)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4, 5, 9, 50])
+def test_only_steps_that_are_learned_from_leave_a_graph(labels, every):
+    method, batch = _made(labels, {"kind": "sequential", "loss_every": every})
+    calls = _calls_of_the_cell(method, _without_short_rows(batch))
+    last = min(every, WINDOW) - 1
+    learned = list(range(last, WINDOW, every))
+
+    # Nothing is rolled past the last step that is learned from.
+    assert [graph for graph, _ in calls] == [i in learned for i in range(learned[-1] + 1)]
+
+
+def test_of_segments_only_steps_that_are_learned_from_leave_a_graph(labels):
+    method, batch = _made(labels, {"kind": "segments", "depth": 4, "loss_every": 2})
+    steps = {int(number) % 4 for number in batch.learned}
+    calls = _calls_of_the_cell(method, batch)
+
+    assert [graph for graph, _ in calls] == [step in steps for step in range(4)]
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_last_sweep_is_of_the_steps_that_are_learned_from(labels, every):
+    method, batch = _made(labels, {"kind": "jacobi", "sweeps": 3, "loss_every": every})
+    everything = batch.tokens.numel()
+
+    assert _calls_of_the_cell(method, batch) == [
+        (False, everything),
+        (False, everything),
+        (True, len(batch.learned)),
+    ]
+
+
+@pytest.mark.parametrize("rollout", [ROLLOUTS[1], ROLLOUTS[3]], ids=str)
+def test_under_autocast_a_gradient_reaches_every_weight_of_the_cell(labels, rollout):
+    """Steps without a graph cast the weights first; the casts must not be taken by the others."""
+    method, batch = _made(labels, rollout)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = method.losses(batch)
+    losses["dynamics"].backward()
+
+    assert all(p.grad is not None and p.grad.any() for p in method.network.cell.parameters())
 
 
 @pytest.mark.parametrize("rollout", ROLLOUTS, ids=str)
@@ -266,7 +367,7 @@ def test_memories_are_disturbed_by_multiples_of_the_last_measured_error(labels, 
     method.observe(0, {"dynamics": torch.tensor(0.04)})
     method.losses(batch)
     clean, disturbed = seen
-    chosen = ~batch.restarts.flatten()
+    chosen = ~batch.restarts.flatten()[batch.learned]
     added = (disturbed - clean)[chosen]
 
     assert added.square().mean().sqrt().item() == pytest.approx(noise * 0.2, rel=0.1)

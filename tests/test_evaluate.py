@@ -29,7 +29,7 @@ from conftest import (
     write_text,
 )
 from smtkit.artifacts.manifest import Artifact
-from smtkit.config import ExtractLabelsConfig, SynthesizeConfig
+from smtkit.config import EncoderConfig, ExtractLabelsConfig, SynthesizeConfig
 from smtkit.convention import IGNORE
 from smtkit.data.ngrams import NgramModel
 from smtkit.errors import ArtifactError, UsageError
@@ -785,7 +785,6 @@ def test_gradients_need_the_encoder(pipeline, tmp_path):
 
 def test_cost_has_a_record_for_each_number_of_tokens(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(inference_cost, "TOKENS", (10, 150, 400))
-    monkeypatch.setattr(inference_cost, "_TEACHER_TOKENS", 150)
     records = _evaluate(pipeline, tmp_path, windows=1, cost=True)["cost"]
     rnn, teacher = ([r for r in records if r["predictor"] == name] for name in ("rnn", "teacher"))
 
@@ -793,8 +792,8 @@ def test_cost_has_a_record_for_each_number_of_tokens(pipeline, tmp_path, monkeyp
         assert [record["tokens"] for record in told] == [10, 150, 400]
     assert all(record["seconds_per_token"] > 0 for record in rnn)
     assert {record["bytes"] for record in rnn} == {4 * 2 * 8}
-    assert all(record["seconds_per_token"] > 0 for record in teacher[:2])
-    assert teacher[2]["seconds_per_token"] is None
+    assert all(record["seconds_per_token"] > 0 for record in teacher)
+    assert {record["skipped"] for record in records} == {None}
     sizes = [record["bytes"] for record in teacher]
     assert sizes == [8 * n + 4 * 4 * 16 * (n + 1) for n in (10, 150, 400)]
     assert {record["peak_bytes"] for record in records} == {None}
@@ -810,14 +809,107 @@ def test_cost_reads_as_many_tokens_as_it_says(pipeline, monkeypatch):
     assert len(read) == 1000
 
 
-def test_what_would_take_too_long_is_not_timed(pipeline, tmp_path, monkeypatch):
+def test_what_would_take_too_long_is_not_timed_and_says_so(pipeline, tmp_path, monkeypatch):
     monkeypatch.setattr(inference_cost, "TOKENS", (10, 1000, 2000))
     monkeypatch.setattr(inference_cost, "_RNN_SECONDS", 0.0)
     monkeypatch.setattr(inference_cost, "_SECONDS", 0.0)
-    records = _evaluate(pipeline, tmp_path, windows=1, cost=True)["cost"]
+    recorder = Recorder()
+    evaluate.run(
+        evaluate_config(windows=1, cost=True),
+        pipeline.rnn,
+        pipeline.tokens,
+        tmp_path,
+        encoder=pipeline.encoder,
+        progress=recorder,
+    )
+    records = Artifact.open(tmp_path).manifest.statistics["cost"]
 
     timed = [(r["predictor"], r["tokens"]) for r in records if r["seconds_per_token"] is not None]
     assert timed == [("rnn", 10), ("teacher", 10)]
+    untimed = [record for record in records if record["seconds_per_token"] is None]
+    assert recorder.warnings == [
+        f"{r['predictor']}, {r['tokens']:,} tokens: not timed: {r['skipped']}" for r in untimed
+    ]
+    assert [" s " in record["skipped"] for record in untimed] == [True] * 4
+
+
+def _cost_of_teacher(config: EncoderConfig, window: int = 16) -> list[dict]:
+    teacher = train_encoder.build_teacher(encoder_config(encoder=config.model_dump()), 7, window)
+    teacher.eval().requires_grad_(False)
+    cpu = torch.device("cpu")
+    return inference_cost.of_teacher(teacher, config, window, 7, cpu, Recorder())
+
+
+BIDIRECTIONAL = {"kind": "bidirectional", "slots": 2, "slot_width": 8, "width": 16, "heads": 2}
+
+
+@pytest.mark.parametrize(("context", "read"), [(None, 16), (40, 40)])
+def test_a_context_that_is_capped_is_timed_at_every_length(context, read):
+    records = _cost_of_teacher(EncoderConfig(**BIDIRECTIONAL, context_length=context))
+
+    assert [record["tokens"] for record in records] == [100, 1_000, 10_000, 100_000]
+    assert {record["skipped"] for record in records} == {None}
+    assert {record["bytes"] for record in records} == {8 * read + 4 * 4 * 16 * (read + 2)}
+
+
+@pytest.mark.parametrize("free", [None, 2**40])
+def test_what_fits_into_memory_is_timed(monkeypatch, free):
+    monkeypatch.setattr(inference_cost, "TOKENS", (10, 100))
+    monkeypatch.setattr(inference_cost, "free_bytes", lambda device: free)
+    records = _cost_of_teacher(EncoderConfig(slots=2, slot_width=8, width=16, heads=2))
+
+    assert all(record["seconds_per_token"] > 0 for record in records)
+
+
+@pytest.mark.parametrize("memory", ["projection", "registers"])
+def test_what_would_not_fit_into_memory_is_not_timed(monkeypatch, memory):
+    monkeypatch.setattr(inference_cost, "TOKENS", (10, 10_000))
+    monkeypatch.setattr(inference_cost, "_SECONDS", 1e9)
+    monkeypatch.setattr(inference_cost, "free_bytes", lambda device: 2**22)
+    config = EncoderConfig(slots=2, slot_width=8, width=16, heads=2, memory=memory)
+    short, long = _cost_of_teacher(config)
+
+    assert short["seconds_per_token"] > 0
+    assert long["seconds_per_token"] is None
+    assert "more than 50% of 0.0 GiB free" in long["skipped"]
+
+
+@given(
+    linear=st.floats(0, 1),
+    quadratic=st.floats(0, 1),
+    near=st.integers(1, 1000),
+    more=st.integers(1, 1000),
+)
+def test_a_cost_that_is_linear_and_quadratic_is_forecast(linear, quadratic, near, more):
+    def seconds(tokens):
+        return linear * tokens + quadratic * tokens**2
+
+    passes = [(tokens, seconds(tokens)) for tokens in (near, near + more)]
+    expected = seconds(5000)
+    found = inference_cost.forecast(passes, 5000)
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("passes", "expected"),
+    [
+        ([], 0),
+        ([(10, 2.0)], 20_000),  # quadratic, until more is known
+        ([(10, 2.5), (10, 2.0)], 20_000),
+        ([(10, 2.0), (100, 3.0)], 30),  # never less than linear
+        ([(10, 1.0), (100, 1000.0)], 100_000),  # nor more than quadratic
+    ],
+)
+def test_forecasts_stay_between_linear_and_quadratic(passes, expected):
+    assert inference_cost.forecast(passes, 1000) == pytest.approx(expected)
+
+
+def test_free_memory_is_what_the_system_says(monkeypatch, tmp_path):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(inference_cost, "_MEMORY_INFO", tmp_path / "meminfo")
+    assert inference_cost.free_bytes(cpu) is None
+    (tmp_path / "meminfo").write_text("MemTotal:  9 kB\nMemAvailable:    3 kB\n")
+    assert inference_cost.free_bytes(cpu) == 3 * 1024
 
 
 def test_nothing_is_added_that_was_not_asked_for(evaluation):

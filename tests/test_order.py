@@ -67,6 +67,109 @@ def test_every_epoch_visits_every_row_once(size, batch_size, seed):
         assert sorted(visited[epoch]) == list(range(size))
 
 
+LENGTHS = st.lists(st.integers(1, 5), min_size=1, max_size=200)
+
+
+@given(lengths=LENGTHS, batch_size=st.integers(1, 50), seed=st.integers(0, 100))
+def test_every_epoch_visits_every_row_once_where_lengths_are_mixed(lengths, batch_size, seed):
+    order = SampleOrder(len(lengths), batch_size, seed, np.array(lengths))
+    visited: dict[int, list[int]] = {}
+    for step in range(-(-5 * len(lengths) // batch_size)):
+        for epoch, row in zip(*order.rows(order.entries(step)), strict=True):
+            visited.setdefault(int(epoch), []).append(int(row))
+
+    for epoch in range(5):
+        assert sorted(visited[epoch]) == list(range(len(lengths)))
+
+
+@given(lengths=LENGTHS, seed=st.integers(0, 100), data=st.data())
+def test_each_entry_finds_its_row_by_itself(lengths, seed, data):
+    order = SampleOrder(len(lengths), 7, seed, np.array(lengths))
+    asked = np.array(data.draw(st.lists(st.integers(0, 1000), min_size=1, max_size=9)))
+    together = order.rows(asked)[1].tolist()
+
+    assert together == [int(order.rows(asked[i : i + 1])[1][0]) for i in range(len(asked))]
+
+
+def _steps_of_epochs(
+    lengths: np.ndarray, batch_size: int, epochs: int, seed: int = 0
+) -> list[list[np.ndarray]]:
+    """Of each epoch, the lengths in the steps that begin in it."""
+    order = SampleOrder(len(lengths), batch_size, seed, lengths)
+    steps: list[list[np.ndarray]] = [[] for _ in range(epochs)]
+    for step in range(epochs * len(lengths) // batch_size):
+        entries = order.entries(step)
+        steps[entries[0] // len(lengths)].append(lengths[order.rows(entries)[1]])
+    return steps
+
+
+def _padding(steps: list[np.ndarray]) -> float:
+    """The share of all places that hold no token."""
+    places = sum(len(step) * step.max() for step in steps)
+    return 1 - sum(step.sum() for step in steps) / places
+
+
+MIXTURES = {
+    "not a multiple of the batch": (16, [300, 401, 302]),
+    "a multiple of the batch": (16, [304, 400, 304]),
+    "groups of whole steps, and a row": (16, [320, 320, 321]),
+    "a few steps": (32, [70, 70, 71]),
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_steps_take_rows_of_one_length_in_every_epoch(mixture, seed):
+    batch_size, counts = MIXTURES[mixture]
+    lengths = np.repeat([8, 16, 32], counts)[np.random.default_rng(0).permutation(sum(counts))]
+    for steps in _steps_of_epochs(lengths, batch_size, epochs=6, seed=seed):
+        assert sum(len(np.unique(step)) > 1 for step in steps) <= 3
+        # What one such step costs, at most, three times.
+        assert _padding(steps) < 3 * 0.75 * batch_size * 32 / (lengths.sum() + batch_size * 32)
+        if len(steps) > 50:
+            assert _padding(steps) < 0.04
+
+
+def test_padding_is_small_where_all_lengths_differ():
+    lengths = np.random.default_rng(0).permutation(np.arange(1, 1004))
+    for steps in _steps_of_epochs(lengths, 16, epochs=6):
+        assert _padding(steps) < 0.04
+
+
+def test_the_rows_that_epochs_share_a_step_for_are_of_every_length():
+    lengths = np.repeat([8, 16, 32], [300, 401, 302])
+    shared = [steps[-1] for steps in _steps_of_epochs(lengths, 16, epochs=40)]
+
+    assert {int(length) for step in shared for length in step} == {8, 16, 32}
+    assert sum(len(np.unique(step)) == 1 for step in shared) > 30
+
+
+def test_where_lengths_meet_changes_with_the_epoch():
+    lengths = np.repeat([8, 16, 32], [300, 401, 302])
+    meetings = {
+        tuple(sorted(tuple(sorted(step.tolist())) for step in steps if len(np.unique(step)) > 1))
+        for steps in _steps_of_epochs(lengths, 16, epochs=8)
+    }
+
+    assert len(meetings) > 4
+
+
+def test_which_rows_of_a_length_come_together_changes_with_the_epoch():
+    lengths = np.repeat([8, 16], [160, 160])
+    order = SampleOrder(320, 16, 0, lengths)
+    steps = [frozenset(order.rows(order.entries(step))[1].tolist()) for step in range(3 * 20)]
+
+    assert len(set(steps)) == 60
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_of_a_step_of_one_length_make_the_whole(parts):
+    order = SampleOrder(103, 8, 0, np.repeat([8, 16, 32], [31, 41, 31]))
+    for step in range(30):
+        pieces = [order.rows(order.entries(step, part, parts))[1] for part in range(parts)]
+        assert np.concatenate(pieces).tolist() == order.rows(order.entries(step))[1].tolist()
+
+
 def _row_order(seed: int, epoch: int, size: int = 500) -> list[int]:
     order = SampleOrder(size, size, seed)
     return order.rows(order.entries(epoch))[1].tolist()

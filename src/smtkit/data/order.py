@@ -75,7 +75,7 @@ def mixed(lengths: IntArray) -> IntArray | None:
 class SampleOrder:
     """Which rows, out of `size`, each step of `batch_size` samples takes.
 
-    `lengths` (size,), where rows differ in length: a batch then takes rows of one length, as far as
+    `lengths` (size,), where rows differ in length: a step then takes rows of one length, as far as
     they go, so that little of it is padding; which rows come together changes with the epoch.
     """
 
@@ -103,17 +103,39 @@ class SampleOrder:
         rows = np.empty_like(indices)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            key = random_key(self.seed, "permutation", int(epoch))
-            rows[chosen] = self._permuted(indices[chosen], key)
+            rows[chosen] = self._permuted(indices[chosen], int(epoch))
         return epochs, rows
 
-    def _permuted(self, indices: IntArray, key: int) -> IntArray:
+    def _permuted(self, indices: IntArray, epoch: int) -> IntArray:
+        key = random_key(self.seed, "permutation", epoch)
         if self._lengths is None:
             return permute(indices, self.size, key)
-        batches, places = np.divmod(indices, self.batch_size)
-        whole = batches < self.size // self.batch_size
-        batches[whole] = permute(batches[whole], self.size // self.batch_size, key)
-        return self._of_one_length(batches * self.batch_size + places, key)
+        return self._of_one_length(self._places(indices, epoch, key), key)
+
+    def _places(self, indices: IntArray, epoch: int, key: int) -> IntArray:
+        """Where among the rows sorted by length each index of the epoch takes its row.
+
+        The sorted rows are cut into a run for each step; which step gets which is shuffled. The
+        steps that an epoch shares with those before and after it are of `head` and `tail` rows of
+        its own, which lie where both epochs draw alike: so they are of about one length too.
+        """
+        head = min(-epoch * self.size % self.batch_size, self.size)
+        whole, tail = divmod(self.size - head, self.batch_size)
+        shuffled = permute(np.arange(whole), whole, key)
+        before_head, before_tail = (int(self._shared(e) * (whole + 1)) for e in (epoch, epoch + 1))
+        # Of head, whole steps and tail: rows, first index, and from short to long.
+        rows = np.concatenate(([head], np.full(whole, self.batch_size), [tail]))
+        first = np.cumsum(rows) - rows
+        line = np.argsort(np.concatenate(([before_head - 0.5], shuffled, [before_tail - 0.25])))
+        places = np.empty_like(rows)
+        places[line] = np.cumsum(rows[line]) - rows[line]
+        steps = (indices - head) // self.batch_size + 1
+        return places[steps] + indices - first[steps]
+
+    def _shared(self, epoch: int) -> float:
+        """Which share of the rows is shorter than those of the step that begins in the epoch before
+        and ends in this one."""
+        return float(uniform(random_key(self.seed, "shared"), np.array([epoch]), 1)[0, 0])
 
     def _of_one_length(self, places: IntArray, key: int) -> IntArray:
         """Rows at `places` among those sorted by length, permuted within each length."""

@@ -201,6 +201,7 @@ def _cost(subject: _Subject, progress: Progress) -> list[dict[str, Any]]:
             subject.teacher.window,
             subject.network.architecture["vocabulary_size"],
             subject.device,
+            progress,
         )
     return records
 
