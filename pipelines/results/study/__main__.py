@@ -55,16 +55,20 @@ def _one(store: Store, name: str, keep: bool) -> None:
     run = next(run for run in _runs(store.matrix) if run.name == name)
     directory = _artifacts(store) / run.name
     task = _artifacts(store) / run.task
-    longer = task / "longer"
     work = Work(
         store.specification(run),
         task / "tokens",
-        longer if store.matrix.tasks[run.task].longer else None,
+        task / "longer" if _has_longer_tokens(store, run.task) else None,
         directory,
     )
     store.write(run, work.run())
     if not keep:
         shutil.rmtree(directory)
+
+
+def _has_longer_tokens(store: Store, task: str) -> bool:
+    longer = store.matrix.tasks[task].longer
+    return longer is not None and longer.tokens is not None
 
 
 def _make_tokens(store: Store) -> None:
@@ -74,8 +78,8 @@ def _make_tokens(store: Store) -> None:
         directory = _artifacts(store) / name
         directory.mkdir(parents=True, exist_ok=True)
         make_tokens(task.tokens, directory / "tokens")
-        if task.longer:
-            make_tokens(task.longer, directory / "longer")
+        if task.longer and task.longer.tokens:
+            make_tokens(task.longer.tokens, directory / "longer")
 
 
 def _all(store: Store, options: argparse.Namespace) -> None:

@@ -19,14 +19,25 @@ class _Declared(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class Longer(_Declared):
+    """What the last RNN is evaluated on beside the test split: rows or windows longer than those it
+    was trained on."""
+
+    tokens: Table | None = None
+    """Unset: those of the task."""
+    lengths: int = 1
+    """Of text: windows to read, in multiples of T."""
+    windows: int
+    """Rows or windows."""
+
+
 class Task(_Declared):
     title: str
     tokens: Table
     """Source (`synthesize`, `library` or `digits`) and its settings."""
-    longer: Table | None = None
-    """Tokens to be evaluated on as well."""
-    lengths: int = 1
-    """Of text: windows to read in evaluation, in multiples of T."""
+    windows: int = 1000
+    """Rows or windows of the test split."""
+    longer: Longer | None = None
     goal: float | None = None
     """Share of validation's answers at which an arm stops; unset: it uses its budget."""
     budget: Positive
@@ -142,7 +153,7 @@ def specify(matrix: Matrix, run: Run, chosen: Mapping[str, Any]) -> Specificatio
         for name in names
     }
     return Specification(
-        task=task.model_dump(include={"tokens", "longer", "lengths", "goal"}),
+        task=task.model_dump(include={"tokens", "windows", "longer", "goal"}),
         kind=arm.kind,
         seed=run.seed,
         budget=budget,

@@ -92,6 +92,7 @@ class Work:
         try:
             if self._specification.kind == "bptt":
                 self._train_rnn("bptt", "bptt", self._tokens, None)
+                self._evaluate_longer("bptt", None)
             else:
                 self._chain()
         except NonFiniteLossError as error:
@@ -100,13 +101,15 @@ class Work:
         return self.result
 
     def _chain(self) -> None:
+        """Teacher, labels, and the RNN, further and further until it reaches the goal."""
         encoder = self._train_encoder()
         labels = self._extract(encoder)
-        reached = self._train_rnn("smt", "smt", labels, None, encoder)
+        last, reached = "smt", self._train_rnn("smt", "smt", labels, None, encoder)
         if not reached:
-            reached = self._train_rnn("dmt", "dmt", labels, "smt", encoder)
+            last, reached = "dmt", self._train_rnn("dmt", "dmt", labels, "smt")
+        self._evaluate_longer(last, encoder)
         if not reached:
-            self._train_rnn("finetune", "bptt", self._tokens, "dmt", encoder)
+            self._train_rnn("finetune", "bptt", self._tokens, "dmt")
 
     def _train_encoder(self) -> Path:
         config = TrainEncoderConfig(**self._settings("encoder"))
@@ -150,8 +153,8 @@ class Work:
         chain = cost.chain_of_rnn(config, length)
         operations = cost.of_rnn(config, _weights(out), length)
         self._note(stage, out, manifest, chain, operations)
-        if self._specification.evaluated:
-            self._evaluate(stage, out, encoder)
+        windows = self._specification.task["windows"]
+        self._evaluate(stage, "test", self._tokens, encoder, windows=windows)
         goal = self._specification.task["goal"]
         validated = manifest.statistics["validation"]["free_running_accuracy"]
         return goal is not None and validated >= goal
@@ -178,17 +181,29 @@ class Work:
             }
         )
 
-    def _evaluate(self, stage: str, rnn: Path, encoder: Path | None) -> None:
-        tests = self.result.setdefault("tests", {})
-        config = EvaluateConfig(
-            windows=1000, lengths=self._specification.task["lengths"], baseline_tokens=2_000_000
+    def _evaluate_longer(self, stage: str, encoder: Path | None) -> None:
+        longer = self._specification.task["longer"]
+        if longer is not None:
+            settings = {name: longer[name] for name in ("windows", "lengths")}
+            self._evaluate(stage, "longer", self._longer or self._tokens, encoder, **settings)
+
+    def _evaluate(
+        self, stage: str, name: str, tokens: Path, encoder: Path | None, **settings: int
+    ) -> None:
+        """On the test split; beside the teacher where `encoder` is given. Trials are never."""
+        if not self._specification.evaluated:
+            return
+        config = EvaluateConfig(**{"lengths": 1, "baseline_tokens": 1_000_000, **settings})
+        manifest = evaluate.run(
+            config,
+            self._directory / stage,
+            tokens,
+            self._directory / f"{stage}-{name}",
+            encoder=encoder,
+            overwrite=True,
         )
-        for name, tokens in (("test", self._tokens), ("longer", self._longer)):
-            if tokens is not None:
-                out = self._directory / f"{stage}-{name}"
-                manifest = evaluate.run(config, rnn, tokens, out, encoder=encoder, overwrite=True)
-                kept = ("results", "by_length", "memory", "window")
-                tests.setdefault(stage, {})[name] = {key: manifest.statistics[key] for key in kept}
+        kept = {key: manifest.statistics[key] for key in ("window", "results", "by_length")}
+        self.result.setdefault("tests", {}).setdefault(stage, {})[name] = kept
 
 
 def _curve(path: Path) -> Iterator[list[float]]:

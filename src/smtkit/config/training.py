@@ -51,6 +51,9 @@ class PredictiveStateConfig(Config):
     """Of the co-trained cell's squared error, once ramped in."""
     readout_weight: Weight = 2.0
     """Of the readout's cross-entropy on the co-trained cell's predicted memory, ramped in alike."""
+    stepped_weight: Weight = 0.0
+    """Of the decoder's cross-entropy from the memory that the co-trained cell predicts, ramped in
+    alike: all that is remembered must survive a step."""
     uniformity_weight: Weight = 0.01
     """Of the log mean potential of pairs of memories."""
     uniformity: Literal["slot", "pooled"] = "slot"
