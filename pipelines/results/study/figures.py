@@ -1,0 +1,99 @@
+"""The course of every run: its figure, and the CSV behind it."""
+
+import csv
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from study.matrix import Run, Table
+from study.store import Store
+
+AXES = {
+    "seconds": "CPU-seconds of one thread",
+    "tokens": "tokens read",
+    "sequential": "sequential steps",
+    "operations": "operations, estimated",
+}
+
+
+class Point(NamedTuple):
+    """Costs so far, and how the RNN did on validation, on its own."""
+
+    arm: str
+    seed: int
+    stage: str
+    seconds: float
+    tokens: float
+    sequential: float
+    operations: float
+    nll: float
+    accuracy: float
+
+
+def course(run: Run, result: Table) -> Iterator[Point]:
+    """Every validation of a run; before the RNN, those of the teacher's co-trained cell."""
+    before = dict.fromkeys(AXES, 0.0)
+    for stage in result["stages"]:
+        for step, seconds, tokens, nll, accuracy in stage.get("curve", ()):
+            share = step / stage["steps"]
+            here = {
+                "seconds": seconds,
+                "tokens": tokens,
+                "sequential": share * stage["sequential"],
+                "operations": share * stage["operations"],
+            }
+            costs = {name: round(before[name] + here[name], 2) for name in AXES}
+            yield Point(run.arm, run.seed, stage["stage"], *costs.values(), nll, accuracy)
+        before = {name: before[name] + stage[name] for name in AXES}
+
+
+def write(store: Store, task: str, runs: list[Run], folder: Path) -> None:
+    """`TASK.svg` and `TASK.csv`."""
+    points = [point for run in runs for point in course(run, store.result(run) or {"stages": []})]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{task}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Point._fields)
+        writer.writerows(points)
+    _draw(store, task, points, folder / f"{task}.svg")
+
+
+def _draw(store: Store, task: str, points: list[Point], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot
+
+    declared = store.matrix.tasks[task]
+    # The same file for the same numbers: no date, no random names.
+    with mpl.rc_context({"svg.hashsalt": "smtkit", "svg.fonttype": "none", "font.size": 9}):
+        figure, panels = pyplot.subplots(1, len(AXES), figsize=(14, 3.6), sharey=True)
+        for arm, color in zip(declared.arms, mpl.color_sequences["tab10"], strict=False):
+            for seed in store.matrix.seeds:
+                some = [point for point in points if (point.arm, point.seed) == (arm, seed)]
+                for panel, axis in zip(panels, AXES, strict=True):
+                    label = store.matrix.arms[arm].title if seed == store.matrix.seeds[0] else None
+                    _line(panel, axis, some, color, label, accuracy=declared.goal is not None)
+        for panel, (axis, title) in zip(panels, AXES.items(), strict=True):
+            panel.set_xlabel(title)
+            panel.set_xscale("linear" if axis == "seconds" else "log")
+            panel.grid(alpha=0.3)
+        panels[0].set_ylabel("accuracy" if declared.goal is not None else "bits a target")
+        panels[0].legend(fontsize=7)
+        figure.suptitle(f"{declared.title}: the RNN on its own, on validation", fontsize=10)
+        figure.tight_layout()
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def _line(panel, axis, points, color, label, *, accuracy):  # type: ignore[no-untyped-def]
+    """One seed: dashed while it is the co-trained cell, a dot where the run ends."""
+    if not points:
+        return
+    along = [getattr(point, axis) for point in points]
+    values = [point.accuracy if accuracy else point.nll / math.log(2) for point in points]
+    joint = sum(point.stage == "encoder" for point in points)
+    panel.plot(along[:joint], values[:joint], color=color, linewidth=0.8, linestyle=":")
+    panel.plot(along[joint:], values[joint:], color=color, linewidth=1.0, label=label)
+    panel.plot(along[-1], values[-1], "o", color=color, markersize=3)

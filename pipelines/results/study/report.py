@@ -1,0 +1,328 @@
+"""docs/results.md, its figures, and the README's table: all of it from the raw results."""
+
+import math
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from study import figures
+from study.matrix import Run, Table, Task, final_runs, trial_runs
+from study.store import Store, total
+
+RNN, TEACHER = "rnn, free-running", ("teacher, readout", "teacher, decoder")
+METHODS = {
+    "smt": "SMT",
+    "dmt": "SMT, DMT",
+    "finetune": "SMT, DMT, BPTT",
+    "bptt": "BPTT",
+}
+BEGIN, END = "<!-- results: make results writes what follows -->", "<!-- end of results -->"
+
+
+def write(store: Store, root: Path) -> None:
+    """Writes what of the repository at `root` is made from the results."""
+    docs = root / "docs"
+    (docs / "results.md").write_text(page(store), encoding="utf-8")
+    for task in store.matrix.tasks:
+        figures.write(store, task, _runs(store, task), docs / "results")
+    readme = root / "README.md"
+    readme.write_text(with_summary(readme.read_text(encoding="utf-8"), store), encoding="utf-8")
+
+
+def with_summary(readme: str, store: Store) -> str:
+    """The README, its table replaced."""
+    before, rest = readme.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n\n{summary(store)}\n{END}{after}"
+
+
+def page(store: Store) -> str:
+    here = Path(__file__).parent.parent
+    parts = [(here / "conclusions.md").read_text(encoding="utf-8"), _how(store)]
+    for name, task in store.matrix.tasks.items():
+        parts.append(f"## {task.title[0].upper()}{task.title[1:]}\n\n{_declared(task)}\n")
+        parts.append(_goal_table(store, name) if task.goal else _nll_table(store, name))
+        if task.longer:
+            parts.append(_longer_table(store, name))
+        parts.append(f"![{task.title}](results/{name}.svg)\n\n[CSV](results/{name}.csv)\n")
+    parts.append(f"## What an arm took\n\n{_cost_table(store)}")
+    parts.append(f"## Trials\n\n{_trials_table(store)}")
+    return "\n".join(parts)
+
+
+def summary(store: Store) -> str:
+    """The README's table: a row an arm, a column a task, the median of the seeds."""
+    tasks = store.matrix.tasks
+    arms = dict.fromkeys(arm for task in tasks.values() for arm in task.arms)
+    rows = [
+        [store.matrix.arms[arm].title, *(_summarized(store, task, arm) for task in tasks)]
+        for arm in arms
+    ]
+    return _table(["", *(task.title for task in tasks.values())], rows)
+
+
+def _summarized(store: Store, task: str, arm: str) -> str:
+    results = [store.result(run) for run in _runs(store, task) if run.arm == arm]
+    there = [result for result in results if result]
+    if arm not in store.matrix.tasks[task].arms:
+        return ""
+    if not there:
+        return "not run"
+    if store.matrix.tasks[task].goal is None:
+        return f"{statistics.median(_bits(_tests(one)['test'], RNN) for one in there):.3f} bits"
+    accuracy = statistics.median(_at_full_length(_tests(one)["test"], RNN) for one in there)
+    reached = [total(one, "seconds") for one in there if _reached(store, task, one)]
+    if len(reached) * 2 <= len(there):
+        return f"{accuracy:.0%}"
+    return f"**{accuracy:.0%}** in {statistics.median(reached):.0f} s"
+
+
+def _runs(store: Store, task: str) -> list[Run]:
+    return [run for run in final_runs(store.matrix) if run.task == task]
+
+
+def _how(store: Store) -> str:
+    machines = {
+        str(one["machine"]) for run in final_runs(store.matrix) if (one := store.result(run))
+    }
+    matrix = store.matrix
+    runs = [store.result(run) for run in (*trial_runs(matrix), *final_runs(matrix))]
+    spent = sum(one["process_seconds"] for one in runs if one)
+    missing = sum(one is None for one in runs)
+    lines = [
+        (Path(__file__).parent.parent / "rules.md").read_text(encoding="utf-8"),
+        f"{len(runs) - missing} of {len(runs)} declared runs are here, {spent / 3600:.1f} "
+        "CPU-hours with validations and tests.",
+        *sorted(machines),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _declared(task: Task) -> str:
+    goal = (
+        f"; a run ends when {task.goal:.1%} of validation's answers are right" if task.goal else ""
+    )
+    return f"Budget: {task.budget:g} CPU-seconds{goal}."
+
+
+def _goal_table(store: Store, task: str) -> str:
+    """CPU-seconds to the goal and, behind it, test accuracy on rows of full length, a seed each."""
+    rows = []
+    for arm in store.matrix.tasks[task].arms:
+        runs = [run for run in _runs(store, task) if run.arm == arm]
+        results = [store.result(run) for run in runs]
+        rows.append(
+            [
+                store.matrix.arms[arm].title,
+                _parameters(results),
+                *(_goal_cell(store, task, result) for result in results),
+                _of_teacher(results, _at_full_length),
+            ]
+        )
+    seeds = [f"seed {seed}" for seed in store.matrix.seeds]
+    return (
+        "CPU-seconds to the goal, the stage that reached it, test accuracy on rows of length T; "
+        "*not reached*: accuracy at the end of the budget.\n\n"
+        + _table(["", "parameters", *seeds, "teacher"], rows)
+    )
+
+
+def _goal_cell(store: Store, task: str, result: Table | None) -> str:
+    if result is None:
+        return "not run"
+    if result["failed"]:
+        return "diverged"
+    accuracy = _at_full_length(_tests(result)["test"], RNN)
+    if not _reached(store, task, result):
+        return f"*not reached*, {accuracy:.1%}"
+    return f"{total(result, 'seconds'):.0f} s ({METHODS[_last(result)]}), {accuracy:.1%}"
+
+
+def _reached(store: Store, task: str, result: Table) -> bool:
+    goal = store.matrix.tasks[task].goal
+    assert goal is not None
+    return result["stages"][-1]["validation"]["free_running_accuracy"] >= goal
+
+
+def _nll_table(store: Store, task: str) -> str:
+    """Bits a target at 1..T on test, after each stage that makes an RNN."""
+    rows = []
+    for arm in store.matrix.tasks[task].arms:
+        results = [store.result(run) for run in _runs(store, task) if run.arm == arm]
+        title = store.matrix.arms[arm].title
+        stages = dict.fromkeys(stage for one in results if one for stage in one.get("tests", {}))
+        for stage in stages:
+            charged = [total(one, "seconds", stage) for one in results if one]
+            rows.append(
+                [
+                    f"{title}: {METHODS[stage]}",
+                    _parameters(results),
+                    f"{statistics.median(charged):.0f}",
+                    *(_bits_cell(result, stage) for result in results),
+                    _of_teacher(results, _bits) if stage == "smt" else "",
+                ]
+            )
+    seeds = [f"seed {seed}" for seed in store.matrix.seeds]
+    header = ["", "parameters", "CPU-seconds", *seeds, "teacher"]
+    return f"Bits a target at positions 1..T, test.\n\n{_table(header, rows)}"
+
+
+def _bits_cell(result: Table | None, stage: str) -> str:
+    if result is None:
+        return "not run"
+    if result["failed"]:
+        return "diverged"
+    return f"{_bits(result['tests'][stage]['test'], RNN):.3f}"
+
+
+def _longer_table(store: Store, task: str) -> str:
+    """The last RNN of each arm before any fine-tuning, and its teacher, past the trained length."""
+    rows, columns = [], []
+    for arm in store.matrix.tasks[task].arms:
+        results = [store.result(run) for run in _runs(store, task) if run.arm == arm]
+        found = [test for one in results if one and (test := _longer(one))]
+        for predictor in (RNN, *TEACHER):
+            by_place = [dict(_by_place(one, predictor)) for one in found]
+            if by_place and by_place[0]:
+                columns = list(by_place[0])
+                medians = [statistics.median(one[name] for one in by_place) for name in columns]
+                title = store.matrix.arms[arm].title
+                shown = title if predictor == RNN else f"{title}: its {predictor}"
+                accurate = store.matrix.tasks[task].goal is not None
+                rows.append([shown, *(f"{m:.1%}" if accurate else f"{m:.3f}" for m in medians)])
+    what = "Accuracy" if store.matrix.tasks[task].goal else "Bits a target"
+    return f"{what} past the trained length, median of the seeds.\n\n{_table(['', *columns], rows)}"
+
+
+def _longer(result: Table) -> Table | None:
+    tests = [test["longer"] for test in result.get("tests", {}).values() if "longer" in test]
+    return tests[-1] if tests else None
+
+
+def _by_place(test: Table, predictor: str) -> Iterator[tuple[str, float]]:
+    """Accuracy by length of row; of text, bits by range of positions."""
+    if test["by_length"]:
+        for record in test["by_length"]:
+            if record["predictor"] == predictor and record["accuracy"] is not None:
+                yield f"T = {record['length']}", record["accuracy"]
+    else:
+        for record in test["results"]:
+            if record["predictor"] == predictor:
+                yield record["range"], record["bits_per_token"]
+
+
+def _cost_table(store: Store) -> str:
+    """Of each arm and task, medians over seeds, up to its end."""
+    rows = []
+    for name, task in store.matrix.tasks.items():
+        for arm in task.arms:
+            found = [
+                one for run in _runs(store, name) if run.arm == arm and (one := store.result(run))
+            ]
+            if found:
+                middle = {
+                    axis: statistics.median(total(one, axis) for one in found)
+                    for axis in figures.AXES
+                }
+                parts = " + ".join(
+                    f"{stage['stage']} {stage['seconds']:.0f}" for stage in found[0]["stages"]
+                )
+                rows.append(
+                    [
+                        task.title,
+                        store.matrix.arms[arm].title,
+                        f"{middle['seconds']:.0f}",
+                        parts,
+                        *(f"{middle[axis]:.2g}" for axis in ("tokens", "sequential", "operations")),
+                    ]
+                )
+    header = ["task", "arm", "CPU-seconds", "of which (seed 0)", "tokens", "sequential steps"]
+    return _table([*header, "operations"], rows)
+
+
+def _trials_table(store: Store) -> str:
+    matrix = store.matrix
+    rows = []
+    for run in trial_runs(matrix):
+        if run.trial != 0:
+            continue
+        trials = store.trials(run)
+        results = [store.result(one) for one in trials]
+        if any(result is None for result in results):
+            rows.append(
+                [matrix.tasks[run.task].title, matrix.arms[run.arm].title, "not run", "", ""]
+            )
+            continue
+        best = store.best_trial(run)
+        assert best is not None
+        tried = matrix.trials[matrix.arms[run.arm].trials]
+        rows.append(
+            [
+                matrix.tasks[run.task].title,
+                matrix.arms[run.arm].title,
+                ", ".join(f"{key.split('.')[-1]} {value:g}" for key, value in tried[best].items()),
+                ", ".join(_trial_cell(one) for one in results if one),
+                f"{sum(total(one, 'seconds') for one in results if one):.0f}",
+            ]
+        )
+    header = ["task", "arm", "chosen", "each trial: accuracy, nll, on validation", "CPU-seconds"]
+    return _table(header, rows)
+
+
+def _trial_cell(result: Table) -> str:
+    last = result["stages"][-1].get("validation")
+    if result["failed"] or last is None:
+        return "diverged"
+    return f"{last['free_running_accuracy']:.0%} {last['free_running_nll']:.2f}"
+
+
+def _last(result: Table) -> str:
+    return result["stages"][-1]["stage"]
+
+
+def _tests(result: Table) -> Table:
+    """Of the last RNN of a run."""
+    tests = list(result.get("tests", {}).values())
+    return tests[-1]
+
+
+def _at_full_length(test: Table, predictor: str) -> float:
+    """Accuracy on the longest rows."""
+    records = [one for one in test["by_length"] if one["predictor"] == predictor]
+    return max(records, key=lambda one: one["length"])["accuracy"]
+
+
+def _bits(test: Table, predictor: str) -> float:
+    """A target, at positions 1..T."""
+    window = test["window"]
+    some = [
+        one for one in test["results"] if one["predictor"] == predictor and one["last"] <= window
+    ]
+    targets = sum(one["targets"] for one in some)
+    return sum(one["nll"] * one["targets"] for one in some) / targets / math.log(2)
+
+
+def _of_teacher(results: list[Table | None], measure: Any) -> str:
+    """The better of the teacher's rows, median of the seeds."""
+    found = []
+    for result in results:
+        if result and "smt" in result.get("tests", {}):
+            test = result["tests"]["smt"]["test"]
+            there = {one["predictor"] for one in test["results"]}
+            values = [measure(test, name) for name in TEACHER if name in there]
+            found.append(max(values) if measure is _at_full_length else min(values))
+    if not found:
+        return ""
+    middle = statistics.median(found)
+    return f"{middle:.1%}" if measure is _at_full_length else f"{middle:.3f}"
+
+
+def _parameters(results: list[Table | None]) -> str:
+    found = [one["stages"][-1].get("parameters") for one in results if one]
+    return f"{found[0]:,}" if found and found[0] else ""
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
