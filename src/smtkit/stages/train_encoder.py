@@ -110,7 +110,9 @@ def _windows(config: TrainEncoderConfig, tokens: Artifact, split: str) -> Window
     return open_windows(tokens, split, config.data.window, lookahead=future)
 
 
-def _source(config: TrainEncoderConfig, windows: WindowSource) -> TeacherSource:
+def _source(
+    config: TrainEncoderConfig, windows: WindowSource, *, by_length: bool = True
+) -> TeacherSource:
     return TeacherSource(
         windows,
         batch_size=config.training.batch_size,
@@ -120,6 +122,7 @@ def _source(config: TrainEncoderConfig, windows: WindowSource) -> TeacherSource:
         uniformity_positions=config.objective.uniformity_positions,
         dense_positions=_dense_positions(config),
         rest=config.objective.future_length == "rest",
+        by_length=by_length,
     )
 
 
@@ -145,4 +148,4 @@ def _unigram(config: TrainEncoderConfig, windows: WindowSource) -> float | None:
 
 def _validation(config: TrainEncoderConfig, windows: WindowSource) -> Validation[TeacherBatch]:
     batches = config.training.validation_batches(windows.per_epoch)
-    return Validation(_source(config, windows), batches)
+    return Validation(_source(config, windows, by_length=False), batches)
