@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup quickstart test test-slow lint style clean
+.PHONY: help setup quickstart results test test-slow lint style clean
 
 help:
 	@echo "make setup       a virtual environment in $(VENV), with exact versions"
 	@echo "make quickstart  text to a trained RNN, all five stages, in minutes"
+	@echo "make results     SMT against BPTT: CORE=1 in two hours on two cores, FULL=1 in days"
 	@echo "make test        the tests; test-slow: the long ones"
 	@echo "make lint        check style, types and layers; style: rewrite what can be"
 	@echo "make clean       remove what was built, also the pipelines' artifacts"
@@ -23,6 +24,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 quickstart: setup
 	$(MAKE) --no-print-directory -C pipelines/quickstart SMTKIT=$(abspath $(BIN))/smtkit PYTHON=$(abspath $(BIN))/python
+
+results: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[results]'
+	$(MAKE) --no-print-directory -C pipelines/results PYTHON=$(abspath $(BIN))/python
 
 test: setup
 	$(BIN)/pytest

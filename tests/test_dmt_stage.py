@@ -1,6 +1,7 @@
 """`train-rnn --method dmt`, whole: what it leaves alone, refuses, and how it goes on."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,15 +16,26 @@ from conftest import (
     build_pipeline,
     encoder_config,
     model_bytes,
+    shards,
 )
 from conftest import rnn_config as smt_config
 from smtkit.artifacts.manifest import Artifact
-from smtkit.config import ExtractLabelsConfig, SynthesizeConfig, TrainRnnConfig
+from smtkit.config import (
+    ExtractLabelsConfig,
+    RolloutConfig,
+    SynthesizeConfig,
+    TrainRnnConfig,
+    TransitionObjectiveConfig,
+)
+from smtkit.data.labels import LabelShards
+from smtkit.data.transitions import RolloutSource
 from smtkit.errors import UsageError
 from smtkit.models.teacher import FutureDecoder
-from smtkit.stages import synthesize, train_rnn
+from smtkit.stages import synthesize, train_encoder, train_rnn
 from smtkit.stages.networks import decoder_of, load_rnn
+from smtkit.training import Trainer, Validation
 
+ONCE = {"training": {"max_steps": 1}}
 OBJECTIVE = {"kl_weight": 0.5, "kl_future": 3, "kl_positions": 4, "noise": 0.5}
 
 
@@ -172,6 +184,126 @@ def test_gradient_accumulation_equals_the_full_batch(rows, tmp_path, variant):
     for parts in (2, 4):
         for name, values in _weights(tmp_path / str(parts)).items():
             torch.testing.assert_close(values, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+# What validation is of.
+
+
+@pytest.fixture(scope="module")
+def three_lengths(tmp_path_factory) -> Pipeline:
+    """A chain of a task's rows, a third of them 8, 12 and 16 tokens long."""
+    directory = tmp_path_factory.mktemp("three-lengths")
+    task = SynthesizeConfig(
+        task="keys-values",
+        lengths=[8, 12, 16],
+        sequences=60,
+        validation_sequences=48,
+        test_sequences=3,
+        vocabulary=17,
+    )
+    synthesize.run(task, directory / "tokens")
+    return build_pipeline(
+        directory,
+        directory / "tokens",
+        encoder_config(data={"window": None}, objective={"future_length": "rest"}, **ONCE),
+        ExtractLabelsConfig(),
+        smt_config(**ONCE),
+    )
+
+
+@pytest.fixture
+def validations(monkeypatch) -> list[Validation[Any]]:
+    """What any stage that trains from now on validates on."""
+    given: list[Validation[Any]] = []
+
+    class Watched(Trainer[Any]):
+        def __init__(self, method, source, validation, *others) -> None:
+            given.append(validation)
+            super().__init__(method, source, validation, *others)
+
+    for stage in (train_encoder, train_rnn):
+        monkeypatch.setattr(stage, "Trainer", Watched)
+    return given
+
+
+def _batches(validation: Validation[Any]) -> list[Any]:
+    return [validation.source.batch(step) for step in range(validation.batches)]
+
+
+@pytest.mark.parametrize("method", ["encoder", "bptt"])
+def test_validation_is_of_windows_of_all_lengths(three_lengths, tmp_path, validations, method):
+    if method == "encoder":
+        config = encoder_config(data={"window": None}, objective={"future_length": "rest"}, **ONCE)
+        train_encoder.run(config, three_lengths.tokens, tmp_path)
+    else:
+        memory = {"slots": 2, "slot_width": 8}
+        config = _config(method="bptt", rollout={}, memory=memory, **ONCE)
+        train_rnn.run(config, three_lengths.tokens, tmp_path)
+    (validation,) = validations
+
+    assert validation.batches == 2
+    for batch in _batches(validation):
+        assert set(batch.length.tolist()) == {8, 12, 16}
+
+
+@pytest.mark.parametrize("rollout", ["segments", "sequential", "jacobi"])
+def test_validation_of_a_rollout_is_of_windows_of_all_lengths(
+    three_lengths, tmp_path, validations, rollout
+):
+    config = _config(rollout={"kind": rollout, "depth": 16}, **ONCE)
+    train_rnn.run(config, three_lengths.labels, tmp_path)
+    (validation,) = validations
+
+    assert validation.batches == 2
+    for batch in _batches(validation):
+        learned = torch.bincount(batch.learned // batch.tokens.shape[1])
+        assert set(learned.tolist()) == {8, 12, 16}
+
+
+def test_validation_of_smt_is_of_windows_of_all_lengths(three_lengths, tmp_path, validations):
+    config = smt_config(data={"positions": 100}, **ONCE)
+    train_rnn.run(config, three_lengths.labels, tmp_path)
+    (validation,) = validations
+    labels = LabelShards(shards(three_lengths.labels, "validation"))
+    lengths = {
+        row["memory"][1].tobytes(): int(row["length"])
+        for row in (labels.row(number) for number in range(len(labels)))
+    }
+    for batch in _batches(validation):
+        # So many positions are drawn that the first transition of each window is among them.
+        firsts = batch.after.unflatten(0, (8, 100))[:, 0]
+        assert {lengths[first.numpy().tobytes()] for first in firsts} == {8, 12, 16}
+
+
+def test_training_takes_windows_of_one_length_but_where_two_meet(three_lengths):
+    labels = LabelShards(shards(three_lengths.labels, "train"))
+    source = RolloutSource(
+        labels, TransitionObjectiveConfig(), RolloutConfig(kind="sequential"), batch_size=5, seed=0
+    )
+    lengths = []
+    for step in range(3 * len(labels) // 5):
+        batch = source.batch(step)
+        learned = torch.bincount(batch.learned // batch.tokens.shape[1])
+        lengths.append(set(learned.tolist()))
+
+    assert sum(len(found) > 1 for found in lengths) <= 3 * 3
+    assert set.union(*lengths) == {8, 12, 16}
+
+
+def test_validation_has_the_last_depth_from_the_first_step(pipeline, tmp_path, validations):
+    config = _config(rollout={"depth": 5, "depth_ramp": 1000}, **ONCE)
+    train_rnn.run(config, pipeline.labels, tmp_path)
+    (validation,) = validations
+    train = RolloutSource(
+        LabelShards(shards(pipeline.labels, "train")),
+        config.objective,
+        config.rollout,
+        batch_size=8,
+        seed=0,
+    )
+
+    assert train.batch(0).tokens.shape[1] == 1
+    assert [batch.tokens.shape[1] for batch in _batches(validation)] == [5, 5]
 
 
 # What is refused.

@@ -89,12 +89,18 @@ class Run:
 
 
 def load(path: Path, scale: float = 1.0) -> Matrix:
-    """The matrix of a file, its budgets multiplied by `scale`."""
-    declared = tomllib.loads(path.read_text(encoding="utf-8"))
+    """The matrix of a file, on top of the one that it `extends`; budgets multiplied by `scale`."""
+    declared = _read(path)
     for task in declared["tasks"].values():
         for name in task.keys() & {"budget", "trial_budget"}:
             task[name] *= scale
     return Matrix(**declared)
+
+
+def _read(path: Path) -> Table:
+    declared = tomllib.loads(path.read_text(encoding="utf-8"))
+    base = declared.pop("extends", None)
+    return merged(_read(path.with_name(base)), declared) if base else declared
 
 
 def trial_runs(matrix: Matrix) -> Iterator[Run]:

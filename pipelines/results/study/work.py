@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import platform
 import sys
 import sysconfig
@@ -51,13 +52,25 @@ def make_tokens(source: Table, out: Path) -> Path:
     elif kind == "digits":
         images = _digits(out.with_suffix(".npz"))
         tokenize.run(TokenizeConfig(inputs=[images], **settings), out, overwrite=True, resume=True)
+    elif kind == "files":
+        settings["inputs"] = [_from_environment(name) for name in settings["inputs"]]
+        tokenize.run(TokenizeConfig(**settings), out, overwrite=True, resume=True)
     else:
-        raise ValueError(f"tokens.source = {kind!r}; allowed: synthesize, library, digits")
+        allowed = "synthesize, library, digits, files"
+        raise ValueError(f"tokens.source = {kind!r}; allowed: {allowed}")
     return out
 
 
 # As pipelines/quickstart leaves out: tests and encodings are near-duplicates of each other.
 _LEFT_OUT = ["encodings", "test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"]
+
+
+def _from_environment(name: str) -> str:
+    """`$IMAGES`: what the variable says."""
+    try:
+        return os.environ[name.removeprefix("$")]
+    except KeyError:
+        raise ValueError(f"{name} is not set: where are the files of this task?") from None
 
 
 def _digits(path: Path) -> str:

@@ -89,7 +89,11 @@ class SequenceBatch:
 
 
 class TransitionSource:
-    """Batches of transitions: windows in the shuffled order, `positions` drawn in each."""
+    """Batches of transitions: windows in the shuffled order, `positions` drawn in each.
+
+    Here and below, `by_length`: a batch takes windows of one length; if not, of all that there are,
+    in proportion.
+    """
 
     def __init__(
         self,
@@ -99,8 +103,9 @@ class TransitionSource:
         batch_size: int,
         seed: int,
         positions: int,
+        by_length: bool = True,
     ) -> None:
-        self._windows = _LabelWindows(labels, objective, batch_size, seed)
+        self._windows = _LabelWindows(labels, objective, batch_size, seed, by_length)
         self._positions = positions
         self._key = random_key(seed, "transitions")
 
@@ -128,8 +133,9 @@ class RolloutSource:
         *,
         batch_size: int,
         seed: int,
+        by_length: bool = True,
     ) -> None:
-        self._windows = _LabelWindows(labels, objective, batch_size, seed)
+        self._windows = _LabelWindows(labels, objective, batch_size, seed, by_length)
         self._rollout = rollout
         self._key = random_key(seed, "phase of chains")
 
@@ -180,9 +186,12 @@ class RolloutSource:
 class SequenceSource:
     """Batches of whole windows of tokens, in the shuffled order."""
 
-    def __init__(self, windows: WindowSource, *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, windows: WindowSource, *, batch_size: int, seed: int, by_length: bool = True
+    ) -> None:
         self._windows = windows
-        self._order = SampleOrder(windows.per_epoch, batch_size, seed, windows.lengths())
+        lengths = windows.lengths() if by_length else None
+        self._order = SampleOrder(windows.per_epoch, batch_size, seed, lengths)
         self._seed = seed
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> SequenceBatch:
@@ -200,8 +209,11 @@ class SequenceSource:
 class LabelSequenceSource:
     """The tokens and targets of labels alone: batches of whole windows."""
 
-    def __init__(self, labels: LabelShards, *, batch_size: int, seed: int) -> None:
-        self._windows = _LabelWindows(labels, TransitionObjectiveConfig(), batch_size, seed)
+    def __init__(
+        self, labels: LabelShards, *, batch_size: int, seed: int, by_length: bool = True
+    ) -> None:
+        nothing = TransitionObjectiveConfig()
+        self._windows = _LabelWindows(labels, nothing, batch_size, seed, by_length)
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> SequenceBatch:
         _, rows = self._windows.read(step, part, parts)
@@ -223,11 +235,13 @@ class _LabelWindows:
         objective: TransitionObjectiveConfig,
         batch_size: int,
         seed: int,
+        by_length: bool,
     ) -> None:
         self.batch_size = batch_size
         self._labels = labels
         self._objective = objective
-        self._order = SampleOrder(len(labels), batch_size, seed, labels.lengths())
+        lengths = labels.lengths() if by_length else None
+        self._order = SampleOrder(len(labels), batch_size, seed, lengths)
         self._seed = seed
 
     def read(self, step: int, part: int, parts: int) -> tuple[IntArray, list[Row]]:

@@ -156,7 +156,8 @@ class TeacherSource:
     """Batches for the teacher: a pure function of the seed and the step.
 
     `dense_positions`: how many are drawn; None: all. `rest`: windows look ahead as far as they are
-    long. T is cut to the longest window of the batch.
+    long. T is cut to the longest window of the batch. `by_length`: a batch takes windows of one
+    length; if not, of all that there are, in proportion.
     """
 
     def __init__(
@@ -170,9 +171,11 @@ class TeacherSource:
         uniformity_positions: int,
         dense_positions: int | None = None,
         rest: bool = False,
+        by_length: bool = True,
     ) -> None:
         self._windows = windows
-        self._order = SampleOrder(windows.per_epoch, batch_size, seed, windows.lengths())
+        lengths = windows.lengths() if by_length else None
+        self._order = SampleOrder(windows.per_epoch, batch_size, seed, lengths)
         self._rest = rest
         self._seed = seed
         self._anchors = anchors

@@ -114,7 +114,9 @@ def _windows(config: TrainEncoderConfig, tokens: Artifact, split: str) -> Window
     return open_windows(tokens, split, config.data.window, lookahead=future)
 
 
-def _source(config: TrainEncoderConfig, windows: WindowSource) -> TeacherSource:
+def _source(
+    config: TrainEncoderConfig, windows: WindowSource, *, by_length: bool = True
+) -> TeacherSource:
     return TeacherSource(
         windows,
         batch_size=config.training.batch_size,
@@ -124,6 +126,7 @@ def _source(config: TrainEncoderConfig, windows: WindowSource) -> TeacherSource:
         uniformity_positions=config.objective.uniformity_positions,
         dense_positions=_dense_positions(config),
         rest=config.objective.future_length == "rest",
+        by_length=by_length,
     )
 
 
@@ -154,8 +157,10 @@ def _validations(
     windows = _windows(config, tokens, "validation")
     alone = open_windows(tokens, "validation", config.data.window)
     batches = config.training.validation_batches(windows.per_epoch)
-    sequences = SequenceSource(alone, batch_size=config.training.batch_size, seed=config.seed)
+    sequences = SequenceSource(
+        alone, batch_size=config.training.batch_size, seed=config.seed, by_length=False
+    )
     return [
-        Validation(method, _source(config, windows), batches),
+        Validation(method, _source(config, windows, by_length=False), batches),
         Validation(FreeRunning.of_teacher(method.network), sequences, batches),
     ]

@@ -10,7 +10,7 @@ import torch
 from smtkit.artifacts.checkpoint import MODEL, save_tensors
 from smtkit.artifacts.manifest import METRICS, Artifact, Manifest
 from smtkit.artifacts.run import Run
-from smtkit.config import TrainRnnConfig
+from smtkit.config import RolloutConfig, TrainRnnConfig
 from smtkit.data.labels import LabelShape, LabelShards
 from smtkit.data.tokenizers import check_tokenizers, load_tokenizer
 from smtkit.data.transitions import (
@@ -29,6 +29,7 @@ from smtkit.models.rnn import RecurrentNetwork
 from smtkit.progress import Progress, Silent
 from smtkit.stages.networks import (
     decoder_of,
+    describing,
     empty_memory_of,
     network_for_labels,
     network_of,
@@ -92,7 +93,8 @@ def run(
         save_tensors(artifact.directory / MODEL, course.network.state_dict(), header)
         for name in (MODEL, METRICS):
             artifact.add(name)
-        return artifact.commit({**trainer.statistics(), "validation": validated})
+        statistics = {**trainer.statistics(), "validation": validated}
+        return artifact.commit(statistics, describing(config, course.network))
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,9 @@ def _from_tokens(config: TrainRnnConfig, tokens: Artifact, begun: Artifact | Non
     windows = [open_windows(tokens, split, config.data.window) for split in _SPLITS]
     vocabulary_size = load_tokenizer(tokens).vocabulary_size
     network = network_of(config, begun) if begun else network_of_its_own(config, vocabulary_size)
-    train, validation = (
-        SequenceSource(some, batch_size=config.training.batch_size, seed=config.seed)
-        for some in windows
-    )
+    size, seed = config.training.batch_size, config.seed
+    train = SequenceSource(windows[0], batch_size=size, seed=seed)
+    validation = SequenceSource(windows[1], batch_size=size, seed=seed, by_length=False)
     method = BackpropagationThroughTime(network, config.bptt_window)
     batches = config.training.validation_batches(windows[1].per_epoch)
     validations = [
@@ -138,7 +139,7 @@ def _from_labels(
     train, validation = _label_sources(config, *shards)
     batches = config.training.validation_batches(len(shards[1]))
     sequences = LabelSequenceSource(
-        shards[1], batch_size=config.training.batch_size, seed=config.seed
+        shards[1], batch_size=config.training.batch_size, seed=config.seed, by_length=False
     )
     validations = [
         Validation(method, validation, batches),
@@ -159,21 +160,27 @@ def _network(
 def _label_sources(
     config: TrainRnnConfig, train: LabelShards, validation: LabelShards
 ) -> tuple[Source[Any], Source[Any]]:
-    size = config.training.batch_size
-    if config.method == "smt":
-        positions = config.data.positions
+    objective, size, seed = config.objective, config.training.batch_size, config.seed
 
-        def transitions(labels: LabelShards) -> TransitionSource:
+    def source(labels: LabelShards, rollout: RolloutConfig, *, by_length: bool) -> Source[Any]:
+        if config.method == "smt":
             return TransitionSource(
-                labels, config.objective, batch_size=size, seed=config.seed, positions=positions
+                labels,
+                objective,
+                batch_size=size,
+                seed=seed,
+                positions=config.data.positions,
+                by_length=by_length,
             )
+        return RolloutSource(
+            labels, objective, rollout, batch_size=size, seed=seed, by_length=by_length
+        )
 
-        return transitions(train), transitions(validation)
     # At the depth that the ramp leads to, so that records of validation can be compared.
     settled = config.rollout.model_copy(update={"depth_ramp": 0})
     return (
-        RolloutSource(train, config.objective, config.rollout, batch_size=size, seed=config.seed),
-        RolloutSource(validation, config.objective, settled, batch_size=size, seed=config.seed),
+        source(train, config.rollout, by_length=True),
+        source(validation, settled, by_length=False),
     )
 
 
