@@ -18,6 +18,7 @@ from smtkit.data.windows import TextWindows, open_windows
 from smtkit.methods.bptt import BackpropagationThroughTime
 from smtkit.models.cells import Cell, GruCell
 from smtkit.models.rnn import RecurrentNetwork
+from smtkit.optimization import build_optimizer
 from smtkit.stages import synthesize, train_rnn
 from smtkit.stages.networks import load_rnn, network_of_its_own
 
@@ -118,6 +119,21 @@ def test_without_targets_there_is_nothing_to_learn():
     total.backward()
 
     assert total == 0
+
+
+def test_weights_decay_and_the_empty_memory_does_not():
+    network = _network(CELLS[0])
+    groups = build_optimizer(network, rnn_config(training={"weight_decay": 0.5}).training)
+    decay = {
+        id(parameter): group["weight_decay"]
+        for group in groups.param_groups
+        for parameter in group["params"]
+    }
+
+    assert len(decay) == len(list(network.parameters()))
+    for name, parameter in network.named_parameters():
+        matrix = parameter.ndim >= 2 and name != "empty_memory"
+        assert decay[id(parameter)] == (0.5 if matrix else 0.0), name
 
 
 # Where sequences come from.
@@ -306,9 +322,14 @@ def test_gradient_accumulation_equals_the_full_batch(rows, tmp_path):
         ("labels", ("--method", "bptt"), 3, "kind is labels, expected tokens"),
         ("tokens", ("--method", "smt"), 3, "kind is tokens, expected labels"),
         ("tokens", ("--method", "dmt"), 3, "kind is tokens, expected labels"),
-        ("tokens", ("--method", "bptt", "--depth", 3), 2, "rollout is of method dmt"),
-        ("tokens", ("--method", "bptt", "--init-from-labels"), 2, "init_from_labels is of method"),
-        ("tokens", ("--method", "bptt", "--set", "objective.noise=1"), 2, "objective is of"),
+        ("tokens", ("--method", "bptt", "--depth", 3), 2, "rollout.depth = 3 is of"),
+        ("tokens", ("--method", "bptt", "--init-from-labels"), 2, "init_from_labels = True is of"),
+        (
+            "tokens",
+            ("--method", "bptt", "--set", "objective.noise=1"),
+            2,
+            "objective.noise = 1.0 is of",
+        ),
         ("tokens", ("--method", "bptt", "--bptt-window", 0), 2, "--bptt-window: bptt_window"),
     ],
 )

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 import smtkit
-from conftest import Command
+from conftest import Command, Pipeline
 from smtkit import cli
+from smtkit.artifacts.checkpoint import MODEL, load_tensors
 from smtkit.artifacts.manifest import MANIFEST, Artifact, Kind
 from smtkit.artifacts.run import Run
-from smtkit.config import GenerateConfig
+from smtkit.config import GenerateConfig, TrainRnnConfig
 
 COMMANDS = [
     command.name or command.callback.__name__.replace("_", "-")
@@ -418,6 +419,28 @@ def test_flags_win_over_overrides_and_these_over_the_file(
     config = Artifact.open(out).manifest.config
     assert (config["seed"], config["test_fraction"]) == (3, 0.2)
     assert config["validation_fraction"] == 0.1
+
+
+@pytest.mark.parametrize("start", ["--init", "--init-from-labels"])
+def test_inspect_shows_the_network_that_was_trained(
+    command: Command, pipeline: Pipeline, tmp_path: Path, start: str
+) -> None:
+    """Though nothing of it was described; and the run goes on where it stopped."""
+    out, flags = tmp_path / "out", [start, *([pipeline.rnn] if start == "--init" else [])]
+    arguments = ("train-rnn", pipeline.labels, "--out", out, "--max-steps", 1, *flags)
+    assert command(*arguments, "--set", "training.batch_size=4").code == 0
+    manifest = json.loads(command("inspect", out, "--json").stdout)["manifest"]
+    config, header = manifest["config"], load_tensors(Artifact.open(out).file(MODEL))[1]
+
+    assert config["cell"]["width"] == 16
+    assert config["memory"] == {"slots": 2, "slot_width": 8}
+    for section in ("cell", "readout", "decoder"):
+        assert config[section] == header[section]
+    assert manifest["identity"]["cell.width"] == TrainRnnConfig.model_fields["cell"].default.width
+    assert TrainRnnConfig(**config).cell.width == 16
+    before = (out / "manifest.json").read_bytes()
+    assert command(*arguments, "--set", "training.batch_size=4", "--resume").code == 0
+    assert (out / "manifest.json").read_bytes() == before
 
 
 def test_inputs_can_come_from_the_file(command: Command, text: Path, tmp_path: Path) -> None:

@@ -126,13 +126,166 @@ def test_an_override_can_be_a_list_and_can_hold_equals_signs() -> None:
     assert config.errors == "replace"
 
 
+SITUATIONS: dict[type[Config], list[dict[str, Any]]] = {
+    TokenizeConfig: [{"tokenizer": "sentencepiece"}, {"tokenizer": "pixel"}, {}],
+    TrainEncoderConfig: [
+        {"cell.kind": "transformer", "objective.dynamics_start": "auto"},
+        {"cell.kind": "gru"},
+        {},
+    ],
+    TrainRnnConfig: [
+        {"method": "smt", "cell.kind": "transformer"},
+        {"method": "dmt", "rollout.kind": "segments"},
+        {"method": "dmt", "rollout.kind": "jacobi"},
+        {"method": "dmt", "rollout.kind": "sequential"},
+        {"method": "bptt", "cell.kind": "lstm"},
+        {"method": "bptt", "readout.kind": "decoder"},
+    ],
+}
+"""Settings beside which others have an effect: every key has one beside some of these."""
+
+
 @pytest.mark.parametrize("schema", REQUIRED, ids=lambda schema: schema.__name__)
 def test_every_key_can_be_set_by_an_override(schema: type[Config]) -> None:
-    """Set to its default, key by key: the result is the default configuration."""
-    plain = resolve(schema, flags=REQUIRED[schema])
-    overrides = [f"{key}={json.dumps(v)}" for key, v in keys(plain) if v is not None]
-    assert len(overrides) >= 4
-    assert resolve(schema, overrides=overrides, flags=REQUIRED[schema]) == plain
+    """Set to its default, key by key: nothing changes, or the key is refused as one of others."""
+    accepted = set()
+    for situation in SITUATIONS.get(schema, [{}]):
+        flags = {**REQUIRED[schema], **situation}
+        plain = resolve(schema, flags=flags)
+        settings = [(key, value) for key, value in keys(plain) if value is not None]
+        assert len(settings) >= 4
+        for key, value in settings:
+            override = f"{key}={json.dumps(value)}"
+            try:
+                assert resolve(schema, overrides=[override], flags=flags) == plain
+            except UsageError as error:
+                assert str(error).startswith(f"--set {override}: {key} = {value!r} is of ")
+            else:
+                accepted.add(key)
+    assert accepted == {key for key, value in keys(plain) if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("schema", "overrides", "named", "told"),
+    [
+        (TrainRnnConfig, ["method=smt", "rollout.depth=16"], 1, "method dmt; found method smt"),
+        (TrainRnnConfig, ["method=smt", "rollout.depth=8"], 1, "method dmt; found method smt"),
+        (TrainRnnConfig, ["method=smt", "rollout={depth=8}"], 1, "method dmt; found method smt"),
+        (TrainRnnConfig, ["method=dmt", "data.positions=32"], 1, "method smt; found method dmt"),
+        (TrainRnnConfig, ["method=dmt", "memory.slots=4"], 1, "method bptt; found method dmt"),
+        (
+            TrainRnnConfig,
+            ["method=dmt", "rollout.sweeps=4"],
+            1,
+            "rollout.kind jacobi; found rollout.kind segments",
+        ),
+        (
+            TrainRnnConfig,
+            ["rollout.depth_ramp=0", "method=dmt", "rollout.kind=sequential"],
+            0,
+            "rollout.kind segments; found rollout.kind sequential",
+        ),
+        (
+            TrainRnnConfig,
+            ["method=dmt", "rollout.kind=jacobi", "rollout.depth=9"],
+            2,
+            "rollout.kind segments; found rollout.kind jacobi",
+        ),
+        (
+            TrainRnnConfig,
+            ["method=bptt", "decoder.width=64"],
+            1,
+            "readout.kind decoder; found readout.kind mlp",
+        ),
+        (
+            TrainRnnConfig,
+            ["cell.kind=lstm", "cell.layers=1"],
+            1,
+            "cell.kind mlp or transformer; found cell.kind lstm",
+        ),
+        (
+            TrainEncoderConfig,
+            ["cell.kind=gru", "cell.heads=4"],
+            1,
+            "cell.kind transformer; found cell.kind gru",
+        ),
+        (
+            TrainEncoderConfig,
+            ["readout.kind=decoder", "readout.hidden=4"],
+            1,
+            "readout.kind mlp; found readout.kind decoder",
+        ),
+        (
+            TrainEncoderConfig,
+            ["objective.plateau=0.8"],
+            0,
+            "objective.dynamics_start auto; found objective.dynamics_start 100",
+        ),
+        (
+            TokenizeConfig,
+            ["tokenizer=byte", "vocabulary_size=4096"],
+            1,
+            "tokenizer sentencepiece; found tokenizer byte",
+        ),
+        (TokenizeConfig, ["pixel.levels=4"], 0, "tokenizer pixel; found tokenizer byte"),
+        (
+            TokenizeConfig,
+            ["tokenizer=pixel", "errors=skip"],
+            1,
+            "tokenizer byte or char or sentencepiece; found tokenizer pixel",
+        ),
+        (
+            TokenizeConfig,
+            ["tokenizer=sentencepiece", "tokenizer_model=a.model", "model_type=bpe"],
+            2,
+            "tokenizer_model unset; found tokenizer_model a.model",
+        ),
+    ],
+)
+def test_a_key_without_effect_is_refused(
+    schema: type[Config], overrides: list[str], named: int, told: str
+) -> None:
+    """Also where it is given at its default."""
+    line = message(schema, overrides=overrides, flags=REQUIRED[schema])
+    assert line.startswith(f"--set {overrides[named]}: ")
+    assert f" is of {told}" in line
+
+
+def test_a_key_without_effect_is_called_as_the_flag_that_gave_it() -> None:
+    flags = {**REQUIRED[TokenizeConfig], "vocabulary_size": "400"}
+    assert message(TokenizeConfig, flags=flags).startswith("--vocab-size: vocabulary_size = 400 is")
+
+
+def test_a_key_without_effect_that_was_changed_is_refused_in_python_too() -> None:
+    with pytest.raises(ValueError, match="rollout.depth = 8 is of method dmt; found method smt"):
+        TrainRnnConfig(rollout={"depth": 8}, training={"max_steps": 1})
+
+
+@pytest.mark.parametrize("schema", REQUIRED, ids=lambda schema: schema.__name__)
+def test_what_was_resolved_can_be_read_again(schema: type[Config]) -> None:
+    """As from a manifest, which holds every setting, those without effect too."""
+    for situation in SITUATIONS.get(schema, [{}]):
+        config = resolve(schema, flags={**REQUIRED[schema], **situation})
+        assert schema(**json.loads(config.model_dump_json())) == config
+
+
+PIPELINES = Path(__file__).parent.parent / "pipelines"
+STAGES: dict[str, type[Config]] = {
+    "tokenize": TokenizeConfig,
+    "encoder": TrainEncoderConfig,
+    "labels": ExtractLabelsConfig,
+    "rnn": TrainRnnConfig,
+    "dmt": TrainRnnConfig,
+}
+
+
+@pytest.mark.parametrize(
+    "file", sorted(PIPELINES.rglob("*.toml")), ids=lambda file: str(file.relative_to(PIPELINES))
+)
+def test_the_settings_of_the_pipelines_have_an_effect(file: Path) -> None:
+    flags = {"tokenize": {"inputs": ["a"]}, "dmt": {"method": "dmt"}}
+    config = resolve(STAGES[file.stem], file, flags=flags.get(file.stem))
+    assert isinstance(config, STAGES[file.stem])
 
 
 @given(
@@ -266,6 +419,28 @@ def test_a_wrong_flag_is_named_as_the_user_wrote_it() -> None:
     assert told.startswith("--max-steps: training.max_steps = -3")
 
 
+@pytest.mark.parametrize(
+    ("override", "allowed"),
+    [
+        ("objective.dynamics_start=soon", ["integer", ", or 'auto'"]),
+        ("objective.dynamics_start=1.5", ["integer", ", or 'auto'"]),
+        ("objective.future_length=-1", ["greater than or equal to 0", ", or 'rest'"]),
+    ],
+)
+def test_of_several_types_all_are_told_as_allowed(override: str, allowed: list[str]) -> None:
+    told = message(TrainEncoderConfig, overrides=["training.max_steps=1", override])
+    key = override.partition("=")[0]
+    assert told.startswith(f"--set {override}: {key} = ")
+    for words in allowed:
+        assert words in told
+
+
+def test_what_concerns_several_keys_comes_with_the_source_of_the_one_it_names() -> None:
+    overrides = ["training.max_steps=1", "objective.uniformity_group=7"]
+    told = message(TrainEncoderConfig, overrides=overrides)
+    assert told.startswith("--set objective.uniformity_group=7: objective.uniformity_group (7)")
+
+
 def test_the_source_named_is_the_one_that_won(tmp_path: Path) -> None:
     path = toml(tmp_path, "[training]\nmax_steps = 0\n")
     told = message(TrainEncoderConfig, path, ["training.max_steps=-1"])
@@ -378,10 +553,8 @@ def test_values_that_do_not_fit_together_are_named(overrides: list[str], named: 
 
 
 def test_heads_only_matter_to_cells_that_attend() -> None:
-    config = resolve(
-        TrainEncoderConfig, overrides=["training.max_steps=1", "cell.kind=mlp", "cell.heads=5"]
-    )
-    assert config.cell.heads == 5
+    overrides = ["training.max_steps=1", "cell.kind=mlp", "cell.width=10"]
+    assert resolve(TrainEncoderConfig, overrides=overrides).cell.width == 10
 
 
 def test_something_must_be_left_for_training() -> None:

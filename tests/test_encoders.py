@@ -186,6 +186,27 @@ def test_encoding_at_positions_is_a_selection_of_all(encoder):
     torch.testing.assert_close(encoder.encode_at(tokens, everywhere), memory)
 
 
+@pytest.mark.parametrize("settings", ["bidirectional", "short-context"])
+def test_a_memory_that_is_asked_for_twice_costs_one_pass(settings):
+    encoder, tokens = _encoder(**EVERY_ENCODER[settings]), _tokens(3, WINDOW)
+    passes: list[int] = []
+    encoder.trunk.register_forward_pre_hook(lambda _, inputs: passes.append(len(inputs[0])))
+    positions = torch.tensor([[2, 5, 2, 2], [WINDOW, 0, 0, 1], [4, 4, 4, 4]])
+    memory = encoder.encode_at(tokens, positions)
+    distinct = sum(len(set(row)) for row in positions.tolist())
+
+    assert sum(passes) == distinct
+    encoder.trunk._forward_pre_hooks.clear()
+    expected = encoder.encode(tokens)[torch.arange(3)[:, None], positions]
+    torch.testing.assert_close(memory, expected)
+    weights = torch.randn_like(memory)
+    parameters = list(encoder.parameters())
+    found = torch.autograd.grad((memory * weights).sum(), parameters)
+    wanted = torch.autograd.grad((expected * weights).sum(), parameters)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("at_once", [1, 20, 70, 1000])
 @pytest.mark.parametrize("settings", ["bidirectional", "short-context"])
 def test_chunks_do_not_change_memories(monkeypatch, settings, at_once):

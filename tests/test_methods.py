@@ -1,6 +1,8 @@
 """The two methods: what they count, weigh and sum, and that neither unrolls its cell."""
 
 import dataclasses
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from conftest import encoder_config, model_bytes, rnn_config, write_stream
-from smtkit.config import PredictiveStateConfig, TransitionObjectiveConfig
+from smtkit.config import EncoderConfig, PredictiveStateConfig, TransitionObjectiveConfig
 from smtkit.convention import IGNORE
 from smtkit.data.transitions import TransitionBatch
 from smtkit.data.windows import TeacherBatch, TeacherSource, TextWindows
@@ -22,6 +24,7 @@ from smtkit.stages.networks import with_empty_memory
 
 VOCABULARY, WINDOW, LOOKAHEAD = 257, 16, 4
 CONFIG = encoder_config()
+RECIPES = Path(__file__).parents[1] / "pipelines"
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +86,35 @@ def test_the_teachers_cell_is_called_once_a_batch(batch):
 
     assert len(calls.inputs) == 1
     assert len(calls.inputs[0][0]) == batch.dynamics_positions.numel()
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(RECIPES.glob("*/paper/encoder.toml")), ids=lambda path: path.parts[-3]
+)
+def test_the_papers_recipes_encode_one_memory_and_its_successor_a_window(tmp_path, recipe):
+    found = tomllib.loads(recipe.read_text(encoding="utf-8"))["objective"]
+    counts = {name: found[name] for name in ("anchors", "dynamics_positions")}
+    settings = {**CONFIG.objective.model_dump(), **found, "uniformity_group": 8}
+    encoder = {"kind": "bidirectional", "slots": 2, "slot_width": 8, "width": 16, "heads": 2}
+    teacher = Teacher(
+        VOCABULARY, WINDOW, EncoderConfig(**encoder), CONFIG.decoder, CONFIG.cell, CONFIG.readout
+    )
+    method = PredictiveState(teacher, PredictiveStateConfig(**settings))
+    stream = write_stream(tmp_path, [[[1 + (7 * i) % 250 for i in range(900)]]])
+    source = TeacherSource(
+        TextWindows(stream, WINDOW, found["future_length"]),
+        batch_size=8,
+        seed=0,
+        **counts,
+        uniformity_positions=found["uniformity_positions"],
+        dense_positions=0,
+    )
+    calls = _Calls(method.network.encoder.trunk)
+    for step in range(20):
+        losses = method.losses(source.batch(step))
+        passes = sum(len(inputs[0]) for inputs in calls.inputs)
+        assert losses["decoding"].isfinite()
+        assert passes == 2 * 8 * (step + 1)
 
 
 class _FixedMemory(nn.Module):

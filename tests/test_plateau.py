@@ -91,6 +91,26 @@ def test_the_gate_is_saved_and_restored(tmp_path):
         assert _observed(other, [1.0] * 9, 20) == _observed(gate, [1.0] * 9, 20)
 
 
+def test_an_open_gate_takes_over_the_state_of_one_that_is_shut():
+    gate, shut = _gate(), _gate()
+    _observed(gate, [0.5] * 10)
+    _observed(shut, [2.9] * 10)
+    gate.load_state_dict(shut.state_dict())
+
+    assert gate.step is None
+    assert _observed(gate, [0.5] * 9, 20) == _observed(shut, [0.5] * 9, 20)
+
+
+def test_an_open_gate_does_not_ask_the_device_when_it_opened():
+    gate = _gate()
+    opened = _observed(gate, [0.5] * 10)[-1]
+    # Tensors of this device hold no values: to read one is an error.
+    gate.to("meta")
+    for step in range(10, 20):
+        gate.observe(step, torch.tensor(0.5, device="meta"))
+        assert gate.step == opened
+
+
 def _method(unigram_nll: float = 3.0, **changes: object) -> PredictiveState:
     settings = encoder_config(objective={**encoder_config().objective.model_dump(), **changes})
     teacher = train_encoder.build_teacher(settings, 13, 16)

@@ -226,6 +226,16 @@ def test_compared_futures_of_smt_follow_the_memory_too(mixed):
         assert batch.future[n, :there].tolist() == [place + 1 + offset for offset in range(there)]
 
 
+def test_futures_are_no_wider_than_a_window(mixed):
+    wide, narrow = (
+        _source(mixed, objective={**ASKED, "kl_future": future}).batch(0) for future in (10**9, 6)
+    )
+
+    assert wide.future.shape == (24, 6)
+    for name, values in vars(narrow).items():
+        assert torch.equal(values, _of(wide, name)), name
+
+
 def test_without_a_weight_no_futures_are_compared(mixed):
     batch = _source(mixed).batch(0)
 

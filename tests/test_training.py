@@ -25,9 +25,10 @@ from smtkit import training
 from smtkit.artifacts.manifest import Artifact
 from smtkit.config import ExtractLabelsConfig, TrainingConfig
 from smtkit.errors import ArtifactError, InterruptedRunError, NonFiniteLossError, UsageError
+from smtkit.optimization import schedule
 from smtkit.progress import Silent
 from smtkit.stages import extract_labels, train_encoder, train_rnn
-from smtkit.training import MetricsFile, Trainer, Validation, choose_device, schedule
+from smtkit.training import MetricsFile, Trainer, Validation, choose_device, moved
 
 CPU = torch.device("cpu")
 
@@ -667,6 +668,22 @@ def test_a_concern_is_told_once_until_it_is_over(tmp_path):
     trainer(tmp_path, method, training_config(max_steps=6), listener).run()
 
     assert listener.warnings == ["step 2: low", "step 5: low"]
+
+
+def test_a_batch_goes_to_a_device_from_pinned_memory_where_it_holds_anything(monkeypatch):
+    pinned: list[int] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        pinned.append(tensor.numel())
+        return tensor
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    batch = Rows(torch.ones(4, 3), torch.ones(4, 2), torch.ones(0))
+    there = moved(batch, torch.device("meta"))
+
+    assert pinned == [12, 8]
+    assert {tensor.device.type for tensor in vars(there).values()} == {"meta"}
+    assert moved(batch, CPU) is batch
 
 
 def test_a_device_that_is_not_there_is_a_usage_error(monkeypatch):

@@ -163,11 +163,34 @@ def test_a_teacher_batch_does_not_depend_on_what_was_read_before(tmp_path):
         assert (values == getattr(used.batch(5), name)).all(), name
 
 
-def test_anchors_and_uniformity_positions_are_drawn_apart(tmp_path):
-    source = _source(_stream(tmp_path, 100)[0], anchors=4)
-    batch = source.batch(0)
+def test_anchors_and_uniformity_positions_are_drawn_apart_where_their_numbers_differ(tmp_path):
+    stream, _ = _stream(tmp_path, 100)
+    some = _source(stream, anchors=3, uniformity_positions=4).batch(0)
+    others = _source(stream, anchors=4, uniformity_positions=3).batch(0)
 
-    assert (batch.anchors != batch.uniformity_positions).any()
+    assert (some.anchors != others.uniformity_positions).any()
+    assert (others.anchors != some.uniformity_positions).any()
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("length", [3, 9, 100])
+def test_as_many_positions_as_anchors_are_the_anchors(tmp_path, length, count):
+    source = _source(
+        _stream(tmp_path, length)[0],
+        anchors=count,
+        dynamics_positions=count,
+        uniformity_positions=count,
+    )
+    last = 0
+    for step in range(20):
+        batch = source.batch(step)
+        assert (batch.uniformity_positions == batch.anchors).all()
+        ends = batch.anchors == batch.length[:, None]
+        last += int(ends.sum())
+        assert (batch.dynamics_positions[~ends] == batch.anchors[~ends]).all()
+        assert (batch.dynamics_positions[ends] == batch.anchors[ends] - 1).all()
+
+    assert last > 0
 
 
 def test_an_empty_split_is_refused(tmp_path):

@@ -1,7 +1,9 @@
 """The losses of Supervised Memory Training (Kumar & Isola, arXiv 2606.06479), tensors only.
 
-Every loss returns a sum and the number of terms in it, so that a mean can be taken over ranks and
-accumulation steps. N: items, K: slots, D: slot width, V: vocabulary.
+Losses are sums over their terms (`uniformity`: a value for each group). A method counts the terms,
+so that a mean can be taken over ranks and accumulation steps.
+
+N: items, G: groups, K: slots, D: slot width, V: vocabulary.
 """
 
 import torch

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from smtkit.config import Config, flatten
 from smtkit.errors import UsageError
@@ -31,9 +32,12 @@ def resolve(
         _assign(values, key, value, source)
         sources[key] = source
     try:
-        return schema.model_validate(values)
+        config = schema.model_validate(values)
     except ValidationError as error:
         raise _explain(schema, error, sources) from None
+    for key, line in config.refused(sources):
+        raise UsageError(f"{sources[key]}: {line}", "leave it out")
+    return config
 
 
 def _settings(
@@ -46,12 +50,22 @@ def _settings(
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"--set {override}: expected section.key=value")
-        yield f"--set {override}", key.strip(), _parse_value(text.strip())
+        value = _parse_value(text.strip())
+        inner = flatten(value, f"{key.strip()}.") if isinstance(value, dict) else None
+        for name, found in inner or [(key.strip(), value)]:
+            yield f"--set {override}", name, found
     for key, value in flags.items():
         if value is not None:
-            # A flag is called as the last part of its key; of `rollout.kind`, --rollout.
-            name = key.removesuffix(".kind").rpartition(".")[2]
+            name = _FLAGS.get(key) or key.rpartition(".")[2]
             yield "--" + name.replace("_", "-"), key, value
+
+
+_FLAGS = {
+    "rollout.kind": "rollout",
+    "test_inputs": "test-input",
+    "vocabulary_size": "vocab-size",
+}
+"""Flags that are not called as the last part of their key."""
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -84,20 +98,43 @@ def _explain(
 ) -> UsageError:
     details = error.errors(include_url=False)
     detail = min(details, key=lambda found: found["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in detail["loc"])
-    named = [source for name, source in sources.items() if _overlap(name, key)]
+    key, message = _key(schema, detail["loc"]), _message(detail)
+    # What concerns the whole begins with the key.
+    subject = key or message.partition(" ")[0]
+    named = [source for name, source in sources.items() if _overlap(name, subject)]
     where = f"{named[-1]}: " if named else ""
     if detail["type"] == "extra_forbidden":
         return UsageError(f"{where}unknown key {key}", _suggest(schema, key))
     if detail["type"] == "missing" and key == "training":
         return UsageError("training.max_steps or training.max_seconds must be set", _LIMIT_HINT)
-    message = str(detail["msg"]).removeprefix("Value error, ")
     hint = _LIMIT_HINT if "max_steps or max_seconds" in message else None
     if detail["type"] == "missing":
         return UsageError(f"{where}{key}: must be set", f"--set {key}=VALUE, a flag, or --config")
     if detail["type"] == "value_error":
-        return UsageError(f"{where}{key}: {message}" if key else message, hint)
+        return UsageError(f"{where}{key}: {message}" if key else f"{where}{message}", hint)
+    # Of a union, every type says what it would have liked.
+    likings = [_message(other) for other in details if _key(schema, other["loc"]) == key]
+    wanted = [liking.removeprefix("Input should be ") for liking in likings[1:]]
+    message = ", or ".join([likings[0], *wanted])
     return UsageError(f"{where}{key} = {detail['input']!r}: {message}")
+
+
+def _message(detail: ErrorDetails) -> str:
+    return str(detail["msg"]).removeprefix("Value error, ")
+
+
+def _key(schema: type[Config], place: Sequence[int | str]) -> str:
+    """The dotted key of pydantic's place of an error, without the types of a union that it tried."""
+    section: Any = schema
+    parts: list[str] = []
+    for part in place:
+        if isinstance(section, type) and issubclass(section, Config):
+            field = section.model_fields.get(str(part))
+            section = field.annotation if field else None
+        elif isinstance(part, str):
+            continue
+        parts.append(str(part))
+    return ".".join(parts)
 
 
 _LIMIT_HINT = "for example --max-steps 1000, or --max-seconds 600"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from smtkit.config import Device, TrainingConfig
 from smtkit.convention import FREE_RUNNING_ACCURACY
 from smtkit.errors import NonFiniteLossError, UsageError
 from smtkit.interrupts import stop_signals, stopped
+from smtkit.optimization import build_optimizer, schedule
 from smtkit.progress import Progress
 
 
@@ -114,7 +114,9 @@ class Trainer(Generic[BatchT]):
             for module in method.network.children():
                 module.compile()
         method.state.to(device)
-        self.state = TrainingState(method.network, _optimizer(method.network, config), method.state)
+        self.state = TrainingState(
+            method.network, build_optimizer(method.network, config), method.state
+        )
         self._metrics = MetricsFile(directory / METRICS)
         self._tally = _Tally()
         self._concerned = False
@@ -272,14 +274,6 @@ class Trainer(Generic[BatchT]):
         self._on_checkpoint()
 
 
-def schedule(config: TrainingConfig, step: int, share_done: float) -> float:
-    """Factor of the learning rate: linear warm-up by steps, then constant or a cosine to zero."""
-    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    if config.schedule == "constant":
-        return warm
-    return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, share_done)))
-
-
 def choose_device(name: Device) -> torch.device:
     """`auto`: CUDA where there is one. Raises UsageError where `cuda` is asked for in vain."""
     if name == "auto":
@@ -295,7 +289,8 @@ def moved(batch: BatchT, device: torch.device) -> BatchT:
         return batch
 
     def move(tensor: Tensor) -> Tensor:
-        return tensor.pin_memory().to(device, non_blocking=True)
+        pinned = tensor.pin_memory() if tensor.numel() else tensor
+        return pinned.to(device, non_blocking=True)
 
     fields = {f.name: move(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
     return dataclasses.replace(batch, **fields)
@@ -354,13 +349,3 @@ def _added(items: Any) -> dict[str, int]:
         for name, count in counts.items():
             totals[name] = totals.get(name, 0) + count
     return totals
-
-
-def _optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; only matrices decay."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)

@@ -124,15 +124,19 @@ class Run:
         self._entries[logical_name] = entry
         return entry
 
-    def commit(self, statistics: Mapping[str, Any]) -> Manifest:
-        """Makes the files that were added the artifact, and removes all others."""
+    def commit(self, statistics: Mapping[str, Any], config: Config | None = None) -> Manifest:
+        """Makes the files that were added the artifact, and removes all others.
+
+        `config`: what the manifest says instead of the settings given, where these leave open what
+        only the inputs told. A resumed run is still compared with the settings given.
+        """
         files = [self._entries[name] for name in sorted(self._entries)]
         manifest = Manifest(
             kind=self.kind,
             format_version=FORMAT_VERSION,
             smtkit_version=smtkit.__version__,
             command=_command_line(),
-            config=self._config.model_dump(mode="json"),
+            config=(config or self._config).model_dump(mode="json"),
             identity=self._identity,
             seed=self._seed,
             git_revision=_git_revision(),

@@ -1,6 +1,6 @@
 """What can be set: one schema a stage. `resolve.py` fills them in."""
 
-from smtkit.config.base import RUNTIME_KEYS, Config, Device, Seed, flatten
+from smtkit.config.base import RUNTIME_KEYS, Config, Device, Only, Seed, flatten
 from smtkit.config.data import PixelConfig, SynthesizeConfig, TokenizeConfig
 from smtkit.config.models import (
     CellConfig,
@@ -35,6 +35,7 @@ __all__ = [
     "GenerateConfig",
     "MemoryConfig",
     "Method",
+    "Only",
     "PixelConfig",
     "PredictiveStateConfig",
     "ReadoutConfig",

@@ -1,10 +1,10 @@
 """Settings of the stages that write tokens."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from smtkit.config.base import Config, Fraction, Positive, Seed
+from smtkit.config.base import Config, Fraction, Only, Positive, Seed
 
 
 class PixelConfig(Config):
@@ -24,6 +24,22 @@ class PixelConfig(Config):
 
 class TokenizeConfig(Config):
     """`smtkit tokenize`."""
+
+    only: ClassVar[tuple[Only, ...]] = (
+        *(
+            Only(key, "tokenizer", ("sentencepiece",))
+            for key in ("vocabulary_size", "model_type", "tokenizer_model", "training_bytes")
+        ),
+        *(
+            Only(key, "tokenizer_model", (None,))
+            for key in ("vocabulary_size", "model_type", "training_bytes")
+        ),
+        *(
+            Only(key, "tokenizer", ("byte", "char", "sentencepiece"))
+            for key in ("format", "text_field", "errors")
+        ),
+        Only("pixel", "tokenizer", ("pixel",)),
+    )
 
     inputs: list[str] = Field(min_length=1)
     """Files, directories, globs; `-`: standard input."""
@@ -70,6 +86,12 @@ class TokenizeConfig(Config):
 
 class SynthesizeConfig(Config):
     """`smtkit synthesize`."""
+
+    only: ClassVar[tuple[Only, ...]] = (
+        Only("reverse", "task", ("string-copy",)),
+        Only("depth", "task", ("stack",)),
+        Only("pairs", "task", ("keys-values",)),
+    )
 
     task: Literal[
         "retrieval",

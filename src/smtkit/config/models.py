@@ -1,10 +1,10 @@
 """Settings of the networks."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from smtkit.config.base import Config, NonNegative, Positive
+from smtkit.config.base import Config, NonNegative, Only, Positive
 
 
 class _AttentionConfig(Config):
@@ -87,6 +87,11 @@ class CellConfig(_AttentionConfig):
     """The transition cell. `gru` and `lstm` have one layer, whose state is the memory (of `lstm`,
     its first half is h, its second c); `width` is that of their input embedding."""
 
+    only: ClassVar[tuple[Only, ...]] = (
+        Only("layers", "kind", ("mlp", "transformer")),
+        Only("heads", "kind", ("transformer",)),
+    )
+
     kind: Literal["mlp", "transformer", "gru", "lstm"] = "mlp"
     """Which cell."""
     normalize: Literal["slot", "none"] = "slot"
@@ -105,6 +110,8 @@ class CellConfig(_AttentionConfig):
 class ReadoutConfig(Config):
     """From memory to logits: a small MLP (`hidden` unset: a linear map), or the future decoder
     with an empty future."""
+
+    only: ClassVar[tuple[Only, ...]] = (Only("hidden", "kind", ("mlp",)),)
 
     kind: Literal["mlp", "decoder"] = "mlp"
     """`mlp`, or the future decoder with an empty future."""

@@ -1,10 +1,20 @@
 """Settings of the stages that train, and of the labels between them."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from smtkit.config.base import Config, Device, Fraction, NonNegative, Positive, Seed, Weight
+from smtkit.config.base import (
+    Config,
+    Device,
+    Fraction,
+    NonNegative,
+    Only,
+    Positive,
+    Seed,
+    Weight,
+    flatten,
+)
 from smtkit.config.models import (
     CellConfig,
     DecoderConfig,
@@ -30,6 +40,8 @@ class TransitionDataConfig(WindowConfig):
 
 class PredictiveStateConfig(Config):
     """The joint objective of encoder, decoder and co-trained cell."""
+
+    only: ClassVar[tuple[Only, ...]] = (Only("plateau", "dynamics_start", ("auto",)),)
 
     future_length: NonNegative | Literal["rest"] = 16
     """F: how many tokens the decoder sees ahead; it predicts F + 1. `rest`: all of the row."""
@@ -96,6 +108,12 @@ class TransitionObjectiveConfig(Config):
 
 class RolloutConfig(Config):
     """Of `dmt`: the RNN's own memories, from which it learns to come back."""
+
+    only: ClassVar[tuple[Only, ...]] = (
+        Only("depth", "kind", ("segments",)),
+        Only("depth_ramp", "kind", ("segments",)),
+        Only("sweeps", "kind", ("jacobi",)),
+    )
 
     kind: Literal["segments", "sequential", "jacobi"] = "segments"
     """`segments`: chains side by side, from labels and from the empty memory; `sequential`: one
@@ -222,20 +240,24 @@ class ExtractLabelsConfig(Config):
 
 Method = Literal["smt", "dmt", "bptt"]
 
-_ONLY_OF: dict[str, tuple[Method, ...]] = {
-    "init_from_labels": ("smt", "dmt"),
-    "objective": ("smt", "dmt"),
-    "data.positions": ("smt",),
-    "data.window": ("bptt",),
-    "memory": ("bptt",),
-    "rollout": ("dmt",),
-    "decoder": ("bptt",),
-    "bptt_window": ("bptt",),
-}
+_NETWORK = ("memory.", "cell.", "readout.", "decoder.")
+"""Of these a manifest says what was trained, which the settings need not have asked for."""
 
 
 class TrainRnnConfig(Config):
     """`smtkit train-rnn`."""
+
+    only: ClassVar[tuple[Only, ...]] = (
+        Only("init_from_labels", "method", ("smt", "dmt")),
+        Only("objective", "method", ("smt", "dmt")),
+        Only("data.positions", "method", ("smt",)),
+        Only("data.window", "method", ("bptt",)),
+        Only("memory", "method", ("bptt",)),
+        Only("rollout", "method", ("dmt",)),
+        Only("decoder", "method", ("bptt",)),
+        Only("decoder", "readout.kind", ("decoder",)),
+        Only("bptt_window", "method", ("bptt",)),
+    )
 
     seed: Seed = 0
     """Of all random numbers."""
@@ -259,22 +281,13 @@ class TrainRnnConfig(Config):
 
     @model_validator(mode="after")
     def _settings_are_of_the_method(self) -> Self:
-        for key, methods in _ONLY_OF.items():
-            if self.method not in methods and _value(self, key) != _value(type(self), key):
-                raise ValueError(
-                    f"{key} is of method {' and '.join(methods)}, found method {self.method}"
-                )
+        changed = (key for key, _ in flatten(self.model_dump(exclude_defaults=True)))
+        others = self.refused(key for key in changed if not key.startswith(_NETWORK))
+        for _, line in others:
+            raise ValueError(line)
         if self.objective.noise and self.method == "dmt" and self.rollout.kind == "sequential":
             raise ValueError(
                 "objective.noise disturbs labels, and a sequential rollout starts from none; "
                 "allowed with it: rollout.kind segments or jacobi"
             )
         return self
-
-
-def _value(config: TrainRnnConfig | type[TrainRnnConfig], dotted: str) -> object:
-    """What a config has at a key, or its schema as the default."""
-    name, _, below = dotted.partition(".")
-    default = isinstance(config, type)
-    found = config.model_fields[name].default if default else getattr(config, name)
-    return getattr(found, below) if below else found

@@ -254,14 +254,15 @@ class _LabelWindows:
     ) -> dict[str, Tensor]:
         """First targets; and futures after some of the transitions at `positions` of each row."""
         objective = self._objective
-        wanted, length = objective.kl_future, _lengths(rows)
+        window, length = self._labels.shape.window, _lengths(rows)
+        wanted = min(objective.kl_future, window)
         counts = np.array([len(at) for at in positions])
         draws = objective.kl_positions if objective.kl_weight else 0
         key = random_key(self._seed, "compared")
         chosen = stratified(key, entries, draws, counts)
         after = np.stack([at[some] + 1 for at, some in zip(positions, chosen, strict=True)])
         places = after[:, :, None] + np.arange(wanted)  # (B, M / B, F)
-        inside = np.minimum(places, self._labels.shape.window - 1)
+        inside = np.minimum(places, window - 1)
         there = np.clip(length[:, None] - after, 0, wanted).reshape(-1)
         first = np.cumsum(counts) - counts
         return {

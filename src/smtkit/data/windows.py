@@ -155,6 +155,10 @@ class TeacherBatch:
 class TeacherSource:
     """Batches for the teacher: a pure function of the seed and the step.
 
+    Where as many positions are asked for dynamics, or for uniformity, as there are anchors, they
+    are the anchors (or, where no transition leads on, the position before): an encoder that makes
+    one memory a pass then makes one and its successor for each.
+
     `dense_positions`: how many are drawn; None: all. `rest`: windows look ahead as far as they are
     long. T is cut to the longest window of the batch. `by_length`: a batch takes windows of one
     length; if not, of all that there are, in proportion.
@@ -190,6 +194,15 @@ class TeacherSource:
         length = np.minimum(windows.length, self._windows.window)
         positions = length + 1
         longest = int(length.max())
+        anchors = self._draw("anchors", entries, self._anchors, positions)
+        if self._dynamics_positions == self._anchors:
+            dynamics = np.minimum(anchors, length[:, None] - 1)
+        else:
+            dynamics = self._draw("dynamics", entries, self._dynamics_positions, length)
+        if self._uniformity_positions == self._anchors:
+            uniformity = anchors
+        else:
+            uniformity = self._draw("uniformity", entries, self._uniformity_positions, positions)
         lookahead = longest if self._rest else windows.tokens.shape[1] - self._windows.window
         width = longest + lookahead
         return TeacherBatch(
@@ -197,9 +210,9 @@ class TeacherSource:
                 windows.tokens[:, :width],
                 windows.targets[:, : width + 1],
                 length,
-                self._draw("anchors", entries, self._anchors, positions),
-                self._draw("dynamics", entries, self._dynamics_positions, length),
-                self._draw("uniformity", entries, self._uniformity_positions, positions),
+                anchors,
+                dynamics,
+                uniformity,
                 self._dense(entries, positions, longest),
             )
         )

@@ -1,6 +1,6 @@
 """Backpropagation through time: the baseline, and the fine-tuning of an RNN trained otherwise."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -8,13 +8,15 @@ from torch import Tensor, nn
 from smtkit import objectives
 from smtkit.convention import IGNORE
 from smtkit.data.transitions import SequenceBatch
+from smtkit.methods.base import QuietMethod
 from smtkit.models.rnn import RecurrentNetwork
 
 
-class BackpropagationThroughTime:
+class BackpropagationThroughTime(QuietMethod):
     """Cross-entropy of the readout after every step, from a learned empty memory.
 
-    `window`: steps through which a gradient flows back (Williams & Peng 1990); None: all.
+    `window`: steps through which a gradient flows back (Williams & Peng 1990); None: all. It saves
+    no memory: the graphs of all windows are kept until the one backward pass.
     """
 
     def __init__(self, network: RecurrentNetwork, window: int | None) -> None:
@@ -35,15 +37,6 @@ class BackpropagationThroughTime:
         asked = batch.targets.flatten() != IGNORE
         logits = self.network.readout(memories.flatten(0, 1)[asked])
         return {"readout": objectives.cross_entropy(logits, batch.targets.flatten()[asked])}
-
-    def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
-        pass
-
-    def diagnostics(self, batch: SequenceBatch) -> dict[str, float]:
-        return {}
-
-    def concern(self, metrics: Mapping[str, float]) -> str | None:
-        return None
 
     def _memories(self, tokens: Tensor) -> Iterator[Tensor]:
         memory = self.network.start(len(tokens))

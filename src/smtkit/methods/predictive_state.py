@@ -4,6 +4,7 @@ Paper equations 2 to 5 (decoding, dynamics, uniformity); the dense term is ours:
 cross-entropy at all positions.
 """
 
+import math
 import operator
 from collections.abc import Mapping
 
@@ -26,7 +27,10 @@ _COLLAPSE = {
 
 
 class PlateauGate(nn.Module):
-    """Opens, for good, at the update at which an average of the decoding loss is below `limit`."""
+    """Opens, for good, at the update at which an average of the decoding loss is below `limit`.
+
+    A GPU is waited for as long as it is shut, and no longer.
+    """
 
     average: Tensor
     opened: Tensor
@@ -36,16 +40,25 @@ class PlateauGate(nn.Module):
         self._limit = limit
         self.register_buffer("average", torch.tensor(plateau))
         self.register_buffer("opened", torch.tensor(torch.inf))
+        self._step: int | None = None  # `opened`, once it is known to be a number
+        forget = self._forget
+        self.register_load_state_dict_post_hook(forget)  # type: ignore[no-untyped-call]
 
     def observe(self, step: int, decoding: Tensor) -> None:
         self.average.lerp_(decoding, 1 / _AVERAGED_UPDATES)
-        if self.average < self._limit and self.opened.isinf():
-            self.opened.fill_(step + 1)
+        opens = (self.average < self._limit) & self.opened.isinf()
+        self.opened.masked_fill_(opens, step + 1)
 
     @property
     def step(self) -> int | None:
         """The first update after it opened."""
-        return None if self.opened.isinf() else int(self.opened)
+        if self._step is None:
+            opened = float(self.opened)
+            self._step = None if math.isinf(opened) else int(opened)
+        return self._step
+
+    def _forget(self, *_: object) -> None:
+        self._step = None
 
 
 class PredictiveState:

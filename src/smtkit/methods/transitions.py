@@ -14,6 +14,7 @@ from smtkit import objectives
 from smtkit.config import TransitionObjectiveConfig
 from smtkit.convention import IGNORE
 from smtkit.data.transitions import RolloutBatch, TransitionBatch
+from smtkit.methods.base import QuietMethod
 from smtkit.models.rnn import RecurrentNetwork
 from smtkit.models.teacher import FutureDecoder
 
@@ -28,7 +29,7 @@ class MeasuredError(nn.Module):
         self.register_buffer("squared", torch.zeros(()))
 
 
-class TransitionMethod:
+class TransitionMethod(QuietMethod):
     """Weights, counts and sums of the terms; a method says which memories it predicts from.
 
     `decoder` is the teacher's, frozen; it is needed where `kl_weight` is not zero.
@@ -56,12 +57,6 @@ class TransitionMethod:
         """Notes how far predicted memories are from their labels: what noise is measured by."""
         if self._config.noise:
             self.state.squared.copy_(means["dynamics"])
-
-    def diagnostics(self, batch: TransitionBatch | RolloutBatch) -> dict[str, float]:
-        return {}
-
-    def concern(self, metrics: Mapping[str, float]) -> str | None:
-        return None
 
     def _counts(self, target: Tensor, batch: TransitionBatch | RolloutBatch) -> dict[str, int]:
         asked = (target != IGNORE).sum() + (batch.first_target != IGNORE).sum()

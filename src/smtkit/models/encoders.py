@@ -145,11 +145,17 @@ class BidirectionalEncoder(MemoryEncoder):
         return torch.cat(memories, dim=1)
 
     def encode_at(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        rows = torch.arange(len(tokens), device=tokens.device)[:, None].expand_as(positions)
-        step = self._passes_at_once(tokens)
-        pairs = zip(rows.flatten().split(step), positions.flatten().split(step), strict=True)
-        memory = torch.cat([self._encode_pairs(tokens, *pair) for pair in pairs])
-        return memory.unflatten(0, positions.shape)
+        """A pass for each position of a row, however often it is asked."""
+        memories = tokens.shape[1] + 1  # of a row
+        first = torch.arange(len(tokens), device=tokens.device)[:, None] * memories
+        pairs, places = (first + positions).unique(return_inverse=True)
+        memory = torch.cat(
+            [
+                self._encode_pairs(tokens, some // memories, some % memories)
+                for some in pairs.split(self._passes_at_once(tokens))
+            ]
+        )
+        return memory[places]
 
     def _passes_at_once(self, tokens: Tensor) -> int:
         forwards = min(self.context_length, tokens.shape[1]) + self.slots

@@ -17,6 +17,9 @@ from smtkit.models.teacher import DecoderReadout, FutureDecoder
 class RecurrentNetwork(nn.Module):
     """`memory = empty_memory`; then, a token at a time, `memory = step(memory, token)`."""
 
+    undecayed = ("empty_memory",)
+    """Parameters of two dimensions that are no matrices: they take no weight decay."""
+
     def __init__(
         self,
         vocabulary_size: int,

@@ -7,7 +7,13 @@ from torch import Tensor
 
 from smtkit.artifacts.checkpoint import MODEL, load_tensors
 from smtkit.artifacts.manifest import Artifact
-from smtkit.config import CellConfig, DecoderConfig, ReadoutConfig, TrainRnnConfig
+from smtkit.config import (
+    CellConfig,
+    DecoderConfig,
+    MemoryConfig,
+    ReadoutConfig,
+    TrainRnnConfig,
+)
 from smtkit.data.labels import LabelShape
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.models.rnn import RecurrentNetwork
@@ -33,6 +39,9 @@ def network_for_labels(
     It starts from the teacher's empty memory, which stays as it is.
     """
     tensors, header = load_tensors(labels.verified(MODEL))
+    memory = {"slots": shape.slots, "slot_width": shape.slot_width}
+    told = {"memory": memory, "decoder": header["decoder"]}
+    check_given(config, told, f"{labels.directory} has a")
     cell, readout = config.cell, config.readout
     if config.init_from_labels:
         check_given(config, header, "--init-from-labels starts from the co-trained")
@@ -72,6 +81,19 @@ def network_of(config: TrainRnnConfig, rnn: Artifact) -> RecurrentNetwork:
     found = {**network.architecture, "memory": network.architecture}
     check_given(config, found, f"--init {rnn.directory} has a")
     return network.train().requires_grad_(True)
+
+
+def describing(config: TrainRnnConfig, network: RecurrentNetwork) -> TrainRnnConfig:
+    """The settings, with those of the network as it is: labels or an RNN may have told them."""
+    found = network.architecture
+    memory = MemoryConfig(slots=found["slots"], slot_width=found["slot_width"])
+    parts = {
+        "memory": memory,
+        "cell": CellConfig(**found["cell"]),
+        "readout": ReadoutConfig(**found["readout"]),
+        "decoder": DecoderConfig(**found["decoder"]),
+    }
+    return config.model_copy(update=parts)
 
 
 def with_empty_memory(network: RecurrentNetwork, memory: Tensor) -> RecurrentNetwork:
