@@ -135,9 +135,7 @@ def test_labels_of_short_rows_are_those_of_the_rows_alone(tmp_path, parity):
     """Padding is neither encoded nor read: whatever else is in the batch."""
     encoder, labels = tmp_path / "encoder", tmp_path / "labels"
     train_encoder.run(encoder_config(data={"window": None}), parity, encoder)
-    extract_labels.run(
-        ExtractLabelsConfig(batch_size=5, dtype="float32"), encoder, parity, labels
-    )
+    extract_labels.run(ExtractLabelsConfig(batch_size=5, dtype="float32"), encoder, parity, labels)
     teacher, _ = load_teacher(Artifact.open(encoder, "encoder"))
     shards = train_rnn.LabelShards(Artifact.open(labels, "labels").files("train-"))
     for number in range(len(shards)):
@@ -150,17 +148,7 @@ def test_labels_of_short_rows_are_those_of_the_rows_alone(tmp_path, parity):
 
 
 def test_stops_at_the_first_validation_that_reaches_the_goal(tmp_path, parity):
-    config = rnn_config(
-        method="bptt",
-        data={},
-        cell={"kind": "gru"},
-        training={
-            "max_steps": 2000,
-            "validate_every": 5,
-            "learning_rate": 0.02,
-            "stop_at_accuracy": 0.7,
-        },
-    )
+    config = bptt_config(max_steps=2000, validate_every=5, stop_at_accuracy=0.7, learning_rate=0.02)
     manifest = train_rnn.run(config, parity, tmp_path / "rnn")
     *before, last = [record["free_running_accuracy"] for record in validations(tmp_path / "rnn")]
     assert last >= 0.7

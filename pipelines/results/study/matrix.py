@@ -187,14 +187,14 @@ def _limits(matrix: Matrix, task: Task, stage: str, kind: str, budget: float) ->
 
 
 def merged(*tables: Mapping[str, Any]) -> Table:
-    """Each stronger than the one before, section by section."""
+    """Each stronger than the one before, section by section; "unset" takes a key back."""
     result: Table = {}
     for table in tables:
         for key, value in table.items():
             old = result.get(key)
             both = isinstance(old, dict) and isinstance(value, dict)
             result[key] = merged(old, value) if both else value
-    return result
+    return {key: value for key, value in result.items() if value != "unset"}
 
 
 def _nested(settings: Mapping[str, Any]) -> Table:
