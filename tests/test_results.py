@@ -104,8 +104,9 @@ def result(accuracy=0.5, nll=1.0, seconds=10.0, failed=None, digest="", steps=10
 def test_trials_are_compared_by_the_goal_then_by_time_then_by_nll():
     fast, slow = result(0.99, seconds=10), result(1.0, seconds=20)
     near, far, diverged = result(0.9, nll=0.5), result(0.95, nll=0.6), result(1.0, failed="nan")
+    shuffled = [far, slow, diverged, fast, near]
     ordered = [fast, slow, near, far, diverged]
-    assert sorted(ordered[::-1], key=lambda one: merit(one, 0.98)) == ordered
+    assert sorted(shuffled, key=lambda one: merit(one, 0.98)) == ordered
     assert merit(near, None) < merit(far, None) < merit(diverged, None)
 
 
