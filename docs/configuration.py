@@ -21,8 +21,8 @@ HEADER = """# Configuration
 
 Every setting of every stage. A value comes from the defaults below, from `--config FILE.toml`, from
 `--set section.key=value`, or from a flag, each stronger than the one before. An unknown key is an
-error, and so is one that has no effect beside the others, as `rollout.depth` beside `method = "smt"`,
-even where it is given at its default. This page is printed by `python docs/configuration.py`.
+error, and so is one that has no effect beside the others, as `rollout.depth` has none beside
+`method = "smt"`, even at its default. This page is printed by `python docs/configuration.py`.
 """
 
 
