@@ -9,6 +9,7 @@ from smtkit import config
 
 STAGES = {
     "tokenize": config.TokenizeConfig,
+    "synthesize": config.SynthesizeConfig,
     "train-encoder": config.TrainEncoderConfig,
     "extract-labels": config.ExtractLabelsConfig,
     "train-rnn": config.TrainRnnConfig,
@@ -20,7 +21,8 @@ HEADER = """# Configuration
 
 Every setting of every stage. A value comes from the defaults below, from `--config FILE.toml`, from
 `--set section.key=value`, or from a flag, each stronger than the one before. An unknown key is an
-error. This page is printed by `python docs/configuration.py`.
+error, and so is one that has no effect beside the others, as `rollout.depth` has none beside
+`method = "smt"`, even at its default. This page is printed by `python docs/configuration.py`.
 """
 
 
@@ -47,8 +49,9 @@ def _kind(schema: type[config.Config], name: str) -> str:
 
 
 def _shown(property_: dict[str, Any]) -> str:
-    if "anyOf" in property_:
-        return _shown(property_["anyOf"][0])
+    if "anyOf" in property_:  # null stands for what is unset, which the default says
+        types = [type_ for type_ in property_["anyOf"] if type_.get("type") != "null"]
+        return ", ".join(map(_shown, types))
     if "enum" in property_:
         return ", ".join(f"`{value}`" for value in property_["enum"])
     if "const" in property_:
@@ -59,7 +62,8 @@ def _shown(property_: dict[str, Any]) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    return "unset" if field.default is None else f"`{field.default!r}`".replace("'", '"')
+    default = field.get_default(call_default_factory=True)
+    return "unset" if default is None else f"`{default!r}`".replace("'", '"')
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ SETTINGS ?= .
 LAST := $(if $(wildcard $(SETTINGS)/dmt.toml),dmt,rnn)
 FIRST := $(if $(wildcard $(SETTINGS)/rnn.toml),$(ARTIFACTS)/rnn)
 
+# Paths, as they were given where make was called.
+given = $(foreach path,$(1),$(if $(filter /%,$(path)),,$(or $(CALLED_FROM),../..)/)$(path))
+
 RUN = $(SMTKIT) $(1) --out $(@D) --overwrite --resume && touch $@
 
 .PHONY: all sample clean

@@ -248,11 +248,20 @@ def test_an_output_that_is_a_file_is_refused(command: Command, text: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["train-encoder", "REPORT", "--max-steps", "1"], "tokens"),
-        (["train-rnn", "REPORT", "--max-steps", "1"], "labels"),
-        (["extract-labels", "REPORT", "--tokens", "REPORT"], "encoder"),
-        (["eval", "REPORT", "--tokens", "REPORT"], "rnn"),
-        (["generate", "REPORT"], "rnn"),
+        (
+            ["train-encoder", "REPORT", "--max-steps", "1"],
+            "tokens (tokens: made by smtkit tokenize or smtkit synthesize)",
+        ),
+        (
+            ["train-rnn", "REPORT", "--max-steps", "1"],
+            "labels (labels: made by smtkit extract-labels)",
+        ),
+        (
+            ["extract-labels", "REPORT", "--tokens", "REPORT"],
+            "encoder (encoder: made by smtkit train-encoder)",
+        ),
+        (["eval", "REPORT", "--tokens", "REPORT"], "rnn (rnn: made by smtkit train-rnn)"),
+        (["generate", "REPORT"], "rnn (rnn: made by smtkit train-rnn)"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else value,
 )

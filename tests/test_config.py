@@ -47,6 +47,15 @@ def message(schema: type[Config], *arguments: Any, **options: Any) -> str:
     return f"{caught.value} ({caught.value.hint})"
 
 
+def refusal(schema: type[Config], overrides: list[str], flags: dict[str, Any]) -> str:
+    """The line that the user is told, or nothing."""
+    try:
+        resolve(schema, overrides=overrides, flags=flags)
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
 def keys(config: Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted key and value of all settings."""
     for name in type(config).model_fields:
@@ -156,11 +165,10 @@ def test_every_key_can_be_set_by_an_override(schema: type[Config]) -> None:
         assert len(settings) >= 4
         for key, value in settings:
             override = f"{key}={json.dumps(value)}"
-            try:
-                assert resolve(schema, overrides=[override], flags=flags) == plain
-            except UsageError as error:
-                assert str(error).startswith(f"--set {override}: {key} = {value!r} is of ")
+            if told := refusal(schema, [override], flags):
+                assert told.startswith(f"--set {override}: {key} = {value!r} is of ")
             else:
+                assert resolve(schema, overrides=[override], flags=flags) == plain
                 accepted.add(key)
     assert accepted == {key for key, value in keys(plain) if value is not None}
 
@@ -257,7 +265,7 @@ def test_a_key_without_effect_is_called_as_the_flag_that_gave_it() -> None:
 
 
 def test_a_key_without_effect_that_was_changed_is_refused_in_python_too() -> None:
-    with pytest.raises(ValueError, match="rollout.depth = 8 is of method dmt; found method smt"):
+    with pytest.raises(ValueError, match=r"rollout\.depth = 8 is of method dmt; found method smt"):
         TrainRnnConfig(rollout={"depth": 8}, training={"max_steps": 1})
 
 

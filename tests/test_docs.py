@@ -19,6 +19,9 @@ COMMAND_LINE = re.compile(r"^smtkit (?P<command>[a-z-]+)(?P<rest>.*)$", re.MULTI
 def test_configuration_page_is_what_the_schemas_say() -> None:
     page = runpy.run_path(str(ROOT / "docs/configuration.py"))["page"]()
     assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == page
+    assert "Undefined" not in page
+    assert "| `objective.dynamics_start` | integer, `auto` | `100` |" in page
+    assert "| `include` | array | `[]` |" in page
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])

@@ -124,7 +124,7 @@ def _message(detail: ErrorDetails) -> str:
 
 
 def _key(schema: type[Config], place: Sequence[int | str]) -> str:
-    """The dotted key of pydantic's place of an error, without the types of a union that it tried."""
+    """The dotted key of an error's place, without the types of a union that pydantic tried."""
     section: Any = schema
     parts: list[str] = []
     for part in place:

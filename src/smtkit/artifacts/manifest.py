@@ -23,6 +23,14 @@ METRICS = "metrics.jsonl"
 Kind = Literal["tokens", "encoder", "labels", "rnn", "evaluation", "report"]
 
 
+_MADE_BY: dict[Kind, str] = {  # of those that a stage reads
+    "tokens": "smtkit tokenize or smtkit synthesize",
+    "encoder": "smtkit train-encoder",
+    "labels": "smtkit extract-labels",
+    "rnn": "smtkit train-rnn",
+}
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -99,7 +107,10 @@ class Artifact:
         found = artifact.manifest.kind
         if kinds and found not in kinds:
             wanted = " or ".join(kinds)
-            raise ArtifactError(f"{directory}: kind is {found}, expected {wanted}")
+            hint = ", ".join(
+                f"{kind}: made by {_MADE_BY[kind]}" for kind in kinds if kind in _MADE_BY
+            )
+            raise ArtifactError(f"{directory}: kind is {found}, expected {wanted}", hint or None)
         for entry in artifact.manifest.files:
             _check_size(directory / entry.name, entry)
         return artifact
