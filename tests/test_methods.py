@@ -1,6 +1,7 @@
 """The two methods: what they count, weigh and sum, and that neither unrolls its cell."""
 
 import dataclasses
+import math
 import tomllib
 from pathlib import Path
 
@@ -281,6 +282,30 @@ def test_rows_of_one_uniformity_group_are_compared_and_no_others(batch):
     assert before[1].item() == after[1].item()
     assert before[0].item() != after[0].item()
     assert method.losses(batch)["uniformity"].item() == pytest.approx(before.sum().item())
+
+
+def test_aligned_pairs_are_of_one_position_in_different_sequences(batch):
+    """Against a loop over groups, positions, slots and pairs."""
+    method = _method(uniformity_group=4, uniformity_pairs="aligned")
+    tokens = batch.tokens[:, : batch.tokens.shape[1] - 4]
+    memory = method.network.encoder.encode_at(tokens, batch.uniformity_positions)
+    unit = nn.functional.normalize(memory.detach(), dim=-1)
+    rows, positions, slots, _ = unit.shape
+    total = 0.0
+    for first in range(0, rows, 4):
+        for position in range(positions):
+            for slot in range(slots):
+                some = unit[first : first + 4, position, slot]
+                potentials = [
+                    math.exp(-2 * float((some[a] - some[b]).square().sum()))
+                    for a in range(4)
+                    for b in range(4)
+                    if a != b
+                ]
+                total += math.log(sum(potentials) / len(potentials)) / slots / positions
+
+    assert method.counts(batch)["uniformity"] == rows // 4
+    assert method.losses(batch)["uniformity"].item() == pytest.approx(total, rel=1e-4)
 
 
 def _halves(batch: TeacherBatch) -> list[TeacherBatch]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -170,6 +171,19 @@ def test_anchors_and_uniformity_positions_are_drawn_apart_where_their_numbers_di
 
     assert (some.anchors != others.uniformity_positions).any()
     assert (others.anchors != some.uniformity_positions).any()
+
+
+def test_aligned_windows_draw_the_same_uniformity_positions_also_in_parts(tmp_path):
+    stream, _ = _stream(tmp_path, 100)
+    source = _source(stream, batch_size=8, uniformity_positions=3, aligned=4)
+    drawn = source.batch(3).uniformity_positions
+    first, second = drawn.chunk(2)
+
+    assert (first == first[0]).all()
+    assert (second == second[0]).all()
+    assert (first[0] != second[0]).any()
+    parts = [source.batch(3, part, 2).uniformity_positions for part in range(2)]
+    assert torch.equal(torch.cat(parts), drawn)
 
 
 @pytest.mark.parametrize("count", [1, 4])

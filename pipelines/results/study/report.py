@@ -261,7 +261,7 @@ def _trials_table(store: Store) -> str:
             [
                 matrix.tasks[run.task].title,
                 matrix.arms[run.arm].title,
-                ", ".join(f"{key.split('.')[-1]} {value:g}" for key, value in tried[best].items()),
+                ", ".join(f"{key.split('.')[-1]} {value}" for key, value in tried[best].items()),
                 ", ".join(_trial_cell(one) for one in results if one),
                 f"{sum(total(one, 'seconds') for one in results if one):.0f}",
             ]

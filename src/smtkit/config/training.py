@@ -63,13 +63,13 @@ class PredictiveStateConfig(Config):
     """Of the co-trained cell's squared error, once ramped in."""
     readout_weight: Weight = 2.0
     """Of the readout's cross-entropy on the co-trained cell's predicted memory, ramped in alike."""
-    stepped_weight: Weight = 0.0
-    """Of the decoder's cross-entropy from the memory that the co-trained cell predicts, ramped in
-    alike: all that is remembered must survive a step."""
     uniformity_weight: Weight = 0.01
     """Of the log mean potential of pairs of memories."""
     uniformity: Literal["slot", "pooled"] = "slot"
     """Pairs of the same slot, or, as in the paper, of any."""
+    uniformity_pairs: Literal["any", "aligned"] = "any"
+    """`any`: of all positions and sequences; `aligned`: of one position in different sequences, so
+    that memories differ by what was read, not by how much."""
     dynamics_start: NonNegative | Literal["auto"] = 100
     """Step at which the dynamics weight leaves zero; `auto`: when decoding has left its plateau."""
     plateau: Annotated[float, Field(gt=0, le=1)] = 0.8
@@ -202,9 +202,15 @@ class TrainEncoderConfig(Config):
 
     @model_validator(mode="after")
     def _pairs_exist(self) -> Self:
-        if self.objective.uniformity_positions * self.objective.uniformity_group < 2:
+        objective = self.objective
+        if objective.uniformity_positions * objective.uniformity_group < 2:
             raise ValueError(
                 "objective.uniformity_positions * objective.uniformity_group must be at least 2"
+            )
+        if objective.uniformity_pairs == "aligned" and objective.uniformity_group < 2:
+            raise ValueError(
+                "objective.uniformity_pairs = aligned compares sequences: "
+                f"objective.uniformity_group ({objective.uniformity_group}) must be at least 2"
             )
         return self
 

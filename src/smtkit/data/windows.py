@@ -159,9 +159,10 @@ class TeacherSource:
     are the anchors (or, where no transition leads on, the position before): an encoder that makes
     one memory a pass then makes one and its successor for each.
 
-    `dense_positions`: how many are drawn; None: all. `rest`: windows look ahead as far as they are
-    long. T is cut to the longest window of the batch. `by_length`: a batch takes windows of one
-    length; if not, of all that there are, in proportion.
+    `aligned`: so many windows, one after the other, draw the same uniformity positions, if they are
+    equally long. `dense_positions`: how many are drawn; None: all. `rest`: windows look ahead as
+    far as they are long. T is cut to the longest window of the batch. `by_length`: a batch takes
+    windows of one length; if not, of all that there are, in proportion.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class TeacherSource:
         anchors: int,
         dynamics_positions: int,
         uniformity_positions: int,
+        aligned: int = 1,
         dense_positions: int | None = None,
         rest: bool = False,
         by_length: bool = True,
@@ -185,6 +187,7 @@ class TeacherSource:
         self._anchors = anchors
         self._dynamics_positions = dynamics_positions
         self._uniformity_positions = uniformity_positions
+        self._aligned = aligned
         self._dense_positions = dense_positions
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> TeacherBatch:
@@ -199,10 +202,11 @@ class TeacherSource:
             dynamics = np.minimum(anchors, length[:, None] - 1)
         else:
             dynamics = self._draw("dynamics", entries, self._dynamics_positions, length)
-        if self._uniformity_positions == self._anchors:
+        if self._uniformity_positions == self._anchors and self._aligned == 1:
             uniformity = anchors
         else:
-            uniformity = self._draw("uniformity", entries, self._uniformity_positions, positions)
+            groups = entries // self._aligned
+            uniformity = self._draw("uniformity", groups, self._uniformity_positions, positions)
         lookahead = longest if self._rest else windows.tokens.shape[1] - self._windows.window
         width = longest + lookahead
         return TeacherBatch(

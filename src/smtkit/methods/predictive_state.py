@@ -93,7 +93,6 @@ class PredictiveState:
             "dense": config.dense_weight,
             "dynamics": config.dynamics_weight * ramp,
             "readout": config.readout_weight * ramp,
-            "stepped": config.stepped_weight * ramp,
             "uniformity": config.uniformity_weight,
         }
 
@@ -106,25 +105,21 @@ class PredictiveState:
     def counts(self, batch: TeacherBatch) -> dict[str, int]:
         """Number of terms in each sum of `losses`."""
         counts = {
-            "decoding": int((self._future_targets(batch, batch.anchors) != IGNORE).sum()),
+            "decoding": int((self._future_targets(batch) != IGNORE).sum()),
             "dynamics": batch.dynamics_positions.numel(),
             "readout": int((self._transition_targets(batch) != IGNORE).sum()),
             "uniformity": len(batch.tokens) // self._config.uniformity_group,
         }
         if batch.dense_positions.numel():
             counts["dense"] = int((self._dense_targets(batch) != IGNORE).sum())
-        if self._config.stepped_weight:
-            after = self._before_anchors(batch) + 1
-            counts["stepped"] = int((self._future_targets(batch, after) != IGNORE).sum())
         return counts
 
     def losses(self, batch: TeacherBatch) -> dict[str, Tensor]:
         """Sums of each term over the batch."""
         positions = batch.dynamics_positions
-        anchored, departed, dense, before, after, compared = self._encode(
+        anchored, dense, before, after, compared = self._encode(
             batch,
             batch.anchors,
-            self._before_anchors(batch),
             batch.dense_positions,
             positions,
             positions + 1,
@@ -133,7 +128,7 @@ class PredictiveState:
         tokens = select(batch.tokens, positions).flatten()
         predicted = self.network.cell(before.flatten(0, 1), tokens)  # (B P, K, D)
         sums = {
-            "decoding": self._decoding(anchored.flatten(0, 1), batch.anchors, batch),
+            "decoding": self._decoding(anchored.flatten(0, 1), batch),
             "dynamics": objectives.dynamics(predicted, after.flatten(0, 1)),
             "readout": objectives.cross_entropy(
                 self.network.read(predicted), self._transition_targets(batch)
@@ -143,8 +138,6 @@ class PredictiveState:
         if dense.numel():
             said = self.network.read(dense.flatten(0, 1))
             sums["dense"] = objectives.cross_entropy(said, self._dense_targets(batch))
-        if departed.numel():
-            sums["stepped"] = self._stepped(departed, batch)
         return sums
 
     def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
@@ -184,33 +177,25 @@ class PredictiveState:
         memory = self.network.encoder.encode_at(tokens, torch.cat(positions, dim=1))
         return memory.split([some.shape[1] for some in positions], dim=1)
 
-    def _before_anchors(self, batch: TeacherBatch) -> Tensor:
-        """Positions (B, A) from which the cell steps before the decoder is asked; none where it is
-        not."""
-        if not self._config.stepped_weight:
-            return batch.anchors[:, :0]
-        return torch.minimum(batch.anchors, batch.length[:, None] - 1)
+    def _decoding(self, anchored: Tensor, batch: TeacherBatch) -> Tensor:
+        """From memories at the anchors, (B A, K, D)."""
+        offsets = torch.arange(self._future(batch), device=anchored.device)
+        future = select(batch.tokens, self._from_anchors(batch, offsets))
+        logits = self.network.decoder(anchored, future.reshape(len(anchored), -1))
+        return objectives.cross_entropy(logits, self._future_targets(batch))
 
-    def _stepped(self, departed: Tensor, batch: TeacherBatch) -> Tensor:
-        positions = self._before_anchors(batch)
-        tokens = select(batch.tokens, positions).flatten()
-        predicted = self.network.cell(departed.flatten(0, 1), tokens)
-        return self._decoding(predicted, positions + 1, batch)
-
-    def _decoding(self, memory: Tensor, positions: Tensor, batch: TeacherBatch) -> Tensor:
-        """Of the future, from memories (B A, K, D) at `positions` (B, A)."""
-        offsets = torch.arange(self._future(batch), device=memory.device)
-        future = select(batch.tokens, _further(positions, offsets))
-        logits = self.network.decoder(memory, future.reshape(len(memory), -1))
-        return objectives.cross_entropy(logits, self._future_targets(batch, positions))
-
-    def _future_targets(self, batch: TeacherBatch, anchors: Tensor) -> Tensor:
+    def _future_targets(self, batch: TeacherBatch) -> Tensor:
         offsets = torch.arange(self._future(batch) + 1, device=batch.targets.device)
-        positions = _further(anchors, offsets)
+        positions = self._from_anchors(batch, offsets)
         targets = select(batch.targets, positions)
         length = batch.length[:, None]
         padding = (positions > length) & (length < self._window(batch))
         return targets.masked_fill(padding, IGNORE)
+
+    @staticmethod
+    def _from_anchors(batch: TeacherBatch, offsets: Tensor) -> Tensor:
+        """(B, A * len(offsets)) positions."""
+        return (batch.anchors[:, :, None] + offsets).flatten(1)
 
     @staticmethod
     def _dense_targets(batch: TeacherBatch) -> Tensor:
@@ -223,12 +208,14 @@ class PredictiveState:
         return select(batch.targets, batch.dynamics_positions + 1)
 
     def _uniformity(self, compared: Tensor) -> Tensor:
-        groups = compared.unflatten(0, (-1, self._config.uniformity_group)).flatten(1, 2)
+        """Of memories (B, U, K, D), a mean over positions where they are compared one by one."""
+        groups = compared.unflatten(0, (-1, self._config.uniformity_group))  # (G, g, U, K, D)
+        positions = 1
+        if self._config.uniformity_pairs == "aligned":
+            positions = compared.shape[1]
+            groups = groups.transpose(1, 2).flatten(0, 1)  # (G U, g, K, D)
+        else:
+            groups = groups.flatten(1, 2)  # (G, g U, K, D)
         if self._config.uniformity == "pooled":
             groups = objectives.pool_slots(groups)
-        return objectives.uniformity(groups).sum()
-
-
-def _further(positions: Tensor, offsets: Tensor) -> Tensor:
-    """(B, A) -> (B, A * len(offsets))."""
-    return (positions[:, :, None] + offsets).flatten(1)
+        return objectives.uniformity(groups).sum() / positions

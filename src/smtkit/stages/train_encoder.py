@@ -13,6 +13,7 @@ from smtkit.config import (
     CellConfig,
     DecoderConfig,
     EncoderConfig,
+    PredictiveStateConfig,
     ReadoutConfig,
     TrainEncoderConfig,
 )
@@ -124,10 +125,15 @@ def _source(
         anchors=config.objective.anchors,
         dynamics_positions=config.objective.dynamics_positions,
         uniformity_positions=config.objective.uniformity_positions,
+        aligned=_aligned(config.objective),
         dense_positions=_dense_positions(config),
         rest=config.objective.future_length == "rest",
         by_length=by_length,
     )
+
+
+def _aligned(objective: PredictiveStateConfig) -> int:
+    return objective.uniformity_group if objective.uniformity_pairs == "aligned" else 1
 
 
 def _dense_positions(config: TrainEncoderConfig) -> int | None:
