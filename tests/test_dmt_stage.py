@@ -32,7 +32,7 @@ from smtkit.data.transitions import RolloutSource
 from smtkit.errors import UsageError
 from smtkit.models.teacher import FutureDecoder
 from smtkit.stages import synthesize, train_encoder, train_rnn
-from smtkit.stages.networks import decoder_of, load_rnn
+from smtkit.stages.networks import TeacherWeights, decoder_of, load_rnn, teacher_weights
 from smtkit.training import Trainer, Validation
 
 ONCE = {"training": {"max_steps": 1}}
@@ -94,8 +94,8 @@ def test_the_empty_memory_stays_that_of_the_labels(pipeline, tmp_path, method):
 def test_nothing_of_the_teacher_changes(pipeline, tmp_path, monkeypatch, method, readout):
     taken: list[FutureDecoder] = []
 
-    def taking(labels: Artifact) -> FutureDecoder:
-        taken.append(decoder_of(labels))
+    def taking(teacher: TeacherWeights) -> FutureDecoder:
+        taken.append(decoder_of(teacher))
         return taken[-1]
 
     monkeypatch.setattr(train_rnn, "decoder_of", taking)
@@ -104,7 +104,7 @@ def test_nothing_of_the_teacher_changes(pipeline, tmp_path, monkeypatch, method,
     before = _content(pipeline.labels)
     train_rnn.run(config, pipeline.labels, tmp_path)
     (used,) = taken
-    stored = decoder_of(Artifact.open(pipeline.labels)).state_dict()
+    stored = decoder_of(teacher_weights(Artifact.open(pipeline.labels))).state_dict()
 
     assert _content(pipeline.labels) == before
     for name, values in used.state_dict().items():
@@ -405,3 +405,12 @@ def test_what_does_not_go_with_an_init_is_one_line(
 
     assert code == 2
     assert message in line
+
+
+@pytest.mark.parametrize("other", [{"memory": {"slots": 3}}, {"decoder": {"layers": 2}}], ids=str)
+def test_a_shape_that_is_not_that_of_the_labels_is_refused(pipeline, tmp_path, other):
+    """From Python, where it may be described, as a manifest does."""
+    same = {"memory": {"slots": 2, "slot_width": 8}, "decoder": {"layers": 1, "width": 16}}
+    train_rnn.run(_config(**same, **ONCE), pipeline.labels, tmp_path / "same")
+    with pytest.raises(UsageError, match="the labels are of a"):
+        train_rnn.run(_config(**other, **ONCE), pipeline.labels, tmp_path / "other")

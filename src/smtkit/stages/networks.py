@@ -1,6 +1,6 @@
 """The RNN that `train-rnn` begins with, and the RNN of an artifact."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,17 +31,28 @@ def load_rnn(rnn: Artifact) -> tuple[RecurrentNetwork, int]:
     return network.eval().requires_grad_(False), window
 
 
+class TeacherWeights(NamedTuple):
+    """What lies with the labels of the teacher, and what it is."""
+
+    tensors: dict[str, Tensor]
+    header: dict[str, Any]
+
+
+def teacher_weights(labels: Artifact) -> TeacherWeights:
+    return TeacherWeights(*load_tensors(labels.verified(MODEL)))
+
+
 def network_for_labels(
-    config: TrainRnnConfig, labels: Artifact, shape: LabelShape
+    config: TrainRnnConfig, teacher: TeacherWeights, shape: LabelShape
 ) -> RecurrentNetwork:
     """The RNN with random weights; or, with `init_from_labels`, with the co-trained cell's.
 
     It starts from the teacher's empty memory, which stays as it is.
     """
-    tensors, header = load_tensors(labels.verified(MODEL))
+    tensors, header = teacher
     memory = {"slots": shape.slots, "slot_width": shape.slot_width}
     told = {"memory": memory, "decoder": header["decoder"]}
-    check_given(config, told, f"{labels.directory} has a")
+    check_given(config, told, "the labels are of a")
     cell, readout = config.cell, config.readout
     if config.init_from_labels:
         check_given(config, header, "--init-from-labels starts from the co-trained")
@@ -104,19 +115,13 @@ def with_empty_memory(network: RecurrentNetwork, memory: Tensor) -> RecurrentNet
     return network
 
 
-def decoder_of(labels: Artifact) -> FutureDecoder:
-    """The teacher's decoder, which lies with the labels."""
-    tensors, header = load_tensors(labels.verified(MODEL))
+def decoder_of(teacher: TeacherWeights) -> FutureDecoder:
+    """The teacher's decoder."""
+    tensors, header = teacher
     shape = header["encoder"]["slots"], header["encoder"]["slot_width"]
     decoder = FutureDecoder(DecoderConfig(**header["decoder"]), header["vocabulary_size"], *shape)
     decoder.load_state_dict(_below(_PREFIX, tensors))
     return decoder
-
-
-def empty_memory_of(labels: Artifact) -> Tensor:
-    """The teacher's empty memory (K, D), which lies with the labels."""
-    tensors, _ = load_tensors(labels.verified(MODEL))
-    return tensors["empty_memory"]
 
 
 def check_given(config: TrainRnnConfig, found: dict[str, Any], why: str) -> None:

@@ -28,12 +28,13 @@ from smtkit.methods.smt import SupervisedMemoryTraining
 from smtkit.models.rnn import RecurrentNetwork
 from smtkit.progress import Progress, Silent
 from smtkit.stages.networks import (
+    TeacherWeights,
     decoder_of,
     describing,
-    empty_memory_of,
     network_for_labels,
     network_of,
     network_of_its_own,
+    teacher_weights,
     with_empty_memory,
 )
 from smtkit.training import Method, Source, Trainer, Validation, choose_device
@@ -129,8 +130,9 @@ def _from_labels(
 ) -> _Course:
     shards = [LabelShards(labels.files(f"{split}-")) for split in _SPLITS]
     shape = shards[0].shape
-    network = _network(config, labels, begun, shape)
-    decoder = decoder_of(labels).to(device) if config.objective.kl_weight else None
+    teacher = teacher_weights(labels)
+    network = _network(config, teacher, begun, shape)
+    decoder = decoder_of(teacher).to(device) if config.objective.kl_weight else None
     method: Method[Any]
     if config.method == "smt":
         method = SupervisedMemoryTraining(network, config.objective, decoder)
@@ -149,12 +151,12 @@ def _from_labels(
 
 
 def _network(
-    config: TrainRnnConfig, labels: Artifact, begun: Artifact | None, shape: LabelShape
+    config: TrainRnnConfig, teacher: TeacherWeights, begun: Artifact | None, shape: LabelShape
 ) -> RecurrentNetwork:
     if begun is None:
-        return network_for_labels(config, labels, shape)
+        return network_for_labels(config, teacher, shape)
     # What bptt has made of the empty memory is not where the labels begin.
-    return with_empty_memory(network_of(config, begun), empty_memory_of(labels))
+    return with_empty_memory(network_of(config, begun), teacher.tensors["empty_memory"])
 
 
 def _label_sources(
