@@ -80,7 +80,8 @@ def _draw(store: Store, task: str, points: list[Point], path: Path) -> None:
             panel.set_xscale("linear" if axis == "seconds" else "log")
             panel.grid(alpha=0.3)
         panels[0].set_ylabel("accuracy" if declared.goal is not None else "bits a target")
-        panels[0].legend(fontsize=7)
+        if points:
+            panels[0].legend(fontsize=7)
         figure.suptitle(f"{declared.title}: the RNN on its own, on validation", fontsize=10)
         figure.tight_layout()
         figure.savefig(path, metadata={"Date": None})
