@@ -16,14 +16,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from smtkit.errors import ArtifactError, InputOutputError, UsageError
 
-FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 
 Kind = Literal["tokens", "encoder", "labels", "rnn", "evaluation", "report"]
+_FORMAT_VERSIONS: dict[str, int] = {"labels": 2}  # of the others: 1
 
-
-_MADE_BY: dict[Kind, str] = {  # of those that a stage reads
+_MADE_BY: dict[str, str] = {  # of those that a stage reads
     "tokens": "smtkit tokenize or smtkit synthesize",
     "encoder": "smtkit train-encoder",
     "labels": "smtkit extract-labels",
@@ -175,9 +174,11 @@ def read_manifest(directory: Path) -> Manifest:
     except ValueError as error:
         raise ArtifactError(f"{path}: not a manifest: {error}") from None
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
+    kind = str(content.get("kind")) if isinstance(content, dict) else ""
+    if version != (allowed := format_version(kind)):
         raise ArtifactError(
-            f"{path}: format version is {version}, this smtkit reads {FORMAT_VERSION}"
+            f"{path}: format version is {version}, this smtkit reads {allowed}",
+            f"{kind} are made by {_MADE_BY[kind]}" if kind in _MADE_BY else None,
         )
     try:
         return Manifest.model_validate(content)
@@ -187,6 +188,11 @@ def read_manifest(directory: Path) -> Manifest:
         raise ArtifactError(f"{path}: {key}: {detail['msg']}") from None
 
 
+def format_version(kind: str) -> int:
+    """The version of artifacts of `kind` that is written, and the only one that is read."""
+    return _FORMAT_VERSIONS.get(kind, 1)
+
+
 def content_digest(kind: Kind, files: Iterable[FileEntry]) -> str:
     """Digest over what the artifact holds; not over times, places, or how it was made."""
     content = sorted(
@@ -194,7 +200,7 @@ def content_digest(kind: Kind, files: Iterable[FileEntry]) -> str:
         for entry in files
         if entry.logical_name != METRICS
     )
-    text = json.dumps([kind, FORMAT_VERSION, content])
+    text = json.dumps([kind, format_version(kind), content])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -22,13 +22,13 @@ from typing import Any, Self
 
 import smtkit
 from smtkit.artifacts.manifest import (
-    FORMAT_VERSION,
     MANIFEST,
     Artifact,
     FileEntry,
     Kind,
     Manifest,
     content_digest,
+    format_version,
     hash_file,
     read_manifest,
 )
@@ -133,7 +133,7 @@ class Run:
         files = [self._entries[name] for name in sorted(self._entries)]
         manifest = Manifest(
             kind=self.kind,
-            format_version=FORMAT_VERSION,
+            format_version=format_version(self.kind),
             smtkit_version=smtkit.__version__,
             command=_command_line(),
             config=(config or self._config).model_dump(mode="json"),

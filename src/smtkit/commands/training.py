@@ -63,7 +63,7 @@ def extract_labels(
         str | None,
         typer.Option(metavar="N", help="Label so many train windows, drawn by the seed; else all."),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float16 or float32.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float16, bfloat16, int8 or float32.")] = None,
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Seed = None,

@@ -14,7 +14,9 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-RUNTIME_KEYS = frozenset({"device", "workers", "training.log_every", "training.checkpoint_every"})
+RUNTIME_KEYS = frozenset(
+    {"device", "workers", "data.readers", "training.log_every", "training.checkpoint_every"}
+)
 """Keys that do not change what a run computes: a resumed run may set them anew."""
 
 

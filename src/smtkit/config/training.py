@@ -36,6 +36,9 @@ class TransitionDataConfig(WindowConfig):
 
     positions: Positive = 32
     """Of `smt`: transitions drawn in each window."""
+    readers: NonNegative = 2
+    """Threads that read the batches of the next steps, one each, while this one computes; 0: read
+    when they are asked for."""
 
 
 class PredictiveStateConfig(Config):
@@ -232,8 +235,8 @@ class ExtractLabelsConfig(Config):
     """Of all random numbers."""
     device: Device = "auto"
     """`auto`: CUDA where there is one."""
-    dtype: Literal["float16", "float32"] = "float16"
-    """Of the stored memories."""
+    dtype: Literal["float16", "bfloat16", "int8", "float32"] = "float16"
+    """Of the stored memories; `int8` with a scale a slot."""
     max_windows: Positive | None = None
     """Train windows, drawn by the seed; unset: all."""
     max_validation_windows: Positive = 256

@@ -1,27 +1,35 @@
 """Label shards: the windows of a corpus with the teacher's memory at every position.
 
-B: windows, T: window, K: slots, D: slot width.
+B: windows, T: window, K: slots, D: slot width, P: positions of each window.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 import xxhash
 from numpy.typing import NDArray
+from torch import Tensor
 
 from smtkit.artifacts.shards import ShardWriter, read_shard
+from smtkit.data.buffers import Buffers
+from smtkit.data.memories import SCALE, STORED_TYPES, StoredType, bits, encode
 from smtkit.data.order import IntArray, mixed
 from smtkit.data.tokens import token_type
 from smtkit.data.windows import Windows
 from smtkit.errors import ArtifactError
 
 _METADATA = b"smtkit"
-_CHECKED = ("tokens", "targets", "length", "memory")
+_HEAD = ("tokens", "targets", "length", "origin")
+_STORED = ("memory", "scale")
+_CHECKED_BYTES = 2**16
+"""A checksum is over the fewest positions whose memories hold so much. Part of the format: less,
+and calls cost more than bytes; more, and few positions cannot be read for less than many."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +48,36 @@ class LabelShape:
         return self.slots * self.slot_width
 
     @property
+    def stored(self) -> StoredType:
+        return STORED_TYPES[self.dtype]
+
+    @property
     def row_bytes(self) -> int:
-        return (self.window + 1) * self.numbers * np.dtype(self.dtype).itemsize
+        return (self.window + 1) * self.numbers * self.stored.array.itemsize
+
+    @property
+    def checked(self) -> int:
+        """Positions that share a checksum."""
+        return -(-_CHECKED_BYTES // (self.numbers * self.stored.array.itemsize))
+
+    @property
+    def checksums(self) -> int:
+        """Of a row: one of its head, and those of its memories."""
+        return 1 + -(-(self.window + 1) // self.checked)
 
     def schema(self) -> pa.Schema:
-        memory = pa.float16() if self.dtype == "float16" else pa.float32()
+        positions = self.window + 1
         fields = {
-            "tokens": pa.list_(_required(token_type(self.vocabulary_size)), self.window),
-            "targets": pa.list_(_required(pa.int32()), self.window + 1),
+            "tokens": _list(token_type(self.vocabulary_size), self.window),
+            "targets": _list(pa.int32(), positions),
             "length": pa.int32(),
-            "memory": pa.list_(_required(memory), (self.window + 1) * self.numbers),
             "origin": pa.int64(),
-            "xxh3": pa.uint64(),
+            "memory": _list(self.stored.arrow, positions * self.numbers),
+            "scale": _list(pa.from_numpy_dtype(SCALE), positions * self.slots),
+            "xxh3": _list(pa.uint64(), self.checksums),
         }
+        if not self.stored.scaled:
+            del fields["scale"]
         return pa.schema(
             [pa.field(name, kind, nullable=False) for name, kind in fields.items()],
             metadata={_METADATA: json.dumps(vars(self), sort_keys=True)},
@@ -63,9 +88,10 @@ class LabelShape:
         """The shape in a shard's metadata. Raises ArtifactError."""
         try:
             shape = cls(**json.loads(schema.metadata[_METADATA]))
+            expected = shape.schema()
         except (KeyError, TypeError, ValueError):
             raise ArtifactError(f"{path}: not a label shard of smtkit") from None
-        if not schema.equals(shape.schema()):
+        if not schema.equals(expected):
             raise ArtifactError(f"{path}: columns are not those of a label shard")
         return shape
 
@@ -73,18 +99,30 @@ class LabelShape:
 def write_labels(
     path: Path, shape: LabelShape, windows: Windows, memory: NDArray[Any], origin: IntArray
 ) -> int:
-    """Writes one shard of one record batch; memory (B, T + 1, K, D). Returns its rows."""
+    """Writes one shard of one record batch; memory (B, T + 1, K, D), float32. Returns its rows.
+
+    Raises ArtifactError, before anything is written, where a memory is not finite or does not fit
+    the type it is to be stored in.
+    """
+    numbers, scale = encode(torch.from_numpy(np.asarray(memory, dtype=np.float32)), shape.dtype)
+    _check_finite(path, shape, memory, numbers if scale is None else scale, origin)
     schema = shape.schema()
     rows = len(origin)
-    token_dtype = token_type(shape.vocabulary_size).to_pandas_dtype()
     arrays: dict[str, NDArray[Any]] = {
-        "tokens": windows.tokens.astype(token_dtype),
+        "tokens": windows.tokens.astype(token_type(shape.vocabulary_size).to_pandas_dtype()),
         "targets": windows.targets.astype(np.int32),
         "length": windows.length.astype(np.int32),
-        "memory": np.ascontiguousarray(memory.reshape(rows, -1), dtype=shape.dtype),
-        "origin": origin,
+        "origin": np.asarray(origin, dtype=np.int64),
+        "memory": bits(numbers, shape.dtype).reshape(rows, -1),
     }
-    arrays["xxh3"] = np.array([_checksum(arrays, row) for row in range(rows)], dtype=np.uint64)
+    if scale is not None:
+        arrays["scale"] = scale.numpy().reshape(rows, -1)
+    shard = _Shard(path, shape, arrays)
+    sums = [
+        [shard.head_checksum(row), *(shard.checksum(row, part) for part in shard.parts)]
+        for row in range(rows)
+    ]
+    arrays["xxh3"] = np.array(sums, dtype=np.uint64)
     columns = [_column(arrays[field.name], field.type) for field in schema]
     with ShardWriter(path, schema) as writer:
         writer.write(pa.record_batch(columns, schema=schema))
@@ -92,53 +130,199 @@ def write_labels(
 
 
 class LabelShards:
-    """The rows of one split of a `labels` artifact, memory-mapped; a row is checked when read."""
+    """The rows of one split of a `labels` artifact, memory-mapped; what is read is checked first.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = list(paths)
+    `pinned`: memories are read into page-locked buffers. May be read by many threads.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, pinned: bool = False) -> None:
         self._shards = [_open(path) for path in paths]
-        self.shape = self._shards[0][0]
-        for path, (shape, _) in zip(self._paths, self._shards, strict=True):
-            if shape != self.shape:
-                raise ArtifactError(f"{path}: shape is {shape}, the first shard's {self.shape}")
-        self._ends = np.cumsum([len(arrays["length"]) for _, arrays in self._shards])
+        self._buffers = Buffers(pinned=pinned)
+        self.shape = self._shards[0].shape
+        for shard in self._shards:
+            if shard.shape != self.shape:
+                raise ArtifactError(
+                    f"{shard.path}: shape is {shard.shape}, the first shard's {self.shape}"
+                )
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def lengths(self) -> IntArray | None:
         """Tokens of each row; None where hardly any is shorter than the others."""
-        return mixed(np.concatenate([arrays["length"] for _, arrays in self._shards]))
+        return mixed(np.concatenate([shard.arrays["length"] for shard in self._shards]))
 
-    def row(self, number: int) -> dict[str, NDArray[Any]]:
-        """The columns of a row, without a copy; `memory` is (T + 1, K, D).
+    def windows(self, rows: IntArray) -> Windows:
+        """Tokens, targets and lengths of rows.
 
         Raises ArtifactError that names file and row where the checksum is wrong.
         """
-        shard = int(np.searchsorted(self._ends, number, side="right"))
-        _, arrays = self._shards[shard]
-        place = number - int(self._ends[shard]) + len(arrays["length"])
-        if _checksum(arrays, place) != int(arrays["xxh3"][place]):
-            raise ArtifactError(f"{self._paths[shard]}: row {place}: damaged: wrong checksum")
-        row = {name: column[place] for name, column in arrays.items()}
+        found = list(self._found(rows))
+        for shard, row in found:
+            shard.check_head(row)
+        tokens, targets, length = (
+            np.array([shard.arrays[name][row] for shard, row in found], dtype=np.int64)
+            for name in ("tokens", "targets", "length")
+        )
+        return Windows(tokens, targets, length)
+
+    def memories(self, rows: IntArray, positions: IntArray | range) -> tuple[Tensor, Tensor]:
+        """Memories as they are stored, (B P, K, D), and their scales (B P, K), or (0,) of a type
+        without; at positions (B, P), ascending in each row, or at a range that all share.
+
+        The tensors lie in a buffer that is used again when they are gone. Raises ArtifactError that
+        names file and row where the checksum of what is read is wrong.
+        """
         shape = self.shape
-        row["memory"] = row["memory"].reshape(shape.window + 1, shape.slots, shape.slot_width)
-        return row
+        count = len(positions) if isinstance(positions, range) else positions.shape[1]
+        lent = {
+            name: self._buffers.take(len(rows) * count * width)
+            for name, width in self._shards[0].widths.items()
+        }
+        columns = [buffer.numpy().reshape(len(rows), count, -1) for buffer in lent.values()]
+        for number, (shard, row) in enumerate(self._found(rows)):
+            into = [column[number] for column in columns]
+            if isinstance(positions, range):
+                shard.copy_run(row, positions, into)
+            else:
+                shard.copy_some(row, positions[number], into)
+        memory = lent["memory"].view(shape.stored.tensor)
+        scale = lent["scale"].view(torch.float32) if shape.stored.scaled else torch.empty(0)
+        return (
+            memory.view(-1, shape.slots, shape.slot_width),
+            scale.view(-1, shape.slots) if shape.stored.scaled else scale,
+        )
+
+    def row(self, number: int) -> dict[str, NDArray[Any]]:
+        """All columns of a row, without a copy; `memory` is (T + 1, K, D), as it is stored.
+
+        Raises ArtifactError that names file and row where a checksum is wrong.
+        """
+        ((shard, row),) = self._found(np.array([number]))
+        shard.check_head(row)
+        for part in shard.parts:
+            shard.check(row, part)
+        found = {name: column[row] for name, column in shard.arrays.items()}
+        shape = self.shape
+        found["memory"] = found["memory"].reshape(-1, shape.slots, shape.slot_width)
+        return found
+
+    def _found(self, rows: IntArray) -> "Iterator[tuple[_Shard, int]]":
+        """The shard of each row, and its number there."""
+        numbers = np.searchsorted(self._ends, rows, side="right")
+        for number, row in zip(numbers.tolist(), rows.tolist(), strict=True):
+            shard = self._shards[number]
+            yield shard, row - int(self._ends[number]) + len(shard)
 
 
-def _open(path: Path) -> tuple[LabelShape, dict[str, NDArray[Any]]]:
+class _Shard:
+    """The columns of one shard, an array each, and the checksums over them.
+
+    `widths`: bytes a position of the columns that memories are made of. `parts`: numbers of the
+    runs of positions that a checksum is over.
+    """
+
+    def __init__(self, path: Path, shape: LabelShape, arrays: dict[str, NDArray[Any]]) -> None:
+        self.path = path
+        self.shape = shape
+        self.arrays = arrays
+        self.parts = range(shape.checksums - 1)
+        rows, positions = len(self), shape.window + 1
+        self._head = [_bytes(arrays[name]).reshape(rows, -1) for name in _HEAD]
+        stored = {
+            name: _bytes(arrays[name]).reshape(rows, positions, -1)
+            for name in _STORED
+            if name in arrays
+        }
+        self._stored = list(stored.values())
+        self.widths = {name: column.shape[2] for name, column in stored.items()}
+
+    def __len__(self) -> int:
+        return len(self.arrays["length"])
+
+    def head_checksum(self, row: int) -> int:
+        return xxhash.xxh3_64_intdigest(b"".join([column[row] for column in self._head]))
+
+    def checksum(self, row: int, part: int) -> int:
+        """Of the memories of a run of positions, and then of their scales."""
+        first = part * self.shape.checked
+        last = first + self.shape.checked
+        if len(self._stored) == 1:
+            return xxhash.xxh3_64_intdigest(self._stored[0][row, first:last].data)
+        checksum = xxhash.xxh3_64()
+        for column in self._stored:
+            checksum.update(column[row, first:last].data)
+        return checksum.intdigest()
+
+    def check_head(self, row: int) -> None:
+        if self.head_checksum(row) != self.arrays["xxh3"][row, 0]:
+            raise self._damaged(row)
+
+    def check(self, row: int, part: int) -> None:
+        if self.checksum(row, part) != self.arrays["xxh3"][row, 1 + part]:
+            raise self._damaged(row)
+
+    def copy_run(self, row: int, positions: range, into: Iterable[NDArray[Any]]) -> None:
+        """Checks and copies a part after the other: it is read once, and copied from the cache."""
+        start, stop, checked = positions.start, positions.stop, self.shape.checked
+        for part in range(start // checked, -(-stop // checked)):
+            self.check(row, part)
+            first, last = max(start, part * checked), min(stop, (part + 1) * checked)
+            for column, out in zip(self._stored, into, strict=True):
+                out[first - start : last - start] = column[row, first:last]
+
+    def copy_some(self, row: int, positions: IntArray, into: Iterable[NDArray[Any]]) -> None:
+        for part in sorted(set((positions // self.shape.checked).tolist())):
+            self.check(row, part)
+        for column, out in zip(self._stored, into, strict=True):
+            # Positions are in range; `raise` would copy into a buffer of numpy's first.
+            column[row].take(positions, axis=0, out=out, mode="clip")
+
+    def _damaged(self, row: int) -> ArtifactError:
+        return ArtifactError(f"{self.path}: row {row}: damaged: wrong checksum")
+
+
+def _open(path: Path) -> _Shard:
     reader = read_shard(path)
     shape = LabelShape.of(reader.schema, path)
     if reader.num_record_batches != 1:
         raise ArtifactError(f"{path}: {reader.num_record_batches} record batches, expected 1")
-    batch = reader.get_batch(0)
-    return shape, {name: _view(batch.column(name)) for name in batch.schema.names}
+    try:
+        batch = reader.get_batch(0)
+        batch.validate()
+        return _Shard(path, shape, {name: _view(batch.column(name)) for name in batch.schema.names})
+    except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
+        raise ArtifactError(f"{path}: damaged: {error}") from None
+
+
+def _check_finite(
+    path: Path, shape: LabelShape, memory: NDArray[Any], stored: Tensor, origin: IntArray
+) -> None:
+    finite = torch.isfinite(stored).flatten(1).all(1)
+    if bool(finite.all()):
+        return
+    row = int(finite.int().argmin())
+    largest = float(np.abs(memory[row]).max())
+    what = (
+        f"has a memory that holds {largest}, which {shape.dtype} does not"
+        if np.isfinite(largest)
+        else "has a memory that is not finite"
+    )
+    raise ArtifactError(
+        f"{path.name}: row {row}: the window at token {int(origin[row])} {what}",
+        "store them as bfloat16 or float32 (--dtype)" if np.isfinite(largest) else None,
+    )
 
 
 def _view(column: pa.Array) -> NDArray[Any]:
     if not pa.types.is_fixed_size_list(column.type):
         return column.to_numpy(zero_copy_only=True)
     return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    return array.reshape(-1).view(np.uint8)
 
 
 def _column(array: NDArray[Any], kind: pa.DataType) -> pa.Array:
@@ -148,12 +332,5 @@ def _column(array: NDArray[Any], kind: pa.DataType) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(values, type=kind)
 
 
-def _required(kind: pa.DataType) -> pa.Field:
-    return pa.field("item", kind, nullable=False)
-
-
-def _checksum(arrays: dict[str, NDArray[Any]], row: int) -> int:
-    checksum = xxhash.xxh3_64()
-    for name in _CHECKED:
-        checksum.update(np.ascontiguousarray(arrays[name][row]).data)
-    return checksum.intdigest()
+def _list(kind: pa.DataType, length: int) -> pa.DataType:
+    return pa.list_(pa.field("item", kind, nullable=False), length)

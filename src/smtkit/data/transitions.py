@@ -1,7 +1,7 @@
 """Batches for the RNN: transitions between stored memories, chains of them, and plain sequences.
 
-B: windows, T: window, P: positions drawn in each, K: slots, D: slot width, F: future tokens;
-C chains of L steps.
+B: windows, T: window, P: positions drawn in each, M: memories, K: slots, D: slot width, F: future
+tokens; C chains of L steps.
 """
 
 from dataclasses import dataclass
@@ -14,39 +14,55 @@ from torch import Tensor
 
 from smtkit.config import RolloutConfig, TransitionObjectiveConfig
 from smtkit.data.labels import LabelShards
+from smtkit.data.memories import decode
 from smtkit.data.order import IntArray, SampleOrder, random_key, stratified, uniform
-from smtkit.data.windows import WindowSource
-
-Row = dict[str, NDArray[Any]]
+from smtkit.data.windows import Windows, WindowSource
 
 
 @dataclass(frozen=True)
 class _LabelBatch:
-    """What the objective asks beside its transitions.
+    """Labels, and what the objective asks beside its transitions.
 
-    first_target (B,): what is to be predicted from the empty memory. compared (M,): numbers of the
+    memory (M, K, D), scale (M, K) or (0,): labels as they are stored, and as they are moved to the
+    device. place: which of them each transition reads; the one after it is where it leads.
+    first_target (B,): what is to be predicted from the empty memory. compared (C,): numbers of the
     transitions after which the decoder must say the same from label and predicted memory, for
-    future (M, F) tokens, of which future_length (M,) are there. noise: unit normal numbers.
+    future (C, F) tokens, of which future_length (C,) are there. noise: unit normal numbers.
     """
 
+    memory: Tensor
+    scale: Tensor
+    place: Tensor
     first_target: Tensor
     compared: Tensor
     future: Tensor
     future_length: Tensor
     noise: Tensor
 
+    def labels(self, places: Tensor) -> Tensor:
+        """places (...,) -> (..., K, D), float32."""
+        flat = places.flatten()
+        scale = self.scale[flat] if len(self.scale) else self.scale
+        return decode(self.memory[flat], scale).unflatten(0, places.shape)
+
 
 @dataclass(frozen=True)
 class TransitionBatch(_LabelBatch):
-    """A flat set of N = B P transitions: before, after (N, K, D); token, target (N,).
+    """A flat set of N = B P transitions: before, after (N, K, D); place, token, target (N,).
 
     `after` is the label of `(before, token)`, `target` what is to be predicted from it.
     """
 
-    before: Tensor
     token: Tensor
-    after: Tensor
     target: Tensor
+
+    @property
+    def before(self) -> Tensor:
+        return self.labels(self.place)
+
+    @property
+    def after(self) -> Tensor:
+        return self.labels(self.place + 1)
 
     @property
     def tokens_read(self) -> int:
@@ -55,20 +71,31 @@ class TransitionBatch(_LabelBatch):
 
 @dataclass(frozen=True)
 class RolloutBatch(_LabelBatch):
-    """C chains of L steps: start (C, K, D), tokens (C, L), and what each step should lead to: after
-    (C, L, K, D), target (C, L).
+    """C chains of L steps: start (C, K, D); place, tokens (C, L); and what each step should lead
+    to: after (C, L, K, D), target (C, L).
 
     restarts (C, L): steps before which the memory is the empty one. learned (N,): numbers in the
     flat C * L of the steps that are learned from; the others lie past the end of a chain, or
     between those that `loss_every` takes.
     """
 
-    start: Tensor
     tokens: Tensor
-    after: Tensor
     target: Tensor
     restarts: Tensor
     learned: Tensor
+
+    @property
+    def start(self) -> Tensor:
+        return self.labels(self.place[:, 0])
+
+    @property
+    def after(self) -> Tensor:
+        return self.labels(self.place + 1)
+
+    @property
+    def learned_after(self) -> Tensor:
+        """(N, K, D): where the steps that are learned from should lead."""
+        return self.labels(self.place.flatten()[self.learned] + 1)
 
     @property
     def tokens_read(self) -> int:
@@ -110,16 +137,23 @@ class TransitionSource:
         self._key = random_key(seed, "transitions")
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> TransitionBatch:
-        entries, rows = self._windows.read(step, part, parts)
-        drawn = stratified(self._key, entries, self._positions, _lengths(rows))
+        entries, rows, windows = self._windows.read(step, part, parts)
+        drawn = stratified(self._key, entries, self._positions, windows.length)
         return TransitionBatch(
-            **self._windows.asked(entries, rows, list(drawn)),
+            **self._windows.asked(entries, windows, list(drawn)),
+            **self._memories(rows, windows, drawn),
             noise=self._windows.noise(entries, [self._positions] * len(rows)),
-            before=_gathered(rows, "memory", drawn),
-            token=_gathered(rows, "tokens", drawn).long(),
-            after=_gathered(rows, "memory", drawn + 1),
-            target=_gathered(rows, "targets", drawn + 1).long(),
+            token=_gathered(windows.tokens, drawn),
+            target=_gathered(windows.targets, drawn + 1),
         )
+
+    def _memories(self, rows: IntArray, windows: Windows, drawn: IntArray) -> dict[str, Tensor]:
+        """Those before and after each transition; or, where these are as many, whole windows."""
+        if 2 * self._positions > windows.length.max():
+            return self._windows.whole(rows, windows, list(drawn))
+        pairs = (drawn[:, :, None] + np.arange(2)).reshape(len(rows), -1)
+        memory, scale = self._windows.labels.memories(rows, pairs)
+        return {"memory": memory, "scale": scale, "place": torch.arange(0, len(memory), 2)}
 
 
 class RolloutSource:
@@ -140,8 +174,8 @@ class RolloutSource:
         self._key = random_key(seed, "phase of chains")
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> RolloutBatch:
-        entries, rows = self._windows.read(step, part, parts)
-        plan = [self._chains(*given) for given in zip(entries, _lengths(rows), strict=True)]
+        entries, rows, windows = self._windows.read(step, part, parts)
+        plan = [self._chains(*given) for given in zip(entries, windows.length, strict=True)]
         steps = max(positions.shape[1] for positions, _ in plan)
         chains = [_padded(positions, steps) for positions, _ in plan]
         learned = [_padded(wanted, steps) for _, wanted in plan]
@@ -150,12 +184,11 @@ class RolloutSource:
         # Jacobi disturbs every label that it begins from, the others the first of each chain.
         disturbed = [at.size if self._rollout.kind == "jacobi" else len(at) for at in chains]
         return RolloutBatch(
-            **self._windows.asked(entries, rows, asked),
+            **self._windows.asked(entries, windows, asked),
+            **self._windows.whole(rows, windows, chains),
             noise=self._windows.noise(entries, disturbed),
-            start=_gathered(rows, "memory", [at[:, 0] for at in chains]),
-            tokens=_gathered(rows, "tokens", chains).long(),
-            after=_gathered(rows, "memory", [at + 1 for at in chains]),
-            target=_gathered(rows, "targets", [at + 1 for at in chains]).long(),
+            tokens=_gathered(windows.tokens, chains),
+            target=_gathered(windows.targets, [at + 1 for at in chains]),
             restarts=torch.from_numpy(positions == 0),
             learned=torch.from_numpy(np.flatnonzero(np.concatenate(learned))),
         )
@@ -197,13 +230,7 @@ class SequenceSource:
     def batch(self, step: int, part: int = 0, parts: int = 1) -> SequenceBatch:
         entries = self._order.entries(step, part, parts)
         epochs, rows = self._order.rows(entries)
-        windows = self._windows.read(self._windows.starts(epochs, rows, self._seed))
-        longest = int(windows.length.max())
-        return SequenceBatch(
-            torch.from_numpy(windows.tokens[:, :longest]),
-            torch.from_numpy(windows.targets[:, : longest + 1]),
-            torch.from_numpy(windows.length),
-        )
+        return _sequences(self._windows.read(self._windows.starts(epochs, rows, self._seed)))
 
 
 class LabelSequenceSource:
@@ -216,14 +243,8 @@ class LabelSequenceSource:
         self._windows = _LabelWindows(labels, nothing, batch_size, seed, by_length)
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> SequenceBatch:
-        _, rows = self._windows.read(step, part, parts)
-        length = _lengths(rows)
-        longest = int(length.max())
-        return SequenceBatch(
-            torch.from_numpy(np.stack([row["tokens"][:longest] for row in rows])).long(),
-            torch.from_numpy(np.stack([row["targets"][: longest + 1] for row in rows])).long(),
-            torch.from_numpy(length),
-        )
+        _, _, windows = self._windows.read(step, part, parts)
+        return _sequences(windows)
 
 
 class _LabelWindows:
@@ -238,23 +259,33 @@ class _LabelWindows:
         by_length: bool,
     ) -> None:
         self.batch_size = batch_size
-        self._labels = labels
+        self.labels = labels
         self._objective = objective
         lengths = labels.lengths() if by_length else None
         self._order = SampleOrder(len(labels), batch_size, seed, lengths)
         self._seed = seed
 
-    def read(self, step: int, part: int, parts: int) -> tuple[IntArray, list[Row]]:
+    def read(self, step: int, part: int, parts: int) -> tuple[IntArray, IntArray, Windows]:
+        """Entries, their rows, and all but the memories of these."""
         entries = self._order.entries(step, part, parts)
-        _, numbers = self._order.rows(entries)
-        return entries, [self._labels.row(int(number)) for number in numbers]
+        _, rows = self._order.rows(entries)
+        return entries, rows, self.labels.windows(rows)
+
+    def whole(
+        self, rows: IntArray, windows: Windows, positions: list[IntArray]
+    ) -> dict[str, Tensor]:
+        """All memories of windows, and the places among them of `positions` (..., L) of each."""
+        count = int(windows.length.max()) + 1
+        memory, scale = self.labels.memories(rows, range(count))
+        place = np.concatenate([row * count + at for row, at in enumerate(positions)])
+        return {"memory": memory, "scale": scale, "place": torch.from_numpy(place)}
 
     def asked(
-        self, entries: IntArray, rows: list[Row], positions: list[IntArray]
+        self, entries: IntArray, windows: Windows, positions: list[IntArray]
     ) -> dict[str, Tensor]:
         """First targets; and futures after some of the transitions at `positions` of each row."""
         objective = self._objective
-        window, length = self._labels.shape.window, _lengths(rows)
+        window, length = self.labels.shape.window, windows.length
         wanted = min(objective.kl_future, window)
         counts = np.array([len(at) for at in positions])
         draws = objective.kl_positions if objective.kl_weight else 0
@@ -266,15 +297,15 @@ class _LabelWindows:
         there = np.clip(length[:, None] - after, 0, wanted).reshape(-1)
         first = np.cumsum(counts) - counts
         return {
-            "first_target": torch.tensor([int(row["targets"][0]) for row in rows]),
+            "first_target": torch.from_numpy(windows.targets[:, 0].copy()),
             "compared": torch.from_numpy((first[:, None] + chosen).reshape(-1)),
-            "future": _gathered(rows, "tokens", inside).long(),
+            "future": _gathered(windows.tokens, inside),
             "future_length": torch.from_numpy(there),
         }
 
     def noise(self, entries: IntArray, counts: list[int]) -> Tensor:
         """Unit normal numbers for `counts` memories of each window, or none."""
-        shape = self._labels.shape
+        shape = self.labels.shape
         if not self._objective.noise:
             return torch.empty(0, shape.slots, shape.slot_width)
         drawn = []
@@ -284,13 +315,19 @@ class _LabelWindows:
         return torch.cat(drawn)
 
 
-def _lengths(rows: list[Row]) -> IntArray:
-    return np.array([row["length"] for row in rows], dtype=np.int64)
+def _sequences(windows: Windows) -> SequenceBatch:
+    """Without the padding that all have."""
+    longest = int(windows.length.max())
+    return SequenceBatch(
+        torch.from_numpy(windows.tokens[:, :longest]),
+        torch.from_numpy(windows.targets[:, : longest + 1]),
+        torch.from_numpy(windows.length),
+    )
 
 
-def _gathered(rows: list[Row], name: str, positions: Any) -> Tensor:
-    """A column of each row at its positions, rows after each other."""
-    chosen = [row[name][at] for row, at in zip(rows, positions, strict=True)]
+def _gathered(column: IntArray, positions: Any) -> Tensor:
+    """A column (B, ...) of each window at its positions, windows after each other."""
+    chosen = [row[at] for row, at in zip(column, positions, strict=True)]
     return torch.from_numpy(np.concatenate(chosen))
 
 

@@ -40,7 +40,7 @@ class DaggerMemoryTraining(TransitionMethod):
         predicted = self._swept(batch) if self._rollout.kind == "jacobi" else self._rolled(batch)
         return self._sums(
             predicted,
-            batch.after.flatten(0, 1)[batch.learned].float(),
+            batch.learned_after,
             batch.target.flatten()[batch.learned],
             batch,
         )
@@ -53,7 +53,7 @@ class DaggerMemoryTraining(TransitionMethod):
         steps = batch.tokens.shape[1]
         chains, offsets = batch.learned // steps, batch.learned % steps
         kept = offsets.unique()  # at which any chain learns
-        memory = self._disturbed(batch.start.float(), batch.noise)
+        memory = self._disturbed(batch.start, batch.noise)
         predicted: list[Tensor] = []
         done = 0
         for offset in kept.tolist():
@@ -81,7 +81,7 @@ class DaggerMemoryTraining(TransitionMethod):
             """Memories before each step, in the flat C * L, from those after them, (C, L, K, D)."""
             return torch.cat((first, memory[:, :-1]), dim=1).flatten(0, 1)
 
-        memory = self._disturbed(batch.after.float(), batch.noise)
+        memory = self._disturbed(batch.after, batch.noise)
         with _without_a_graph():
             for _ in range(self._rollout.sweeps - 1):
                 memory = self.network.step(before(memory), tokens).unflatten(0, shape)

@@ -18,6 +18,6 @@ class SupervisedMemoryTraining(TransitionMethod):
 
     def losses(self, batch: TransitionBatch) -> dict[str, Tensor]:
         """Sums of each term over the batch."""
-        before = self._disturbed(batch.before.float(), batch.noise)
+        before = self._disturbed(batch.before, batch.noise)
         predicted = self.network.step(before, batch.token)
-        return self._sums(predicted, batch.after.float(), batch.target, batch)
+        return self._sums(predicted, batch.after, batch.target, batch)

@@ -43,7 +43,8 @@ def run(
 ) -> Manifest:
     """Writes the teacher's memories of windows of `tokens` to the artifact `out`.
 
-    Raises ArtifactError (wrong kinds, another tokenizer), InterruptedRunError (resumable).
+    Raises ArtifactError (wrong kinds, another tokenizer, a memory that is not finite or does not
+    fit `dtype`), InterruptedRunError (resumable).
     """
     device = choose_device(config.device)
     teacher_artifact = Artifact.open(encoder, "encoder")
@@ -146,14 +147,13 @@ class _Extraction:
         are encoded together, without the padding."""
         shape = self._shape
         size = (len(windows.length), shape.window + 1, shape.slots, shape.slot_width)
-        memory = np.zeros(size, dtype=shape.dtype)
+        memory = np.zeros(size, dtype=np.float32)
         by_length = np.argsort(windows.length, kind="stable")
         for first in range(0, len(by_length), self._config.batch_size):
             chosen = by_length[first : first + self._config.batch_size]
             longest = int(windows.length[chosen].max())
             tokens = torch.from_numpy(windows.tokens[chosen, :longest]).to(self._device)
-            encoded = self._encoder(tokens).to(getattr(torch, shape.dtype))
-            memory[chosen, : longest + 1] = encoded.cpu().numpy()
+            memory[chosen, : longest + 1] = self._encoder(tokens).float().cpu().numpy()
         return memory
 
 

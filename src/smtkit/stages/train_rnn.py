@@ -12,6 +12,7 @@ from smtkit.artifacts.manifest import METRICS, Artifact, Manifest
 from smtkit.artifacts.run import Run
 from smtkit.config import RolloutConfig, TrainRnnConfig
 from smtkit.data.labels import LabelShape, LabelShards
+from smtkit.data.prefetch import Prefetch
 from smtkit.data.tokenizers import check_tokenizers, load_tokenizer
 from smtkit.data.transitions import (
     LabelSequenceSource,
@@ -78,17 +79,18 @@ def run(
             course = _from_tokens(config, read, begun)
         else:
             course = _from_labels(config, read, begun, device)
-        trainer = Trainer(
-            course.method,
-            course.train,
-            course.validations,
-            config.training,
-            artifact.directory,
-            device,
-            progress or Silent(),
-            artifact.keep,
-        )
-        validated = trainer.run()
+        with Prefetch(course.train, config.data.readers) as train:
+            trainer = Trainer(
+                course.method,
+                train,
+                course.validations,
+                config.training,
+                artifact.directory,
+                device,
+                progress or Silent(),
+                artifact.keep,
+            )
+            validated = trainer.run()
         load_tokenizer(read).save(artifact)
         header = {**course.network.architecture, "window": course.window}
         save_tensors(artifact.directory / MODEL, course.network.state_dict(), header)
@@ -128,7 +130,8 @@ def _from_tokens(config: TrainRnnConfig, tokens: Artifact, begun: Artifact | Non
 def _from_labels(
     config: TrainRnnConfig, labels: Artifact, begun: Artifact | None, device: torch.device
 ) -> _Course:
-    shards = [LabelShards(labels.files(f"{split}-")) for split in _SPLITS]
+    pinned = device.type == "cuda"
+    shards = [LabelShards(labels.files(f"{split}-"), pinned=pinned) for split in _SPLITS]
     shape = shards[0].shape
     teacher = teacher_weights(labels)
     network = _network(config, teacher, begun, shape)
