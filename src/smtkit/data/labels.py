@@ -27,9 +27,9 @@ from smtkit.errors import ArtifactError
 _METADATA = b"smtkit"
 _HEAD = ("tokens", "targets", "length", "origin")
 _STORED = ("memory", "scale")
-_CHECKED_BYTES = 2**16
-"""A checksum is over the fewest positions whose memories hold so much. Part of the format: less,
-and calls cost more than bytes; more, and few positions cannot be read for less than many."""
+_CHECKED_BYTES = 2**17
+"""A checksum is over at least so much of a row's memories. Part of the format: of less, two threads
+would wait for each other's calls; of more, few positions would cost as much as all."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class LabelShape:
 
     @property
     def checked(self) -> int:
-        """Positions that share a checksum."""
-        return -(-_CHECKED_BYTES // (self.numbers * self.stored.array.itemsize))
+        """Positions that share a checksum: as many in each part of a row, but for the last."""
+        return -(-(self.window + 1) // max(1, self.row_bytes // _CHECKED_BYTES))
 
     @property
     def checksums(self) -> int:
@@ -228,6 +228,7 @@ class _Shard:
         self.shape = shape
         self.arrays = arrays
         self.parts = range(shape.checksums - 1)
+        self._checked = shape.checked
         rows, positions = len(self), shape.window + 1
         self._head = [_bytes(arrays[name]).reshape(rows, -1) for name in _HEAD]
         stored = {
@@ -246,8 +247,8 @@ class _Shard:
 
     def checksum(self, row: int, part: int) -> int:
         """Of the memories of a run of positions, and then of their scales."""
-        first = part * self.shape.checked
-        last = first + self.shape.checked
+        first = part * self._checked
+        last = first + self._checked
         if len(self._stored) == 1:
             return xxhash.xxh3_64_intdigest(self._stored[0][row, first:last].data)
         checksum = xxhash.xxh3_64()
@@ -256,16 +257,16 @@ class _Shard:
         return checksum.intdigest()
 
     def check_head(self, row: int) -> None:
-        if self.head_checksum(row) != self.arrays["xxh3"][row, 0]:
+        if self.head_checksum(row) != self.arrays["xxh3"].item(row, 0):
             raise self._damaged(row)
 
     def check(self, row: int, part: int) -> None:
-        if self.checksum(row, part) != self.arrays["xxh3"][row, 1 + part]:
+        if self.checksum(row, part) != self.arrays["xxh3"].item(row, 1 + part):
             raise self._damaged(row)
 
     def copy_run(self, row: int, positions: range, into: Iterable[NDArray[Any]]) -> None:
         """Checks and copies a part after the other: it is read once, and copied from the cache."""
-        start, stop, checked = positions.start, positions.stop, self.shape.checked
+        start, stop, checked = positions.start, positions.stop, self._checked
         for part in range(start // checked, -(-stop // checked)):
             self.check(row, part)
             first, last = max(start, part * checked), min(stop, (part + 1) * checked)
@@ -273,7 +274,7 @@ class _Shard:
                 out[first - start : last - start] = column[row, first:last]
 
     def copy_some(self, row: int, positions: IntArray, into: Iterable[NDArray[Any]]) -> None:
-        for part in sorted(set((positions // self.shape.checked).tolist())):
+        for part in sorted(set((positions // self._checked).tolist())):
             self.check(row, part)
         for column, out in zip(self._stored, into, strict=True):
             # Positions are in range; `raise` would copy into a buffer of numpy's first.

@@ -5,6 +5,8 @@ entries [s G, (s+1) G), G the global batch; a rank takes its slice. Nothing is s
 depends on ranks, threads, or on what was read before.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -61,10 +63,14 @@ def permute(indices: IntArray, size: int, key: int) -> IntArray:
 def _feistel(values: NDArray[np.uint64], half_bits: int, key: int) -> NDArray[np.uint64]:
     shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left, right = values >> shift, values & mask
-    for round_number in range(_ROUNDS):
-        round_key = np.uint64(random_key(key, round_number))
+    for round_key in _round_keys(key):
         left, right = right, left ^ (mix(right ^ round_key) & mask)
     return (left << shift) | right
+
+
+@lru_cache(maxsize=1024)
+def _round_keys(key: int) -> list[np.uint64]:
+    return [np.uint64(random_key(key, number)) for number in range(_ROUNDS)]
 
 
 def mixed(lengths: IntArray) -> IntArray | None:

@@ -46,6 +46,13 @@ class _LabelBatch:
         return decode(self.memory[flat], scale).unflatten(0, places.shape)
 
 
+_NOTHING_COMPARED = {
+    "compared": torch.empty(0, dtype=torch.int64),
+    "future": torch.empty(0, 0, dtype=torch.int64),
+    "future_length": torch.empty(0, dtype=torch.int64),
+}
+
+
 @dataclass(frozen=True)
 class TransitionBatch(_LabelBatch):
     """A flat set of N = B P transitions: before, after (N, K, D); place, token, target (N,).
@@ -285,19 +292,21 @@ class _LabelWindows:
     ) -> dict[str, Tensor]:
         """First targets; and futures after some of the transitions at `positions` of each row."""
         objective = self._objective
+        first_target = {"first_target": torch.from_numpy(windows.targets[:, 0].copy())}
+        if not objective.kl_weight:
+            return {**first_target, **_NOTHING_COMPARED}
         window, length = self.labels.shape.window, windows.length
         wanted = min(objective.kl_future, window)
         counts = np.array([len(at) for at in positions])
-        draws = objective.kl_positions if objective.kl_weight else 0
         key = random_key(self._seed, "compared")
-        chosen = stratified(key, entries, draws, counts)
+        chosen = stratified(key, entries, objective.kl_positions, counts)
         after = np.stack([at[some] + 1 for at, some in zip(positions, chosen, strict=True)])
         places = after[:, :, None] + np.arange(wanted)  # (B, M / B, F)
         inside = np.minimum(places, window - 1)
         there = np.clip(length[:, None] - after, 0, wanted).reshape(-1)
         first = np.cumsum(counts) - counts
         return {
-            "first_target": torch.from_numpy(windows.targets[:, 0].copy()),
+            **first_target,
             "compared": torch.from_numpy((first[:, None] + chosen).reshape(-1)),
             "future": _gathered(windows.tokens, inside),
             "future_length": torch.from_numpy(there),
@@ -327,6 +336,8 @@ def _sequences(windows: Windows) -> SequenceBatch:
 
 def _gathered(column: IntArray, positions: Any) -> Tensor:
     """A column (B, ...) of each window at its positions, windows after each other."""
+    if isinstance(positions, np.ndarray) and positions.ndim == 2:
+        return torch.from_numpy(np.take_along_axis(column, positions, axis=1).reshape(-1))
     chosen = [row[at] for row, at in zip(column, positions, strict=True)]
     return torch.from_numpy(np.concatenate(chosen))
 
