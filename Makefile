@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup quickstart results test test-slow lint style clean
+.PHONY: help setup quickstart results bench test test-slow lint style clean
 
 help:
 	@echo "make setup       a virtual environment in $(VENV), with exact versions"
 	@echo "make quickstart  text to a trained RNN, all five stages, in minutes"
 	@echo "make results     SMT against BPTT: CORE=1 in two hours on two cores, FULL=1 in days"
+	@echo "make bench       the tables of docs/benchmarks.md: ratios to named rivals, in an hour"
 	@echo "make test        the tests; test-slow: the long ones"
 	@echo "make lint        check style, types and layers; style: rewrite what can be"
 	@echo "make clean       remove what was built, also the pipelines' artifacts"
@@ -28,6 +29,21 @@ quickstart: setup
 results: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[results]'
 	$(MAKE) --no-print-directory -C pipelines/results PYTHON=$(abspath $(BIN))/python
+
+# The rivals get an environment of their own, which sees the packages of ours: their own list of
+# dependencies would bring another torch.
+RIVALS := build/rivals/bin
+
+bench: setup $(RIVALS)/installed
+	$(BIN)/python benchmarks/labels.py --others $(RIVALS)/python
+	$(BIN)/python benchmarks/rollouts.py
+	$(BIN)/python benchmarks/tokenization.py
+
+$(RIVALS)/installed: benchmarks/rivals.txt | setup
+	$(PYTHON) -m venv build/rivals
+	$(abspath $(BIN))/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(RIVALS)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/smtkit.pth"
+	$(RIVALS)/pip install --quiet --disable-pip-version-check --no-deps --requirement $<
+	touch $@
 
 test: setup
 	$(BIN)/pytest
