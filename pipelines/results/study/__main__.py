@@ -95,11 +95,14 @@ def _all(store: Store, options: argparse.Namespace) -> None:
             print(f"{minutes:6.1f} min  {count - left}/{count}  {run.name}", flush=True)
             if process.returncode:
                 failed.append(run.name)
+        if len(running) == options.workers:
+            time.sleep(0.2)
+            continue
         ready = next((run for run in missing if store.ready(run)), None)
         if ready is None and missing and not running:
             break  # their trials failed
-        if ready is None or len(running) == options.workers:
-            time.sleep(0.2)
+        if ready is None:
+            time.sleep(1)
             continue
         missing.remove(ready)
         running[_started(options, ready)] = ready
