@@ -45,6 +45,8 @@ class Task(_Declared):
     trial_budget: Positive | None = None
     """Of each trial; unset: settings are those that the trials of `settings_of` chose."""
     settings_of: str | None = None
+    shares: dict[Stage, Positive] = {}
+    """Where they are others than the matrix's."""
     arms: list[str]
     settings: dict[Stage, Table] = {}
     network: Table = {}
@@ -179,7 +181,7 @@ def _network_of(stage: str, network: Table) -> Table:
 def _limits(matrix: Matrix, task: Task, stage: str, kind: str, budget: float) -> Table:
     if stage == "labels":
         return {}
-    share = 1.0 if kind == "bptt" else matrix.shares[stage]
+    share = 1.0 if kind == "bptt" else {**matrix.shares, **task.shares}[stage]
     limits: Table = {"clock": "cpu", "max_seconds": share * budget}
     if task.goal is not None:
         limits["stop_at_accuracy"] = task.goal
