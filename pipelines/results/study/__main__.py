@@ -86,7 +86,9 @@ def _all(store: Store, options: argparse.Namespace) -> None:
     missing = [run for run in _runs(store.matrix) if store.result(run) is None]
     if missing:
         _make_tokens(store)
-    count, running, failed, began = len(missing), {}, [], time.monotonic()
+    count, began = len(missing), time.monotonic()
+    running: dict[subprocess.Popen[bytes], Run] = {}
+    failed: list[str] = []
     while missing or running:
         for process in [p for p in running if p.poll() is not None]:
             run = running.pop(process)
