@@ -58,7 +58,9 @@ class Predictors:
 
     @torch.inference_mode()
     def score(self, windows: Windows) -> dict[str, Scores]:
-        """Scores of every target, by every predictor."""
+        """Scores of every target, by every predictor. Padding past the longest is not computed."""
+        width = windows.targets.shape[1]
+        windows = _without_padding(windows)
         asked = (windows.targets != IGNORE)[..., None]
         tokens = torch.from_numpy(windows.tokens).to(self._device)
         targets = torch.from_numpy(windows.targets).to(self._device)
@@ -76,7 +78,11 @@ class Predictors:
             self._sample("teacher", labels, 0, sampled)
         scores[FREE_RUNNING] = self._free_running(tokens, targets, labels, whole, sampled)
         self._scored += len(tokens)
-        return {name: np.where(asked, values, np.nan) for name, values in scores.items()}
+        padding = ((0, 0), (0, width - asked.shape[1]), (0, 0))
+        return {
+            name: np.pad(np.where(asked, values, np.nan), padding, constant_values=np.nan)
+            for name, values in scores.items()
+        }
 
     def health(self) -> dict[str, dict[str, float]]:
         """Signs of collapse in a sample of the memories at 1..T; empty for fewer than two."""
@@ -128,18 +134,27 @@ class Predictors:
         return np.concatenate(pieces, axis=1)
 
     def _sampled(self, windows: Windows) -> IntArray:
-        """(B, draws): positions in 1..T at which memories are kept for `health`."""
+        """(B, draws): positions in 1..T at which memories are kept for `health`, each once; -1
+        where a window has fewer."""
         count, width = windows.tokens.shape
         rows = np.arange(self._scored, self._scored + count, dtype=np.int64)
         draws = min(self._draws, self._window, width)
         sizes = np.minimum(windows.length, self._window)
-        return 1 + stratified(random_key("memory health"), rows, draws, sizes)
+        drawn = 1 + stratified(random_key("memory health"), rows, draws, sizes)
+        drawn[:, 1:][np.diff(drawn) == 0] = -1
+        return drawn
 
     def _sample(self, name: str, memory: Tensor, first: int, sampled: Tensor) -> None:
         """Keeps the sampled ones of the memories (B, n, K, D) at positions `first`, ..."""
         place = sampled - first
         rows, draws = ((place >= 0) & (place < memory.shape[1])).nonzero(as_tuple=True)
         self._samples.setdefault(name, []).append(memory[rows, place[rows, draws]].float().cpu())
+
+
+def _without_padding(windows: Windows) -> Windows:
+    """As far as the longest of the windows goes."""
+    longest = int(windows.length.max())
+    return Windows(windows.tokens[:, :longest], windows.targets[:, : longest + 1], windows.length)
 
 
 def _scored(readout: Callable[[Tensor], Tensor], memory: Tensor, targets: Tensor) -> Scores:
