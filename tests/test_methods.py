@@ -407,9 +407,10 @@ def _smt() -> SupervisedMemoryTraining:
 
 def _transitions(count: int = 6, rows: int = 2) -> TransitionBatch:
     return TransitionBatch(
-        before=torch.randn(count, 2, 8),
+        memory=torch.randn(2 * count, 2, 8),
+        scale=torch.empty(0),
+        place=torch.arange(0, 2 * count, 2),
         token=torch.randint(VOCABULARY, (count,)),
-        after=torch.randn(count, 2, 8),
         target=torch.randint(VOCABULARY, (count,)),
         first_target=torch.randint(VOCABULARY, (rows,)),
         compared=torch.empty(0, dtype=torch.int64),
@@ -440,21 +441,21 @@ def test_smt_reads_stored_memories_alone():
 def test_a_transition_of_smt_reaches_no_other(index):
     method = _smt()
     transitions = _transitions()
-    together = transitions.before.clone().requires_grad_()
-    method.losses(dataclasses.replace(transitions, before=together))["dynamics"].backward()
-    own = slice(index, index + 1)
-    alone = transitions.before[own].clone().requires_grad_()
+    together = transitions.memory.clone().requires_grad_()
+    method.losses(dataclasses.replace(transitions, memory=together))["dynamics"].backward()
+    own, memories = slice(index, index + 1), slice(2 * index, 2 * index + 2)
+    alone = transitions.memory[memories].clone().requires_grad_()
     one = dataclasses.replace(
         transitions,
-        before=alone,
+        memory=alone,
+        place=transitions.place[:1],
         token=transitions.token[own],
-        after=transitions.after[own],
         target=transitions.target[own],
         first_target=transitions.first_target[:1],
     )
     method.losses(one)["dynamics"].backward()
 
-    torch.testing.assert_close(together.grad[own], alone.grad)
+    torch.testing.assert_close(together.grad[memories], alone.grad)
 
 
 def test_smt_equals_a_loop_over_transitions():
