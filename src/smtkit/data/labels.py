@@ -27,9 +27,9 @@ from smtkit.errors import ArtifactError
 _METADATA = b"smtkit"
 _HEAD = ("tokens", "targets", "length", "origin")
 _STORED = ("memory", "scale")
-_CHECKED_BYTES = 2**17
-"""A checksum is over at least so much of a row's memories. Part of the format: of less, two threads
-would wait for each other's calls; of more, few positions would cost as much as all."""
+_CHECKED_BYTES = 2**16
+"""A checksum is over no more of a row's memories than this, or over one memory. Part of the format:
+of more, xxhash lets go of the interpreter, and two threads lose more by passing it to and fro."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class LabelShape:
     @property
     def checked(self) -> int:
         """Positions that share a checksum: as many in each part of a row, but for the last."""
-        return -(-(self.window + 1) // max(1, self.row_bytes // _CHECKED_BYTES))
+        parts = -(-self.row_bytes // _CHECKED_BYTES)
+        memory_bytes = self.row_bytes // (self.window + 1)
+        return max(1, min(-(-(self.window + 1) // parts), _CHECKED_BYTES // memory_bytes))
 
     @property
     def checksums(self) -> int:
@@ -265,13 +267,11 @@ class _Shard:
             raise self._damaged(row)
 
     def copy_run(self, row: int, positions: range, into: Iterable[NDArray[Any]]) -> None:
-        """Checks and copies a part after the other: it is read once, and copied from the cache."""
-        start, stop, checked = positions.start, positions.stop, self._checked
-        for part in range(start // checked, -(-stop // checked)):
+        start, stop = positions.start, positions.stop
+        for part in range(start // self._checked, -(-stop // self._checked)):
             self.check(row, part)
-            first, last = max(start, part * checked), min(stop, (part + 1) * checked)
-            for column, out in zip(self._stored, into, strict=True):
-                out[first - start : last - start] = column[row, first:last]
+        for column, out in zip(self._stored, into, strict=True):
+            np.copyto(out, column[row, start:stop])
 
     def copy_some(self, row: int, positions: IntArray, into: Iterable[NDArray[Any]]) -> None:
         for part in sorted(set((positions // self._checked).tolist())):
