@@ -36,9 +36,9 @@ class TransitionDataConfig(WindowConfig):
 
     positions: Positive = 32
     """Of `smt`: transitions drawn in each window."""
-    readers: NonNegative = 2
-    """Threads that read the batches of the next steps, one each, while this one computes; 0: read
-    when they are asked for."""
+    readers: NonNegative | None = None
+    """Threads that read the batches of the next steps, one each, while this one computes; 0: none.
+    Unset: 2 on CUDA; none on a CPU, whose cores have no time to spare."""
 
 
 class PredictiveStateConfig(Config):

@@ -79,7 +79,7 @@ def run(
             course = _from_tokens(config, read, begun)
         else:
             course = _from_labels(config, read, begun, device)
-        with Prefetch(course.train, config.data.readers) as train:
+        with Prefetch(course.train, _readers(config, device)) as train:
             trainer = Trainer(
                 course.method,
                 train,
@@ -98,6 +98,12 @@ def run(
             artifact.add(name)
         statistics = {**trainer.statistics(), "validation": validated}
         return artifact.commit(statistics, describing(config, course.network))
+
+
+def _readers(config: TrainRnnConfig, device: torch.device) -> int:
+    if config.data.readers is not None:
+        return config.data.readers
+    return 2 if device.type == "cuda" else 0
 
 
 @dataclass(frozen=True)
