@@ -50,8 +50,9 @@ def run(
     """Evaluates the artifact `rnn` on a split of `tokens`; with `encoder`, beside its teacher.
 
     The result is `evaluation.json` in the artifact `out`, and the manifest's statistics. Under
-    torchrun, the ranks share the windows: the result is the same. Raises ArtifactError where kinds or tokenizers differ, or the RNN learned from another encoder;
-    UsageError where gradients are asked for without `encoder`.
+    torchrun, the ranks share the windows: the result is the same. Raises ArtifactError where kinds
+    or tokenizers differ, or the RNN learned from another encoder; UsageError where gradients are
+    asked for without `encoder`.
     """
     if config.gradients and encoder is None:
         raise UsageError(
