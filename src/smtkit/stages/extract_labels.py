@@ -2,10 +2,12 @@
 
 All T + 1 memories of every window in one pass of the encoder. Shard k holds windows
 [k R, (k + 1) R) of the list, so that a killed run goes on at the first shard that is missing, and
-any process can write any shard: of n workers, worker w writes shards w, w + n, w + 2 n, ...
+any process can write any shard: part w of n takes shards w, w + n, w + 2 n, ..., and so do ranks of
+these.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,8 +69,11 @@ def run(
         extraction = _Extraction(config, teacher, source, ranks.device, artifact)
         if finalize:
             extraction.check_complete()
-        extraction.write(ranks.rank, ranks.size, progress or Silent())
-        for shard in extraction.shards[ranks.rank :: ranks.size]:
+        own = extraction.shards[ranks.rank :: ranks.size]
+        if ranks.size > 1:
+            artifact.keep()  # what another rank has written, the first does not know
+        extraction.write(own, progress or Silent())
+        for shard in own:
             artifact.add(shard.name, len(shard.origin))
         if ranks.is_first:
             _save_what_rnns_need(artifact, teacher, extraction.empty_memory())
@@ -96,7 +101,6 @@ def run_part(
         raise UsageError(f"--part {part}/{parts}: allowed: 1/{parts} to {parts}/{parts}")
     ranks = join(config.device)
     teacher, source = _opened(encoder, tokens)
-    worker, workers = (part - 1) * ranks.size + ranks.rank, parts * ranks.size
     with SharedRun(
         ranks,
         out,
@@ -110,9 +114,10 @@ def run_part(
         if artifact.finished:
             return 0
         extraction = _Extraction(config, teacher, source, ranks.device, artifact)
-        extraction.write(worker, workers, progress or Silent())
+        shards = extraction.shards[part - 1 :: parts]
+        extraction.write(shards[ranks.rank :: ranks.size], progress or Silent())
         ranks.barrier()  # the first rank holds the lock for all
-        return len(extraction.shards[part - 1 :: parts])
+        return len(shards)
 
 
 def _opened(
@@ -162,19 +167,18 @@ class _Extraction:
 
     def windows(self) -> dict[str, int]:
         """How many of each split."""
-        return {shard.split: shard.done for shard in self.shards}
+        return dict.fromkeys(LABEL_SPLITS, 0) | {shard.split: shard.done for shard in self.shards}
 
-    def write(self, worker: int, workers: int, progress: Progress) -> None:
-        """Writes what is missing of the shards that one of `workers` has to write."""
+    def write(self, shards: Sequence[_Shard], progress: Progress) -> None:
+        """Writes what is missing of `shards`."""
         totals = self.windows()
         with stop_signals() as received:
-            for shard in self.shards[worker::workers]:
+            for shard in shards:
                 self._write(shard)
                 done, total = shard.done, totals[shard.split]
                 progress.update(f"extracting {shard.split}", done, total)
                 if received:
-                    saved = f"saved {done} of {total} {shard.split} windows"
-                    raise stopped(received[0], saved if workers == 1 else "saved whole shards")
+                    raise stopped(received[0], f"saved {shard.name} and those before it")
 
     def check_complete(self) -> None:
         """Raises ArtifactError that names what is missing."""
