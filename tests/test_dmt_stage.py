@@ -217,9 +217,9 @@ def validations(monkeypatch) -> list[Validation[Any]]:
     given: list[Validation[Any]] = []
 
     class Watched(Trainer[Any]):
-        def __init__(self, method, source, validation, *others) -> None:
-            given.append(validation)
-            super().__init__(method, source, validation, *others)
+        def __init__(self, method, source, validations, *others) -> None:
+            given.append(validations[0])  # of the method; the others are of what it trains
+            super().__init__(method, source, validations, *others)
 
     for stage in (train_encoder, train_rnn):
         monkeypatch.setattr(stage, "Trainer", Watched)

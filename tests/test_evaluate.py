@@ -29,13 +29,23 @@ from conftest import (
     write_text,
 )
 from smtkit.artifacts.manifest import Artifact
-from smtkit.config import EncoderConfig, ExtractLabelsConfig, SynthesizeConfig
+from smtkit.config import EncoderConfig, ExtractLabelsConfig, SynthesizeConfig, TrainRnnConfig
 from smtkit.convention import IGNORE
 from smtkit.data.ngrams import NgramModel
-from smtkit.errors import ArtifactError, UsageError
+from smtkit.data.windows import Windows
+from smtkit.errors import ArtifactError
 from smtkit.metrics import Drift, position_ranges
+from smtkit.models.rnn import RecurrentNetwork
 from smtkit.objectives import memory_health
-from smtkit.stages import evaluate, gradients, inference_cost, predictors, synthesize, train_encoder
+from smtkit.stages import (
+    evaluate,
+    gradients,
+    inference_cost,
+    predictors,
+    synthesize,
+    train_encoder,
+    train_rnn,
+)
 from smtkit.stages.networks import load_rnn
 from smtkit.stages.train_encoder import load_teacher
 
@@ -500,12 +510,74 @@ def test_how_many_positions_are_held_at_once_changes_nothing(
     pipeline, evaluation, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(predictors, "_POSITIONS", 5)
-    monkeypatch.setattr(evaluate, "_POSITIONS", 3 * LENGTH)
+    monkeypatch.setattr(evaluate, "_HELD_BYTES", 4 * 2 * 16 * 3 * (LENGTH + 1))
     other = _evaluate(pipeline, tmp_path)
 
     assert other["drift"] == pytest.approx(evaluation["drift"], rel=1e-5)
     for one, two in zip(evaluation["results"], other["results"], strict=True):
         assert one["nll"] == pytest.approx(two["nll"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("with_teacher", "bytes_of_a_memory"),
+    [(True, 4 * 2 * 16), (False, 4 * 2 * 8)],  # the encoder is wider than a slot
+)
+def test_memories_held_at_once_are_bounded_in_bytes(
+    pipeline, tmp_path, monkeypatch, with_teacher, bytes_of_a_memory
+):
+    counts, score = [], predictors.Predictors.score
+    limit = 3 * bytes_of_a_memory * (LENGTH + 1)
+
+    def counted(self, windows, first):
+        counts.append(len(windows.tokens))
+        return score(self, windows, first)
+
+    monkeypatch.setattr(predictors.Predictors, "score", counted)
+    changes = {} if with_teacher else {"encoder": None}
+    for held, expected in ((limit, 3), (limit - 1, 2), (1, 1), (10**9, 7)):
+        monkeypatch.setattr(evaluate, "_HELD_BYTES", held)
+        counts.clear()
+        _evaluate(pipeline, tmp_path / str(held), windows=7, batch_size=7, **changes)
+        assert max(counts) == expected
+        assert sum(counts) == 7
+
+
+def test_padding_is_not_computed(pipeline, evaluation, tmp_path, monkeypatch):
+    """A split shorter than the windows asked for is read to its end, and no further."""
+    rolled, rollout = [], RecurrentNetwork.rollout
+
+    def counted(self, tokens, memory=None):
+        rolled.append(tokens.shape[1])
+        return rollout(self, tokens, memory)
+
+    monkeypatch.setattr(RecurrentNetwork, "rollout", counted)
+    tokens = split_tokens(pipeline.tokens, "test")
+    longer = 2 * (len(tokens) // WINDOW + 1)
+    padded = _evaluate(pipeline, tmp_path, lengths=longer)
+
+    assert sum(rolled) == len(tokens)
+    assert (
+        list(_rows(padded, "unigram"))[-1]
+        == position_ranges(WINDOW, math.ceil(len(tokens) / WINDOW))[-1][0]
+    )
+    steps = _by_steps(pipeline, tokens, tokens)
+    for row in _rows(padded, "rnn, free-running").values():
+        here = [nll for i, nll, _ in steps if row["first"] <= i <= row["last"]]
+        assert row["targets"] == len(here)
+        assert row["nll"] == pytest.approx(np.mean(here), rel=1e-4)
+
+
+def test_padding_of_rows_changes_nothing(task_pipeline, task_evaluation, tmp_path, monkeypatch):
+    """Rows of two lengths, one at a time, each without padding."""
+    alone = _evaluate(task_pipeline, tmp_path, batch_size=1)
+
+    for key in ("overall", "results", "by_distance", "by_length"):
+        for one, two in zip(alone[key], task_evaluation[key], strict=True):
+            assert one.keys() == two.keys()
+            assert one["predictor"] == two["predictor"]
+            assert one["targets"] == two["targets"]
+            assert one["nll"] == pytest.approx(two["nll"], rel=1e-5)
+            assert one["accuracy"] == two["accuracy"]
 
 
 def _rows_of_recency(out: Path, lengths: list[int], train: int = 60) -> Path:
@@ -570,15 +642,66 @@ def test_answers_are_counted_by_distance(task_evaluation, answers):
         assert record["accuracy"] == pytest.approx(np.mean(right))
 
 
-def test_answers_are_counted_by_the_length_of_the_row(task_evaluation, answers):
-    records = [r for r in task_evaluation["by_length"] if r["predictor"] == "rnn, free-running"]
-    assert [r["length"] for r in records] == [8, 12]
-    for record in records:
-        here = [(nll, right) for length, _, nll, right in answers if length == record["length"]]
-        nll, right = zip(*here, strict=True)
-        assert record["targets"] == len(nll)
-        assert record["nll"] == pytest.approx(np.mean(nll), rel=1e-5)
-        assert record["accuracy"] == pytest.approx(np.mean(right))
+@torch.no_grad()
+def _by_passes(pipeline: Pipeline, row: Sequence[int], targets: Sequence[int]) -> list[tuple]:
+    """As `_by_steps`, of the teacher's decoder, each from a pass over what was read before."""
+    teacher, _ = load_teacher(Artifact.open(pipeline.encoder))
+    nothing, found = torch.empty(1, 0, dtype=torch.int64), []
+    for i, target in enumerate(targets):
+        if target != IGNORE:
+            memory = teacher.encoder(torch.tensor([row[:i]]))[:, -1]
+            logits = teacher.decoder(memory, nothing)[0, 0]
+            found.append((i, _nll(logits, target), int(logits.argmax()) == target))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("predictor", "slow"), [("rnn, free-running", _by_steps), ("teacher, decoder", _by_passes)]
+)
+def test_answers_are_counted_by_position_and_length_and_overall(
+    task_pipeline, task_evaluation, predictor, slow
+):
+    columns = arrow_columns(shards(task_pipeline.tokens, "test"))
+    answers = [
+        (len(row), i, nll, right)
+        for row, targets in zip(columns["tokens"], columns["targets"], strict=True)
+        for i, nll, right in slow(task_pipeline, row, targets)
+    ]
+
+    def assert_told(record, here):
+        assert record["targets"] == len(here)
+        assert record["nll"] == pytest.approx(np.mean([nll for *_, nll, _ in here]), rel=1e-4)
+        assert record["accuracy"] == pytest.approx(np.mean([right for *_, right in here]))
+
+    told = {
+        key: [record for record in task_evaluation[key] if record["predictor"] == predictor]
+        for key in ("overall", "results", "by_length")
+    }
+    (overall,) = told["overall"]
+    assert_told(overall, answers)
+    assert sum(record["targets"] for record in told["results"]) == len(answers)
+    for record in told["results"]:
+        first, last = record["first"], record["last"]
+        assert_told(record, [answer for answer in answers if first <= answer[1] <= last])
+    assert [record["length"] for record in told["by_length"]] == [8, 12]
+    for record in told["by_length"]:
+        assert_told(record, [answer for answer in answers if answer[0] == record["length"]])
+
+
+def test_overall_is_of_all_positions_after_the_first(evaluation, windows):
+    for record in evaluation["overall"]:
+        rows = _rows(evaluation, record["predictor"]).values()
+        targets = sum(row["targets"] for row in rows)
+        nll = sum(row["nll"] * row["targets"] for row in rows) / targets
+        assert record["targets"] == targets
+        assert record["nll"] == pytest.approx(nll)
+        assert record["bits_per_token"] == pytest.approx(nll / math.log(2))
+        assert record.keys() == next(iter(rows)).keys() - {"range", "first", "last"}
+    (bigram,) = (r for r in evaluation["overall"] if r["predictor"] == "bigram")
+    assert bigram["targets"] == sum(len(window) - 1 for window in windows)
+    size = sum(token != END_OF_DOCUMENT for window in windows for token in window[1:])
+    expected = bigram["bits_per_token"] * bigram["targets"] / size
+    assert bigram["bits_per_byte"] == pytest.approx(expected)
 
 
 def test_ngrams_have_an_nll_by_distance_and_no_accuracy(task_evaluation):
@@ -668,6 +791,24 @@ def test_memory_health_is_of_a_sample_where_they_are_many(pipeline, tmp_path, mo
     assert evaluation["memory"]["teacher"] == {"variance": 1.0}
 
 
+@torch.no_grad()
+def test_padding_and_what_is_drawn_twice_are_no_memories(task_pipeline, tmp_path, monkeypatch):
+    """Of rows of two lengths, few enough: every memory that a row has, once."""
+    found = []
+    monkeypatch.setattr(predictors, "memory_health", lambda memory: found.append(memory) or {})
+    _evaluate(task_pipeline, tmp_path, batch_size=20)
+    network, _ = load_rnn(Artifact.open(task_pipeline.rnn))
+    teacher, _ = load_teacher(Artifact.open(task_pipeline.encoder))
+    rows = arrow_columns(shards(task_pipeline.tokens, "test"))["tokens"]
+    assert len({len(row) for row in rows}) == 2
+    for memory, remember in zip(found, (teacher.encoder, network.rollout), strict=True):
+        expected = torch.cat([remember(torch.tensor([row]))[0, 1:] for row in rows]).flatten(1)
+        assert len(memory) == len(expected) == sum(map(len, rows))
+        apart = torch.cdist(memory.flatten(1).double(), expected.double())
+        assert apart.min(1).values.max() < 1e-5
+        assert apart.min(0).values.max() < 1e-5
+
+
 # Gradients.
 
 
@@ -722,10 +863,8 @@ def test_initial_weights_are_of_a_fixed_seed_and_leave_the_generator_alone(pipel
     network, window = load_rnn(Artifact.open(pipeline.rnn))
     teacher, _ = load_teacher(Artifact.open(pipeline.encoder))
     before = torch.get_rng_state()
-    one, two = (
-        gradients.with_initial_weights(network, teacher, encoder_config(), window)["initial"]
-        for _ in range(2)
-    )
+    trained = gradients.TrainedTeacher(teacher, encoder_config(), window)
+    one, two = (gradients.with_initial_weights(network, trained)["initial"] for _ in range(2))
 
     assert torch.equal(torch.get_rng_state(), before)
     for first, second, trained in zip(one, two, (network, teacher), strict=True):
@@ -774,10 +913,81 @@ def test_of_tasks_gradients_are_of_what_is_asked(task_pipeline, tmp_path):
             assert point["samples"] == min(asked, 256)
 
 
-def test_gradients_need_the_encoder(pipeline, tmp_path):
-    with pytest.raises(UsageError, match=r"--gradients: .* found no --encoder"):
-        _evaluate(pipeline, tmp_path / "out", encoder=None, gradients=True)
-    assert not (tmp_path / "out").exists()
+def _mean_norm(remember, nll, tokens: torch.Tensor, targets: torch.Tensor, distance: int) -> float:
+    """Over all pairs, one at a time: memories are those that `remember` has of each row."""
+    norms = []
+    for row, wanted in zip(tokens, targets, strict=True):
+        memories = remember(row[None])[0].detach()
+        for i in range(len(memories) - distance):
+            if wanted[i + distance] != IGNORE:
+                memory = memories[i : i + 1].clone().requires_grad_()
+                nll(memory, row[None, i : i + distance], wanted[i + distance]).backward()
+                norms.append(float(memory.grad.norm()))
+    return float(np.mean(norms))
+
+
+@pytest.mark.parametrize("path", ["cell", "decoder"])
+def test_each_path_starts_from_the_memories_that_it_meets(pipeline, path):
+    """The cell's from the RNN's own rollout, the decoder's from the teacher's: few enough windows
+    that all pairs count, so that the memories of the other give another norm."""
+    network, window = load_rnn(Artifact.open(pipeline.rnn))
+    teacher, _ = load_teacher(Artifact.open(pipeline.encoder))
+    stream = split_tokens(pipeline.tokens, "test")
+    targets = torch.tensor([stream[WINDOW * n :][: WINDOW + 1] for n in range(3)])
+    tokens = targets[:, :WINDOW]
+    read = Windows(tokens.numpy(), targets.numpy(), np.full(3, WINDOW))
+    trained = gradients.TrainedTeacher(teacher, encoder_config(), window)
+    records = gradients.measure(network, trained, read, window, Recorder())
+
+    def through_cell(memory, between, target):
+        for token in between.unbind(1):
+            memory = network.step(memory, token)
+        return -network.readout(memory)[0].log_softmax(-1)[target]
+
+    def through_decoder(memory, between, target):
+        return -teacher.decoder(memory, between)[0, -1].log_softmax(-1)[target]
+
+    nll = through_cell if path == "cell" else through_decoder
+    right, wrong = network.rollout, teacher.encoder
+    if path == "decoder":
+        right, wrong = wrong, right
+    (record,) = (r for r in records if (r["path"], r["weights"]) == (path, "trained"))
+    norms = {point["distance"]: point["norm"] for point in record["curve"]}
+    for distance in (0, 1, 4):
+        expected = _mean_norm(right, nll, tokens, targets, distance)
+        assert norms[distance] == pytest.approx(expected, rel=1e-4)
+        other = _mean_norm(wrong, nll, tokens, targets, distance)
+        assert other != pytest.approx(expected, rel=1e-3)
+
+
+def test_without_its_teacher_an_rnn_has_the_path_of_its_cell_alone(pipeline, decay, tmp_path):
+    alone = _evaluate(pipeline, tmp_path, encoder=None, gradients=True)["gradients"]
+
+    assert [(r["path"], r["weights"]) for r in alone] == [("cell", "trained"), ("cell", "initial")]
+    beside = [record for record in decay[0]["gradients"] if record["path"] == "cell"]
+    for one, two in zip(alone, beside, strict=True):
+        assert [p["distance"] for p in one["curve"]] == [p["distance"] for p in two["curve"]]
+        for point, other in zip(one["curve"], two["curve"], strict=True):
+            assert point["norm"] == pytest.approx(other["norm"], rel=1e-4)
+
+
+def test_an_rnn_that_never_had_a_teacher_has_the_path_of_its_cell(
+    command: Command, pipeline, tmp_path
+):
+    config = TrainRnnConfig(
+        method="bptt",
+        cell={"kind": "gru", "width": 8},
+        memory={"slots": 2, "slot_width": 4},
+        data={"window": WINDOW},
+        training={"batch_size": 8, "max_steps": 2},
+    )
+    train_rnn.run(config, pipeline.tokens, tmp_path / "rnn")
+    arguments = ["eval", tmp_path / "rnn", "--tokens", pipeline.tokens, "--out", tmp_path / "out"]
+    result = command(*arguments, "--gradients")
+
+    assert result.code == 0
+    assert "cell, trained" in result.stdout
+    assert "decoder, trained" not in result.stdout
 
 
 # Cost.
@@ -934,11 +1144,3 @@ def test_the_command_shows_a_table_of_everything(
     assert "decoder" in result.stdout
     assert "milliseconds and MiB" in result.stdout
     assert Artifact.open(tmp_path).manifest.config["lengths"] == 2
-
-
-def test_the_command_refuses_gradients_without_encoder(command: Command, pipeline, tmp_path):
-    arguments = ["eval", pipeline.rnn, "--tokens", pipeline.tokens, "--out", tmp_path / "out"]
-    result = command(*arguments, "--gradients")
-
-    assert result.code == 2
-    assert "found no --encoder" in result.line()

@@ -195,7 +195,7 @@ def test_one_row_is_drawn_as_among_many() -> None:
     assert one == many
 
 
-@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-40])
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-40, 1e-50, 5e-324])
 def test_temperatures_near_zero_take_the_likeliest_of_each_row(temperature: float) -> None:
     assert sample_each(LOGITS, temperature).tolist() == [1, 4, 2]
 
@@ -503,6 +503,30 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(
     assert "No space left on device" in result.line()
     assert out.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "images", "task"])
+@pytest.mark.parametrize("temperature", [1e-37, 1e-38, 1e-50, 5e-324])
+def test_a_temperature_too_small_to_divide_by_is_zero(
+    command: Command, request: pytest.FixtureRequest, kind: str, temperature: float
+) -> None:
+    built = request.getfixturevalue(kind)
+    rows = ["--tokens", built.tokens, "--from-split", "test"] if kind == "task" else []
+    found, expected = (
+        command("generate", built.rnn, *rows, "--seed", 1, "--temperature", t)
+        for t in (temperature, 0)
+    )
+    assert (found.code, found.stderr) == (0, "")
+    assert found.stdout == expected.stdout
+
+
+@pytest.mark.parametrize("temperature", ["-1e-50", "nan", "inf", "cold"])
+def test_what_is_no_temperature_is_one_line(
+    command: Command, pipeline: Pipeline, temperature: str
+) -> None:
+    result = command("generate", pipeline.rnn, "--temperature", temperature)
+    assert result.code == 2
+    assert "temperature" in result.line()
 
 
 def test_text_is_as_before(command: Command, pipeline: Pipeline) -> None:

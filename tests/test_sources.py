@@ -3,6 +3,7 @@ what is wrong with it."""
 
 import csv
 import gzip
+import io
 import json
 import os
 import random
@@ -25,7 +26,7 @@ from smtkit.artifacts.manifest import Artifact
 from smtkit.config import TokenizeConfig
 from smtkit.data import splits
 from smtkit.data.corpus import SEGMENT_BYTES, Corpus, cut_at_boundaries
-from smtkit.data.files import Reader
+from smtkit.data.files import Reader, spool
 from smtkit.data.sources import TextSettings, find_sources
 from smtkit.data.splits import SPLITS, Fractions
 from smtkit.data.tokenizers import load_text_tokenizer
@@ -146,11 +147,39 @@ def test_a_text_is_the_same_however_it_is_packed(tmp_path: Path, tokenizer: str)
         path.name: run(tmp_path / f"out-{n}", path, **options).manifest.digest
         for n, path in enumerate(paths)
     }
-    flags = ["--tokenizer", tokenizer, "--vocab-size", 300, "--quiet"]
-    out = tmp_path / "out-stdin"
-    assert smtkit("tokenize", "-", "--out", out, *flags, input=text.encode()).returncode == 0
-    digests["stdin"] = Artifact.open(out).manifest.digest
+    size = ["--vocab-size", 300] if tokenizer == "sentencepiece" else []
+    flags = ["--tokenizer", tokenizer, *size, "--quiet"]
+    for name, path in (("plain", plain), ("gz", gz(plain)), ("zst", zst(plain))):
+        out = tmp_path / f"out-stdin-{name}"
+        piped = smtkit("tokenize", "-", "--out", out, *flags, input=path.read_bytes())
+        assert piped.returncode == 0
+        digests[f"stdin {name}"] = Artifact.open(out).manifest.digest
+        assert not list(out.rglob("stdin*"))
     assert len(set(digests.values())) == 1, digests
+
+
+@pytest.mark.parametrize("start", [b"", b"\x1f", b"\x1f\x8b", b"(\xb5/", b"abc"])
+def test_standard_input_that_only_begins_like_a_compressed_one_is_plain(
+    tmp_path: Path, start: bytes
+) -> None:
+    path = spool(io.BytesIO(start), tmp_path)
+    assert (path.name, path.read_bytes()) == ("stdin", start)
+
+
+def test_standard_input_that_ends_too_early_is_named(tmp_path: Path) -> None:
+    packed = gzip.compress(random.Random(0).randbytes(10_000))[:-100]
+    result = smtkit("tokenize", "-", "--out", tmp_path / "out", "--quiet", input=packed)
+    assert result.returncode == 74
+    assert result.stderr.decode() == "smtkit: -: truncated: the compressed data end too early\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pipe_in_place_of_a_file_is_refused(command: Command, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    line = command("tokenize", tmp_path / "pipe", "--out", tmp_path / "out").line()
+    assert line.startswith(f"{tmp_path / 'pipe'}: found a pipe or a device, allowed: files")
+    assert "use -: ... | smtkit tokenize -" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_compressed_files_of_several_members_are_read_to_their_end(tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def run(out: Path, *inputs: Path, progress: Recorder | None = None, **options: A
     flags = {
         "inputs": list(map(str, inputs)),
         "tokenizer": "sentencepiece",
-        "vocabulary_size": 400,
+        "vocabulary_size": None if "tokenizer_model" in options else 400,
         "workers": 1,
         **options,
     }

@@ -59,7 +59,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every character
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(_exit_code())
+    ranks.end(_exit_code())
 
 
 def _exit_code() -> int:
@@ -92,9 +92,10 @@ def _exit_code() -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 74)
     except BaseException:
-        if ranks.is_rank():
-            ranks.code_of_the_first(1)
-        raise
+        if not ranks.is_rank():
+            raise
+        traceback.print_exc()
+        return ranks.code_of_the_first(1) or 1
 
 
 def _message(error: Exception) -> str:

@@ -91,6 +91,21 @@ def summarize(
     ]
 
 
+def summarize_overall(
+    scores: Mapping[str, Scores], byte_lengths: IntArray | None
+) -> list[dict[str, Any]]:
+    """One record for each predictor, of all targets after the first, wherever they are.
+
+    byte_lengths: as for `summarize`.
+    """
+    sizes = None if byte_lengths is None else byte_lengths[:, 1:]
+    return [
+        {"predictor": predictor, **measured}
+        for predictor, values in scores.items()
+        if (measured := _measure(values[:, 1:], sizes))
+    ]
+
+
 def summarize_by_distance(scores: Mapping[str, Scores], distance: IntArray) -> list[dict[str, Any]]:
     """One record for each predictor and range of distances: 0, 1, 2, 3-4, 5-8, ...
 

@@ -295,7 +295,12 @@ def _print_cost(records: Sequence[Mapping[str, Any]]) -> None:
     for predictor in dict.fromkeys(record["predictor"] for record in records):
         cells = {r["tokens"]: _cost(r) for r in records if r["predictor"] == predictor}
         table.add_row(predictor, *(cells.get(count, "-") for count in counts))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    for record in records:
+        where = f"{record['predictor']} after {record['tokens']:,}"
+        if record["skipped"]:
+            console.print(f"  {where}: {record['skipped']}")
 
 
 def _cost(record: Mapping[str, Any]) -> str:

@@ -147,8 +147,7 @@ class Trainer(Generic[BatchT]):
                 self._step(batches, known.counts)
                 self.state.tokens += known.tokens
                 self.state.seconds = self._agreed(self.state.seconds + self._clock() - began)
-                last = self._finished()
-                if last or self.state.step % self._config.log_every == 0:
+                if (last := self._finished()) or self.state.step % self._config.log_every == 0:
                     self._log()
                 if last or self.state.step % self._config.validate_every == 0:
                     validated = self._validate()
@@ -187,9 +186,9 @@ class Trainer(Generic[BatchT]):
     def _agree(self, batches: Sequence[BatchT], received: Sequence[int]) -> "_Known":
         """What no rank knows alone: it is asked once a step."""
         counts = added(self._method.counts(batch) for batch in batches)
-        tokens = sum(batch.tokens_read for batch in batches)
         told = {f"{_SIGNAL}{number}": int(number in received) for number in SIGNALS}
-        known = self._ranks.sum_counts({**counts, **told, _TOKENS: tokens})
+        told[_TOKENS] = sum(batch.tokens_read for batch in batches)
+        known = self._ranks.sum_counts({**counts, **told})
         return _Known(
             {name: known[name] for name in counts},
             known[_TOKENS],

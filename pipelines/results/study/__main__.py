@@ -86,7 +86,9 @@ def _all(store: Store, options: argparse.Namespace) -> None:
     missing = [run for run in _runs(store.matrix) if store.result(run) is None]
     if missing:
         _make_tokens(store)
-    count, running, failed, began = len(missing), {}, [], time.monotonic()
+    count, began = len(missing), time.monotonic()
+    running: dict[subprocess.Popen[bytes], Run] = {}
+    failed: list[str] = []
     while missing or running:
         for process in [p for p in running if p.poll() is not None]:
             run = running.pop(process)
@@ -95,11 +97,14 @@ def _all(store: Store, options: argparse.Namespace) -> None:
             print(f"{minutes:6.1f} min  {count - left}/{count}  {run.name}", flush=True)
             if process.returncode:
                 failed.append(run.name)
+        if len(running) == options.workers:
+            time.sleep(0.2)
+            continue
         ready = next((run for run in missing if store.ready(run)), None)
         if ready is None and missing and not running:
             break  # their trials failed
-        if ready is None or len(running) == options.workers:
-            time.sleep(0.2)
+        if ready is None:
+            time.sleep(1)
             continue
         missing.remove(ready)
         running[_started(options, ready)] = ready

@@ -4,7 +4,7 @@ import csv
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from study.matrix import Run, Table
 from study.store import Store
@@ -88,8 +88,10 @@ def _draw(store: Store, task: str, points: list[Point], path: Path) -> None:
         pyplot.close(figure)
 
 
-def _line(panel, axis, points, color, label, *, accuracy):  # type: ignore[no-untyped-def]
-    """One seed: dashed while it is the co-trained cell, a dot where the run ends."""
+def _line(
+    panel: Any, axis: str, points: list[Point], color: Any, label: str | None, *, accuracy: bool
+) -> None:
+    """One seed: dotted while it is the co-trained cell, a dot where the run ends."""
     if not points:
         return
     along = [getattr(point, axis) for point in points]

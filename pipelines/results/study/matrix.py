@@ -45,6 +45,8 @@ class Task(_Declared):
     trial_budget: Positive | None = None
     """Of each trial; unset: settings are those that the trials of `settings_of` chose."""
     settings_of: str | None = None
+    shares: dict[Stage, Positive] = {}
+    """Where they are others than the matrix's."""
     arms: list[str]
     settings: dict[Stage, Table] = {}
     network: Table = {}
@@ -144,10 +146,12 @@ def specify(matrix: Matrix, run: Run, chosen: Mapping[str, Any]) -> Specificatio
     """`chosen`: the trial's own table, or that of the trial that was best."""
     task, arm = matrix.tasks[run.task], matrix.arms[run.arm]
     network = merged(matrix.network, arm.network, task.network, arm.network)
-    names = ("bptt",) if arm.kind == "bptt" else ("encoder", "labels", "smt", "dmt", "finetune")
+    names: tuple[Stage, ...] = ("encoder", "labels", "smt", "dmt", "finetune")
+    if arm.kind == "bptt":
+        names = ("bptt",)
     budget = task.budget if run.trial is None else task.trial_budget
     assert budget is not None
-    stages = {
+    stages: dict[str, Table] = {
         name: merged(
             _network_of(name, network),
             matrix.settings.get(name, {}),
@@ -168,18 +172,18 @@ def specify(matrix: Matrix, run: Run, chosen: Mapping[str, Any]) -> Specificatio
     )
 
 
-def _network_of(stage: str, network: Table) -> Table:
+def _network_of(stage: Stage, network: Table) -> Table:
     """Networks are described where they are begun: by the teacher, and by bptt from scratch."""
     if stage == "encoder":
-        parts = {name: network[name] for name in ("cell", "readout") if name in network}
+        parts: Table = {name: network[name] for name in ("cell", "readout") if name in network}
         return {"encoder": network["memory"], **parts}
     return network if stage == "bptt" else {}
 
 
-def _limits(matrix: Matrix, task: Task, stage: str, kind: str, budget: float) -> Table:
+def _limits(matrix: Matrix, task: Task, stage: Stage, kind: str, budget: float) -> Table:
     if stage == "labels":
         return {}
-    share = 1.0 if kind == "bptt" else matrix.shares[stage]
+    share = 1.0 if kind == "bptt" else {**matrix.shares, **task.shares}[stage]
     limits: Table = {"clock": "cpu", "max_seconds": share * budget}
     if task.goal is not None:
         limits["stop_at_accuracy"] = task.goal
@@ -199,7 +203,7 @@ def merged(*tables: Mapping[str, Any]) -> Table:
 
 def _nested(settings: Mapping[str, Any]) -> Table:
     """`{"a.b.c": 1}` -> `{"a": {"b": {"c": 1}}}`."""
-    tables = []
+    tables: list[Table] = []
     for dotted, value in settings.items():
         for part in reversed(dotted.split(".")):
             value = {part: value}

@@ -39,7 +39,9 @@ def evaluate(
     gradients: Annotated[
         bool,
         typer.Option(
-            "--gradients", help="Also how gradients decay with distance, by path; needs --encoder."
+            "--gradients",
+            help="Also how gradients decay with distance: through the cell and, with --encoder, "
+            "through the decoder.",
         ),
     ] = False,
     cost: Annotated[

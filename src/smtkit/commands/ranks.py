@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from smtkit.errors import SmtkitError, UsageError
 
@@ -24,6 +24,8 @@ _LOOK_EVERY = 0.5  # seconds
 _GRACE = 3.0  # seconds in which a rank may clean up after another failed
 _REACH = timedelta(seconds=10)
 _COMMAND = "import sys; from smtkit.cli import main; sys.argv[0] = 'smtkit'; main()"
+
+_watched = threading.Event()  # set: this process is a rank that looks after the others
 
 
 class RanksError(SmtkitError):
@@ -189,11 +191,22 @@ def among_ranks() -> Iterator[None]:
         return
     done = threading.Event()
     threading.Thread(target=_watch, args=(done,), daemon=True).start()
+    _watched.set()
     yield  # after an error the watch goes on: nothing may keep this process
     from smtkit.distributed import leave
 
     done.set()
     leave()
+
+
+def end(code: int) -> NoReturn:
+    """Ends this process; a rank at once: its watch may not be torn down in the middle of a call,
+    and a GPU's connections may wait for ranks that are no more."""
+    if _watched.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _watch(done: threading.Event) -> None:

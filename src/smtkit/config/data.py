@@ -42,7 +42,7 @@ class TokenizeConfig(Config):
     )
 
     inputs: list[str] = Field(min_length=1)
-    """Files, directories, globs; `-`: standard input."""
+    """Files, directories, globs; `-`: standard input, also compressed by gzip or zstd."""
     test_inputs: list[str] = Field(default_factory=list)
     """Files that are the test split; unset: a share of the inputs is."""
     tokenizer: Literal["byte", "char", "sentencepiece", "pixel"] = "byte"

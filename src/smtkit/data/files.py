@@ -4,6 +4,7 @@ import glob
 import gzip
 import io
 import os
+import shutil
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from smtkit.errors import InputOutputError, UsageError
 BLOCK_BYTES = 2**20
 STDIN = "-"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_MAGIC = {b"\x1f\x8b\x08": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 _SNIFFED_BYTES = 8192
 _UNBOUNDED_BYTES = 2**26
 """What any compressed file may expand to, however small it is."""
@@ -28,13 +30,18 @@ _UNBOUNDED_BYTES = 2**26
 def expand(inputs: Sequence[str]) -> Iterator[Path]:
     """The paths that `inputs` name; globs that the shell left alone are expanded here.
 
-    Raises UsageError where one does not exist.
+    Raises UsageError where one does not exist, or can be read but once.
     """
     for name in inputs:
         path = Path(name)
-        if name == STDIN or path.exists():
+        if name == STDIN or path.is_file() or path.is_dir():
             yield path
             continue
+        if path.exists():
+            raise UsageError(
+                f"{name}: found a pipe or a device, allowed: files and directories",
+                f"use -: ... | smtkit tokenize {STDIN}",
+            )
         matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else []
         if not matches:
             raise UsageError(f"{name}: no such file or directory")
@@ -63,6 +70,18 @@ def suffixes(path: Path) -> tuple[str, str]:
     if outer in COMPRESSIONS:
         return Path(path.stem).suffix.lower(), outer
     return outer, ""
+
+
+def spool(stream: BinaryIO, directory: Path) -> Path:
+    """Writes what comes but once to a file, whose suffix tells how its first bytes say that it is
+    compressed."""
+    start = stream.read(max(map(len, _MAGIC)))
+    suffix = next((end for magic, end in _MAGIC.items() if start.startswith(magic)), "")
+    path = directory / f"stdin{suffix}"
+    with path.open("xb") as file:
+        file.write(start)
+        shutil.copyfileobj(stream, file)
+    return path
 
 
 def is_binary(path: Path) -> bool:
@@ -102,13 +121,15 @@ class Reader:
     max_expansion: float
     on_read: Callable[[int], None] = lambda count: None
 
-    def open(self, path: Path) -> BinaryIO:
-        """The decompressed bytes. Reading raises InputOutputError that names the file."""
-        return cast(BinaryIO, io.BufferedReader(_Checked(path, self), BLOCK_BYTES))
+    def open(self, path: Path, name: str = "") -> BinaryIO:
+        """The decompressed bytes. Reading raises InputOutputError that names the file: by its path,
+        unless `name` is given."""
+        checked = _Checked(path, name or str(path), self)
+        return cast(BinaryIO, io.BufferedReader(checked, BLOCK_BYTES))
 
-    def blocks(self, path: Path) -> Iterator[bytes]:
+    def blocks(self, path: Path, name: str = "") -> Iterator[bytes]:
         """The decompressed bytes in blocks of at most 1 MiB."""
-        with self.open(path) as file:
+        with self.open(path, name) as file:
             while block := file.read(BLOCK_BYTES):
                 yield block
 
@@ -132,8 +153,8 @@ class Meter:
 class _Checked(io.RawIOBase):
     """A file, decompressed; what goes wrong in reading it is an InputOutputError that names it."""
 
-    def __init__(self, path: Path, reader: Reader) -> None:
-        self._path = path
+    def __init__(self, path: Path, name: str, reader: Reader) -> None:
+        self._name = name
         self._told = 0
         self._produced = 0
         self._on_read = reader.on_read
@@ -141,7 +162,7 @@ class _Checked(io.RawIOBase):
             self._file = path.open("rb")
             size = os.fstat(self._file.fileno()).st_size
         except OSError as error:
-            raise InputOutputError(f"{path}: {error.strerror}") from None
+            raise InputOutputError(f"{name}: {error.strerror}") from None
         compression = COMPRESSIONS.get(suffixes(path)[1])
         self._limit = max(_UNBOUNDED_BYTES, int(reader.max_expansion * size))
         self._bounded = compression is not None
@@ -161,13 +182,13 @@ class _Checked(io.RawIOBase):
             block = self._stream.read(len(buffer))
             position = self._file.tell()
         except (OSError, EOFError, zlib.error) as error:
-            raise InputOutputError(f"{self._path}: {_reason(error)}") from None
+            raise InputOutputError(f"{self._name}: {_reason(error)}") from None
         self._on_read(position - self._told)
         self._told = position
         self._produced += len(block)
         if self._bounded and self._produced > self._limit:
             raise InputOutputError(
-                f"{self._path}: expands to more than {self._allowed:g} times its size",
+                f"{self._name}: expands to more than {self._allowed:g} times its size",
                 "--max-expansion allows more",
             )
         buffer[: len(block)] = block

@@ -4,31 +4,24 @@ Shapes: n images of `height` by `width` pixels. A stored value runs from 0 (blac
 (white), a level from 0 to `levels` - 1. Images are numbered from 0. Only labels are held in memory.
 """
 
-import gzip
 import math
 import re
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
-from typing import IO, Any
-from zipfile import BadZipFile, ZipFile
+from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from smtkit.data.arrays import IDX_NAME, StoredArray, reading
 from smtkit.data.order import IntArray
 from smtkit.errors import InputOutputError, UsageError
-
-Header = tuple[tuple[int, ...], np.dtype[Any]]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _BLOCK_IMAGES, _BLOCK_PIXELS = 1024, 2**20
 _LARGEST_IMAGE = 2**26
-_DAMAGE = (EOFError, SyntaxError, ValueError, RuntimeError, zlib.error, BadZipFile, TokenError)
-_IDX_NAME = re.compile(r"[.-]idx\d(-ubyte)?(\.gz)?$")
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ class ImageSource:
 
     path: Path
     settings: PixelSettings
-    stored: "_Array | list[Path]"
+    stored: StoredArray | list[Path]
     count: int
     stored_size: tuple[int, int]
     labels: IntArray | None
@@ -83,7 +76,7 @@ class ImageSource:
 
     def files(self) -> list[Path]:
         """All files that the images and their labels come from."""
-        if not isinstance(self.stored, _Array):
+        if not isinstance(self.stored, StoredArray):
             return self.stored
         labels = _labels_beside(self.path)
         return [self.path] if labels is None else [self.path, labels.path]
@@ -99,7 +92,7 @@ class ImageSource:
             first = end
 
     def _levels(self, rows: int) -> Iterator[IntArray]:
-        if isinstance(self.stored, _Array):
+        if isinstance(self.stored, StoredArray):
             for block, values in enumerate(self.stored.blocks(rows)):
                 images = values.reshape(values.shape[:3])
                 yield to_levels(images, self.settings, self.stored.where, block * rows)
@@ -156,15 +149,15 @@ def open_images(inputs: Sequence[str], settings: PixelSettings) -> ImageSet:
 
 
 def _open_source(path: Path, settings: PixelSettings) -> ImageSource:
-    with _reading(path):
+    with reading(path):
         if not path.exists():
             raise UsageError(f"{path}: no such file or directory")
         if path.is_dir() or path.suffix.lower() in PICTURE_SUFFIXES:
             return _open_pictures(path, settings)
         if path.suffix == ".npz":
             return _open_npz(path, settings)
-        if path.suffix == ".npy" or _IDX_NAME.search(path.name):
-            return _open_arrays(_Array(path), _labels_beside(path), settings)
+        if path.suffix == ".npy" or IDX_NAME.search(path.name):
+            return _open_arrays(StoredArray(path), _labels_beside(path), settings)
     allowed = f"*-idx3-ubyte, *-idx3-ubyte.gz, .npy, .npz, {', '.join(PICTURE_SUFFIXES)}"
     raise UsageError(f"{path}: unknown kind of file: allowed are {allowed} and directories")
 
@@ -192,22 +185,24 @@ def _open_pictures(path: Path, settings: PixelSettings) -> ImageSource:
 def _open_npz(path: Path, settings: PixelSettings) -> ImageSource:
     with ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    labels = [_Array(path, name) for name in ("labels", "y") if name in names]
+    labels = [StoredArray(path, name) for name in ("labels", "y") if name in names]
     images = {"images"} & set(names) or set(names) - {"labels", "y"}
     if len(images) != 1:
         raise ValueError(f"arrays are named {', '.join(names)}: one must be named images")
-    return _open_arrays(_Array(path, *images), labels[0] if labels else None, settings)
+    return _open_arrays(StoredArray(path, *images), labels[0] if labels else None, settings)
 
 
-def _labels_beside(images: Path) -> "_Array | None":
+def _labels_beside(images: Path) -> StoredArray | None:
     name = re.sub(r"images([.-])idx3", r"labels\1idx1", images.name)
     plain = images.with_name(name.removesuffix(".gz"))
     beside = (images.with_name(name), plain, plain.with_name(f"{plain.name}.gz"))
     found = [path for path in beside if path.exists()] if name != images.name else []
-    return _Array(found[0]) if found else None
+    return StoredArray(found[0]) if found else None
 
 
-def _open_arrays(images: "_Array", labels: "_Array | None", settings: PixelSettings) -> ImageSource:
+def _open_arrays(
+    images: StoredArray, labels: StoredArray | None, settings: PixelSettings
+) -> ImageSource:
     count, *size = images.shape[:-1] if images.shape[3:] == (1,) else images.shape
     if images.dtype.kind not in "biuf" or len(size) != 2:
         raise InputOutputError(f"{images}: images are numbers of shape (n, height, width)")
@@ -217,7 +212,7 @@ def _open_arrays(images: "_Array", labels: "_Array | None", settings: PixelSetti
     return ImageSource(images.path, settings, images, count, (size[0], size[1]), values, None)
 
 
-def _read_labels(labels: "_Array", count: int) -> IntArray:
+def _read_labels(labels: StoredArray, count: int) -> IntArray:
     if labels.dtype.kind not in "iu" or labels.shape not in ((count,), (count, 1)):
         raise InputOutputError(f"{labels}: the labels of {count} images are {count} integers")
     values = np.concatenate(list(labels.blocks(_BLOCK_PIXELS))).reshape(-1).astype(np.int64)
@@ -238,75 +233,6 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
             return np.asarray(picture.convert("L"))
     except Exception as error:  # of many kinds, undocumented, for a damaged file
         raise InputOutputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-
-
-class _Array:
-    """An array in an IDX, .npy or .npz file, read front to back and never unpickled."""
-
-    def __init__(self, path: Path, member: str | None = None) -> None:
-        self.path, self.member = path, member
-        self.where = f"{path}: array {member}" if member else str(path)
-        with self._opened() as (_, header):
-            self.shape, self.dtype = header
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.dtype} of shape {self.shape}"
-
-    def blocks(self, rows: int) -> Iterator[NDArray[Any]]:
-        """All values, `rows` entries of the first dimension at a time. Raises InputOutputError."""
-        with self._opened() as (file, (shape, dtype)):
-            for first in range(0, shape[0], rows):
-                block = (min(rows, shape[0] - first), *shape[1:])
-                data = _read(file, math.prod(block) * dtype.itemsize)
-                yield np.frombuffer(data, dtype).reshape(block)
-            if file.read(1):
-                raise ValueError(f"it goes on after the values of shape {shape} in its header")
-
-    @contextmanager
-    def _opened(self) -> Iterator[tuple[IO[bytes], Header]]:
-        with _reading(self.where), ExitStack() as stack:
-            if self.member is not None:
-                archive = stack.enter_context(ZipFile(self.path))
-                file = stack.enter_context(archive.open(f"{self.member}.npy"))
-            else:
-                opened: Any = (gzip.open if self.path.suffix == ".gz" else open)(self.path, "rb")
-                file = stack.enter_context(opened)
-            is_idx = _IDX_NAME.search(self.path.name)
-            yield file, _idx_header(file) if is_idx else _numpy_header(file)
-
-
-def _idx_header(file: IO[bytes]) -> Header:
-    magic = int.from_bytes(_read(file, 4))
-    if magic not in (0x00000801, 0x00000803):
-        raise ValueError(f"magic number 0x{magic:08x}: images have 0x00000803, labels 0x00000801")
-    dimensions = magic & 0xFF
-    return tuple(np.frombuffer(_read(file, 4 * dimensions), ">u4").tolist()), np.dtype(np.uint8)
-
-
-def _numpy_header(file: IO[bytes]) -> Header:
-    is_first = np.lib.format.read_magic(file) == (1, 0)
-    read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read(file)
-    if fortran_order:
-        raise ValueError("an array in Fortran order: save numpy.ascontiguousarray of it")
-    return shape, dtype
-
-
-def _read(file: IO[bytes], size: int) -> bytes:
-    data = file.read(size)
-    if len(data) < size:
-        raise EOFError("it ends before what its header promises")
-    return data
-
-
-@contextmanager
-def _reading(where: object) -> Iterator[None]:
-    """Turns what unreadable and damaged files raise into InputOutputError."""
-    try:
-        yield
-    except (OSError, *_DAMAGE) as error:
-        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-        raise InputOutputError(f"{where}: {reason}") from None
 
 
 def to_levels(values: NDArray[Any], settings: PixelSettings, where: str, first: int) -> IntArray:

@@ -92,7 +92,7 @@ class TextSource:
             position += len(block)
 
     def _whole(self) -> Document:
-        return Document(self.name, lambda: self.reader.blocks(self.path))
+        return Document(self.name, lambda: self.reader.blocks(self.path, self.name))
 
     def _row(self, name: str, text: object) -> Document | SmtkitError:
         if isinstance(text, SmtkitError):
@@ -125,7 +125,7 @@ class TextSource:
         return self._row(name, text)
 
     def _json_rows(self) -> Iterator[tuple[int, object]]:
-        with self.reader.open(self.path) as file:
+        with self.reader.open(self.path, self.name) as file:
             number = 0
             while line := file.readline(LONGEST_ROW):
                 number += 1
@@ -152,7 +152,7 @@ class TextSource:
 
     def _csv_rows(self) -> Iterator[tuple[int, object]]:
         csv.field_size_limit(LONGEST_ROW)
-        with self.reader.open(self.path) as file:
+        with self.reader.open(self.path, self.name) as file:
             lines = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
             rows = csv.reader(lines, strict=True)
             header = _next_row(rows) or []

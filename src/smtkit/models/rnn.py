@@ -4,7 +4,7 @@ B: sequences, T: steps, K: slots, D: slot width, V: vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,15 @@ from torch import Tensor, nn
 from smtkit.config import CellConfig, DecoderConfig, ReadoutConfig
 from smtkit.models.cells import MlpReadout, build_cell, normalize_slots
 from smtkit.models.teacher import DecoderReadout, FutureDecoder
+
+
+class Sampling(TypedDict, total=False):
+    """How tokens are drawn: what `sample_each` may be told beside the logits."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    generator: torch.Generator | None
 
 
 class RecurrentNetwork(nn.Module):
@@ -72,58 +81,30 @@ class RecurrentNetwork(nn.Module):
         return torch.cat((memory[:, None], self.cell.rollout(memory, tokens)), dim=1)
 
     @torch.inference_mode()
-    def generate(
-        self,
-        prompt: Sequence[int] = (),
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Iterator[int]:
+    def generate(self, prompt: Sequence[int] = (), **sampling: Unpack[Sampling]) -> Iterator[int]:
         """Tokens without end that follow `prompt`; memory and time a token are constant."""
         memory = self.start(1)
         for token in prompt:
             memory = self.step(memory, self._as_input(token))
         while True:
-            logits = self.readout(memory)[0].float()
-            token = sample(logits, temperature, top_k, top_p, generator)
+            token = sample(self.readout(memory)[0].float(), **sampling)
             yield token
             memory = self.step(memory, self._as_input(token))
 
     @torch.inference_mode()
-    def complete(
-        self,
-        prompts: Tensor,
-        steps: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def complete(self, prompts: Tensor, steps: int, **sampling: Unpack[Sampling]) -> Tensor:
         """What follows each prompt, side by side: (N, P) -> (N, steps)."""
         memory = self.start(len(prompts))
         for token in prompts.unbind(1):
             memory = self.step(memory, token)
         completion = prompts.new_empty(len(prompts), steps)
         for i in range(steps):
-            logits = self.readout(memory).float()
-            completion[:, i] = sample_each(logits, temperature, top_k, top_p, generator)
+            completion[:, i] = sample_each(self.readout(memory).float(), **sampling)
             memory = self.step(memory, completion[:, i])
         return completion
 
     @torch.inference_mode()
-    def answer(
-        self,
-        tokens: Tensor,
-        asked: Tensor,
-        *,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def answer(self, tokens: Tensor, asked: Tensor, **sampling: Unpack[Sampling]) -> Tensor:
         """What the network says where it is asked: (N, T), (N, T + 1) -> as many as are asked, row
         by row."""
         memory = self.start(len(tokens))
@@ -131,7 +112,7 @@ class RecurrentNetwork(nn.Module):
         for i in range(asked.shape[1]):
             if asked[:, i].any():
                 logits = self.readout(memory[asked[:, i]]).float()
-                answers[asked[:, i], i] = sample_each(logits, temperature, top_k, top_p, generator)
+                answers[asked[:, i], i] = sample_each(logits, **sampling)
             if i < tokens.shape[1]:
                 memory = self.step(memory, tokens[:, i])
         return answers[asked]
@@ -162,7 +143,7 @@ def sample_each(
 
     `top_k`: among the k likeliest; `top_p`: among the fewest that together have probability p.
     """
-    if temperature == 0:
+    if temperature < torch.finfo(logits.dtype).tiny:  # so small that logits / temperature overflow
         return logits.argmax(-1)
     highest = logits.amax(-1, keepdim=True)
     values, tokens = ((logits - highest) / temperature).sort(descending=True)

@@ -1,4 +1,5 @@
-"""`smtkit eval`: how well an RNN predicts held-out text, beside its teacher and n-gram baselines.
+"""`smtkit eval`: how well an RNN predicts a split of text, images or a task's rows, beside its
+teacher and n-gram baselines.
 
 B: windows, T: the window the RNN was trained on, L: tokens read here, `lengths` T or a whole row.
 """
@@ -22,18 +23,24 @@ from smtkit.data.tokenizers import TextTokenizer, Tokenizer, check_tokenizers, l
 from smtkit.data.tokens import BATCH_TOKENS, is_stream, open_stream
 from smtkit.data.windows import RowWindows, WindowSource, open_windows
 from smtkit.distributed import Ranks, SharedRun, join
-from smtkit.errors import ArtifactError, UsageError
-from smtkit.metrics import Scores, summarize, summarize_by_distance, summarize_by_length
+from smtkit.errors import ArtifactError
+from smtkit.metrics import (
+    Scores,
+    summarize,
+    summarize_by_distance,
+    summarize_by_length,
+    summarize_overall,
+)
 from smtkit.models.rnn import RecurrentNetwork
-from smtkit.models.teacher import Teacher
 from smtkit.progress import Progress, Silent
 from smtkit.stages import gradients, inference_cost
+from smtkit.stages.gradients import TrainedTeacher
 from smtkit.stages.networks import load_rnn
 from smtkit.stages.predictors import BASELINES, Predictors
 from smtkit.stages.train_encoder import load_teacher
 
 EVALUATION = "evaluation.json"
-_POSITIONS = 2**17  # memories of the teacher held at once
+_HELD_BYTES = 2**27  # of the teacher's memories, at once
 
 
 def run(
@@ -51,14 +58,8 @@ def run(
 
     The result is `evaluation.json` in the artifact `out`, and the manifest's statistics. Under
     torchrun, the ranks share the windows: the result is the same. Raises ArtifactError where kinds
-    or tokenizers differ, or the RNN learned from another encoder; UsageError where gradients are
-    asked for without `encoder`.
+    or tokenizers differ, or the RNN learned from another encoder.
     """
-    if config.gradients and encoder is None:
-        raise UsageError(
-            "--gradients: one of the paths is the teacher's decoder, found no --encoder",
-            "name the encoder that the RNN learned from",
-        )
     trained = Artifact.open(rnn, "rnn")
     source = Artifact.open(tokens, "tokens")
     teacher_artifact = Artifact.open(encoder, "encoder") if encoder is not None else None
@@ -95,26 +96,19 @@ def run(
 
 
 @dataclass(frozen=True)
-class _LoadedTeacher:
-    network: Teacher
-    config: TrainEncoderConfig  # of its training
-    window: int
-
-
-@dataclass(frozen=True)
 class _Subject:
     """What is evaluated, and where."""
 
     network: RecurrentNetwork
     window: int
-    teacher: _LoadedTeacher | None
+    teacher: TrainedTeacher | None
     device: torch.device
 
 
-def _load_teacher(artifact: Artifact, device: torch.device) -> _LoadedTeacher:
+def _load_teacher(artifact: Artifact, device: torch.device) -> TrainedTeacher:
     network, window = load_teacher(artifact)
     config = TrainEncoderConfig(**artifact.manifest.config)
-    return _LoadedTeacher(network.to(device), config, window)
+    return TrainedTeacher(network.to(device), config, window)
 
 
 @dataclass(frozen=True)
@@ -149,7 +143,7 @@ def _scored(
     )
     shape = (len(starts), windows.window + 1, 2)
     scores: dict[str, Scores] = {name: np.zeros(shape) for name in predictors.names}
-    at_a_time = max(1, min(config.batch_size, _POSITIONS // windows.window))
+    at_a_time = min(config.batch_size, _windows_at_once(subject, windows.window))
     for first in range(0, len(starts), at_a_time)[ranks.rank :: ranks.size]:
         here = slice(first, first + at_a_time)
         for name, values in predictors.score(windows.read(starts[here]), first).items():
@@ -175,11 +169,21 @@ def _predictions(
         "window": subject.window,
         "windows": len(starts),
         "tokens": tokenizer.description()["kind"],
+        "overall": summarize_overall(scores, sizes),
         "results": summarize(scores, subject.window, sizes),
         "drift": scored.predictors.drift.by_position() if subject.teacher else None,
         **_of_rows(scores, windows, starts, read.length),
         "memory": scored.predictors.health(),
     }
+
+
+def _windows_at_once(subject: _Subject, length: int) -> int:
+    """Of the memories of that many windows of `length` tokens, all are held; the encoder makes them
+    from K streams of its own width at most."""
+    slots, width = subject.network.empty_memory.shape
+    if subject.teacher is not None:
+        width = max(width, subject.teacher.config.encoder.width)
+    return max(1, _HELD_BYTES // (4 * slots * width * (length + 1)))
 
 
 def _of_rows(
@@ -200,18 +204,11 @@ def _gradients(
     config: EvaluateConfig, subject: _Subject, source: Artifact, artifact: Run, progress: Progress
 ) -> list[dict[str, Any]]:
     """Records of `gradients.measure`, and their figure in the artifact."""
-    assert subject.teacher is not None
     windows = open_windows(source, config.split, subject.window if is_stream(source) else None)
-    starts = _spread(windows, gradients.windows_needed(windows.window))
-    teacher = subject.teacher
+    at_once = _windows_at_once(subject, windows.window)
+    starts = _spread(windows, min(gradients.SAMPLES, at_once))
     records = gradients.measure(
-        gradients.with_initial_weights(
-            subject.network, teacher.network, teacher.config, teacher.window
-        ),
-        windows.read(starts),
-        subject.window,
-        teacher.config.objective.future_length,
-        progress,
+        subject.network, subject.teacher, windows.read(starts), subject.window, progress
     )
     try:
         gradients.draw(records, artifact.directory / gradients.FIGURE)

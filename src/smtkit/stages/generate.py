@@ -21,7 +21,7 @@ from smtkit.data.tokenizers import (
 from smtkit.data.windows import Windows, open_windows
 from smtkit.distributed import choose_device
 from smtkit.errors import UsageError
-from smtkit.models.rnn import RecurrentNetwork
+from smtkit.models.rnn import RecurrentNetwork, Sampling
 from smtkit.stages.generate_answers import answered_rows
 from smtkit.stages.generate_images import check_place, generated_images
 from smtkit.stages.networks import load_rnn
@@ -66,12 +66,19 @@ def run(
     if tokens is not None:
         rows = _rows(config, trained, Artifact.open(tokens, "tokens"), generator.initial_seed())
     network = load_rnn(trained)[0].to(choose_device(config.device))
+    temperature = 0.0 if kind == "answers" else 1.0
+    sampling = Sampling(
+        temperature=temperature if config.temperature is None else config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        generator=generator,
+    )
     if isinstance(tokenizer, TextTokenizer):
-        return _text(config, network, tokenizer, generator)
+        return _text(config, network, tokenizer, sampling)
     if isinstance(tokenizer, PixelTokenizer):
-        return generated_images(config, network, tokenizer, generator, rows, place)
+        return generated_images(config, network, tokenizer, sampling, rows, place)
     assert rows is not None
-    return answered_rows(config, network, tokenizer, generator, rows)
+    return answered_rows(network, tokenizer, sampling, rows)
 
 
 def _kind(tokenizer: Tokenizer) -> str:
@@ -125,17 +132,9 @@ def _rows(config: GenerateConfig, rnn: Artifact, tokens: Artifact, seed: int) ->
 
 
 def _text(
-    config: GenerateConfig,
-    network: RecurrentNetwork,
-    tokenizer: TextTokenizer,
-    generator: torch.Generator,
+    config: GenerateConfig, network: RecurrentNetwork, tokenizer: TextTokenizer, sampling: Sampling
 ) -> Iterator[str]:
-    tokens = network.generate(
-        [int(t) for t in tokenizer.encode(config.prompt.encode("utf-8", "surrogateescape"))],
-        temperature=1.0 if config.temperature is None else config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        generator=generator,
-    )
+    prompt = tokenizer.encode(config.prompt.encode("utf-8", "surrogateescape"))
+    tokens = network.generate([int(token) for token in prompt], **sampling)
     document = takewhile(lambda token: token != tokenizer.end_of_document, tokens)
     return tokenizer.pieces(islice(document, config.max_tokens))

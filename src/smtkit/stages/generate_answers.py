@@ -5,31 +5,21 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from smtkit.config import GenerateConfig
 from smtkit.convention import IGNORE
 from smtkit.data.tokenizers import SymbolTokenizer, Tokenizer
 from smtkit.data.windows import Windows
-from smtkit.models.rnn import RecurrentNetwork
+from smtkit.models.rnn import RecurrentNetwork, Sampling
 
 
 def answered_rows(
-    config: GenerateConfig,
-    network: RecurrentNetwork,
-    tokenizer: Tokenizer,
-    generator: torch.Generator,
-    rows: Windows,
+    network: RecurrentNetwork, tokenizer: Tokenizer, sampling: Sampling, rows: Windows
 ) -> Iterator[str]:
     """A line for each of `rows`, and one that counts what is right."""
     assert isinstance(tokenizer, SymbolTokenizer)
     asked = rows.targets != IGNORE
-    answers = network.answer(
-        torch.from_numpy(rows.tokens).to(network.empty_memory.device),
-        torch.from_numpy(asked).to(network.empty_memory.device),
-        temperature=config.temperature or 0.0,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        generator=generator,
-    )
+    device = network.empty_memory.device
+    inputs, places = (torch.from_numpy(array).to(device) for array in (rows.tokens, asked))
+    answers = network.answer(inputs, places, **sampling)
     found = np.full_like(rows.targets, IGNORE)
     found[asked] = answers.cpu().numpy()
     for row, length in enumerate(rows.length):

@@ -17,7 +17,7 @@ from smtkit.data.pictures import BETWEEN, shades, write_grid
 from smtkit.data.tokenizers import PixelTokenizer
 from smtkit.data.windows import Windows
 from smtkit.errors import UsageError
-from smtkit.models.rnn import RecurrentNetwork
+from smtkit.models.rnn import RecurrentNetwork, Sampling
 
 _DOT = "\N{MIDDLE DOT} "
 
@@ -28,7 +28,7 @@ def generated_images(
     config: GenerateConfig,
     network: RecurrentNetwork,
     tokenizer: PixelTokenizer,
-    generator: torch.Generator,
+    sampling: Sampling,
     rows: Windows | None,
     out: Path | None,
 ) -> Iterator[str]:
@@ -40,7 +40,7 @@ def generated_images(
         prompts = np.empty((config.samples, 0), dtype=np.int64)
     else:
         prompts = rows.tokens[:, : lines * tokenizer.width]
-    completed = _complete(config, network, tokenizer, generator, prompts)
+    completed = _complete(network, tokenizer, sampling, prompts)
     originals = None if rows is None else rows.tokens.reshape(-1, *size)
     white = tokenizer.levels - 1
     if out is None:
@@ -79,22 +79,12 @@ def triple(original: Levels, lines: int, completed: Levels, white: int) -> Level
 
 
 def _complete(
-    config: GenerateConfig,
-    network: RecurrentNetwork,
-    tokenizer: PixelTokenizer,
-    generator: torch.Generator,
-    prompts: Levels,
+    network: RecurrentNetwork, tokenizer: PixelTokenizer, sampling: Sampling, prompts: Levels
 ) -> Levels:
     """(N, P) first pixels of images -> whole images, (N, H, W)."""
     pixels = tokenizer.height * tokenizer.width
-    completion = network.complete(
-        torch.from_numpy(prompts).to(network.empty_memory.device),
-        pixels - prompts.shape[1],
-        temperature=1.0 if config.temperature is None else config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        generator=generator,
-    )
+    given = torch.from_numpy(prompts).to(network.empty_memory.device)
+    completion = network.complete(given, pixels - prompts.shape[1], **sampling)
     whole = np.concatenate([prompts, completion.cpu().numpy()], axis=1)
     return whole.reshape(-1, tokenizer.height, tokenizer.width)
 

@@ -2,19 +2,22 @@
 figure.
 
 Gradients are computed on windows of T tokens of text, or on whole rows, from the memories that each
-path meets: the decoder the teacher's, the cell the RNN's own, free-running.
+path meets: the decoder the teacher's, the cell the RNN's own, free-running. An RNN without its
+teacher, or that never had one, has the cell's path alone.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from smtkit.config import TrainEncoderConfig
 from smtkit.data.windows import Windows
 from smtkit.decay import fit_decay
+from smtkit.methods.gradient_paths import Path as GradientPath
 from smtkit.methods.gradient_paths import (
     Point,
     curve,
@@ -28,66 +31,72 @@ from smtkit.progress import Progress
 from smtkit.stages.train_encoder import build_teacher
 
 FIGURE = "gradients.svg"
-_SAMPLES = 256  # pairs of a memory and a target, a distance
+SAMPLES = 256
+"""Pairs of a memory and a target, a distance; of more windows than pairs no use is made."""
 _SEED = 0
-_POSITIONS = 2**15  # memories held at once
 
-Networks = Mapping[str, tuple[RecurrentNetwork, Teacher]]
+
+@dataclass(frozen=True)
+class TrainedTeacher:
+    """A teacher, the config of its training, and the window it was trained on."""
+
+    network: Teacher
+    config: TrainEncoderConfig
+    window: int
+
+
+Networks = Mapping[str, tuple[RecurrentNetwork, Teacher | None]]
 """trained, and initial: the same with the weights of a fixed seed."""
 
 
-def windows_needed(window: int) -> int:
-    """How many windows to read, of `window` tokens each."""
-    return max(1, min(_SAMPLES, _POSITIONS // window))
-
-
-def with_initial_weights(
-    network: RecurrentNetwork, teacher: Teacher, config: TrainEncoderConfig, window: int
-) -> Networks:
+def with_initial_weights(network: RecurrentNetwork, teacher: TrainedTeacher | None) -> Networks:
     """Beside the trained networks the same before training; the RNN starts from the same memory."""
+    vocabulary_size = network.architecture["vocabulary_size"]
+    device = network.empty_memory.device
+    fresh_teacher = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         fresh_network = RecurrentNetwork.from_architecture(network.architecture)
-        vocabulary_size = network.architecture["vocabulary_size"]
-        fresh_teacher = build_teacher(config, vocabulary_size, window)
-    device = network.empty_memory.device
+        if teacher is not None:
+            fresh_teacher = build_teacher(teacher.config, vocabulary_size, teacher.window)
+            fresh_teacher.eval().requires_grad_(False).to(device)
     fresh_network.requires_grad_(False).empty_memory.copy_(network.empty_memory)
-    fresh = (
-        fresh_network.eval().to(device),
-        fresh_teacher.eval().requires_grad_(False).to(device),
-    )
-    return {"trained": (network, teacher), "initial": fresh}
+    return {
+        "trained": (network, teacher.network if teacher else None),
+        "initial": (fresh_network.eval().to(device), fresh_teacher),
+    }
 
 
 def measure(
-    networks: Networks,
+    network: RecurrentNetwork,
+    teacher: TrainedTeacher | None,
     windows: Windows,
     window: int,
-    future_length: int | Literal["rest"],
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """A record for each path and each of `networks`.
+    """A record for each path, trained and at initialisation.
 
     The cell's path is measured up to T tokens, the decoder's as far as it was trained to look.
     """
-    device = networks["trained"][0].empty_memory.device
+    device = network.empty_memory.device
     tokens = torch.from_numpy(windows.tokens).to(device)
     targets = torch.from_numpy(windows.targets).to(device)
     longest = min(window, tokens.shape[1])
-    seen = longest if future_length == "rest" else min(future_length, longest)
+    future = teacher.config.objective.future_length if teacher else 0
+    seen = longest if future == "rest" else min(future, longest)
     records = []
-    for weights, (network, teacher) in networks.items():
-        with torch.no_grad():
-            memories = {"decoder": teacher.encoder(tokens), "cell": network.rollout(tokens)}
-        paths = {
-            "decoder": (through_decoder(teacher.decoder), seen),
-            "cell": (through_cell(network.step, network.readout), longest),
-        }
-        for name, (path, furthest) in paths.items():
+    for weights, (cell, taught_by) in with_initial_weights(network, teacher).items():
+        paths: dict[str, tuple[GradientPath, Callable[[Tensor], Tensor], int]] = {}
+        if taught_by is not None:
+            paths["decoder"] = through_decoder(taught_by.decoder), taught_by.encoder, seen
+        paths["cell"] = through_cell(cell.step, cell.readout), cell.rollout, longest
+        for name, (path, remember, furthest) in paths.items():
+            with torch.no_grad():
+                memories = remember(tokens)
             distances = distances_up_to(furthest)
-            points = curve(path, memories[name], tokens, targets, distances, _SAMPLES, _SEED)
+            points = curve(path, memories, tokens, targets, distances, SAMPLES, _SEED)
             records.append(_record(name, weights, points))
-            progress.update("gradients", len(records), len(paths) * len(networks))
+            progress.update("gradients", len(records), 2 * len(paths))
     return records
 
 

@@ -63,6 +63,7 @@ class Predictors:
             name: torch.zeros(windows, self._draws, slots, slot_width)
             for name in ([FREE_RUNNING] if teacher is None else [TEACHER, FREE_RUNNING])
         }
+        self._there = torch.zeros(windows, self._draws, dtype=torch.int64)  # 1: a sample was kept
 
     @property
     def names(self) -> list[str]:
@@ -74,7 +75,10 @@ class Predictors:
 
     @torch.inference_mode()
     def score(self, windows: Windows, first: int) -> dict[str, Scores]:
-        """Scores of every target, by every predictor, of windows `first`, ... of all."""
+        """Scores of every target, by every predictor, of windows `first`, ... of all. Padding past
+        the longest is not computed."""
+        width = windows.targets.shape[1]
+        windows = _without_padding(windows)
         asked = (windows.targets != IGNORE)[..., None]
         tokens = torch.from_numpy(windows.tokens).to(self._device)
         targets = torch.from_numpy(windows.targets).to(self._device)
@@ -82,6 +86,7 @@ class Predictors:
         sampled = torch.from_numpy(self._sampled(windows, first)).to(self._device)
         scores = {name: self._ngram(windows, order) for order, name in enumerate(BASELINES, 1)}
         here = slice(first, first + len(tokens))
+        self._there[here] = (sampled >= 0).long().cpu()
         labels = None
         if self._teacher is not None:
             labels = self._teacher.encoder(tokens)
@@ -93,20 +98,26 @@ class Predictors:
             _keep(self._samples[TEACHER][here], labels, 0, sampled)
         kept = self._samples[FREE_RUNNING][here]
         scores[FREE_RUNNING] = self._free_running(tokens, targets, labels, whole, sampled, kept)
-        return {name: np.where(asked, values, np.nan) for name, values in scores.items()}
+        padding = ((0, 0), (0, width - asked.shape[1]), (0, 0))
+        return {
+            name: np.pad(np.where(asked, values, np.nan), padding, constant_values=np.nan)
+            for name, values in scores.items()
+        }
 
     def share(self, ranks: Ranks) -> None:
         """Makes what this rank has seen, and what the others have, one."""
         drift = torch.from_numpy(self.drift.totals(self._network.empty_memory.numel()))
         self.drift.take(ranks.sum_together([drift])[0].numpy())
-        for name, samples in self._samples.items():  # of windows that are another rank's, zeros
+        # Of windows that are another rank's, all are zeros.
+        (self._there,) = ranks.sum_together([self._there])
+        for name, samples in self._samples.items():
             (self._samples[name],) = ranks.sum_together([samples])
 
     def health(self) -> dict[str, dict[str, float]]:
         """Signs of collapse in a sample of the memories at 1..T; empty for fewer than two."""
         healths = {}
         for name, samples in self._samples.items():
-            memory = samples.flatten(0, 1)
+            memory = samples[self._there > 0]
             if len(memory) > 1:
                 spread = np.linspace(0, len(memory) - 1, min(self._kept, len(memory)))
                 healths[name] = memory_health(memory[spread.round().astype(np.int64)])
@@ -153,10 +164,13 @@ class Predictors:
         return np.concatenate(pieces, axis=1)
 
     def _sampled(self, windows: Windows, first: int) -> IntArray:
-        """(B, draws): positions in 1..T at which memories are kept for `health`."""
+        """(B, draws): positions in 1..T at which memories are kept for `health`, each once; -1
+        where a window has fewer."""
         rows = np.arange(first, first + len(windows.tokens), dtype=np.int64)
         sizes = np.minimum(windows.length, self._window)
-        return 1 + stratified(random_key("memory health"), rows, self._draws, sizes)
+        drawn = 1 + stratified(random_key("memory health"), rows, self._draws, sizes)
+        drawn[:, 1:][np.diff(drawn) == 0] = -1
+        return drawn
 
 
 def _keep(kept: Tensor, memory: Tensor, first: int, sampled: Tensor) -> None:
@@ -165,6 +179,12 @@ def _keep(kept: Tensor, memory: Tensor, first: int, sampled: Tensor) -> None:
     place = sampled - first
     rows, draws = ((place >= 0) & (place < memory.shape[1])).nonzero(as_tuple=True)
     kept[rows.cpu(), draws.cpu()] = memory[rows, place[rows, draws]].float().cpu()
+
+
+def _without_padding(windows: Windows) -> Windows:
+    """As far as the longest of the windows goes."""
+    longest = int(windows.length.max())
+    return Windows(windows.tokens[:, :longest], windows.targets[:, : longest + 1], windows.length)
 
 
 def _scored(readout: Callable[[Tensor], Tensor], memory: Tensor, targets: Tensor) -> Scores:

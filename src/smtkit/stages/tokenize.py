@@ -5,7 +5,6 @@ duplicates and splits), the tokenizer's vocabulary, tokens.
 """
 
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from smtkit.artifacts.run import Run
 from smtkit.config import TokenizeConfig
 from smtkit.data import splits
 from smtkit.data.corpus import SEGMENT_BYTES, Corpus, Segment
-from smtkit.data.files import STDIN, Meter, Reader, listing_digest
+from smtkit.data.files import STDIN, Meter, Reader, listing_digest, spool
 from smtkit.data.order import random_key, uniform
 from smtkit.data.parallel import ordered_map
 from smtkit.data.sources import TextSettings, TextSource, find_sources
@@ -126,10 +125,7 @@ class _Work:
         for sources in (self.sources, self.test_sources):
             for place, source in enumerate(sources):
                 if str(source.path) == STDIN:
-                    path = directory / "stdin"
-                    with path.open("xb") as file:
-                        shutil.copyfileobj(sys.stdin.buffer, file)
-                    sources[place] = source.at(path)
+                    sources[place] = source.at(spool(sys.stdin.buffer, directory))
 
     def survey(self) -> Corpus:
         config = self._config

@@ -1,0 +1,91 @@
+"""Arrays in IDX, .npy and .npz files, read front to back and never unpickled."""
+
+import gzip
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tokenize import TokenError
+from typing import IO, Any
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smtkit.errors import InputOutputError
+
+Header = tuple[tuple[int, ...], np.dtype[Any]]
+
+IDX_NAME = re.compile(r"[.-]idx\d(-ubyte)?(\.gz)?$")
+_DAMAGE = (EOFError, SyntaxError, ValueError, RuntimeError, zlib.error, BadZipFile, TokenError)
+
+
+class StoredArray:
+    """An array in an IDX or .npy file, or the `member` of an .npz file."""
+
+    def __init__(self, path: Path, member: str | None = None) -> None:
+        self.path, self.member = path, member
+        self.where = f"{path}: array {member}" if member else str(path)
+        with self._opened() as (_, header):
+            self.shape, self.dtype = header
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.dtype} of shape {self.shape}"
+
+    def blocks(self, rows: int) -> Iterator[NDArray[Any]]:
+        """All values, `rows` entries of the first dimension at a time. Raises InputOutputError."""
+        with self._opened() as (file, (shape, dtype)):
+            for first in range(0, shape[0], rows):
+                block = (min(rows, shape[0] - first), *shape[1:])
+                data = _read(file, math.prod(block) * dtype.itemsize)
+                yield np.frombuffer(data, dtype).reshape(block)
+            if file.read(1):
+                raise ValueError(f"it goes on after the values of shape {shape} in its header")
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[IO[bytes], Header]]:
+        with reading(self.where), ExitStack() as stack:
+            if self.member is not None:
+                archive = stack.enter_context(ZipFile(self.path))
+                file = stack.enter_context(archive.open(f"{self.member}.npy"))
+            else:
+                opened: Any = (gzip.open if self.path.suffix == ".gz" else open)(self.path, "rb")
+                file = stack.enter_context(opened)
+            is_idx = IDX_NAME.search(self.path.name)
+            yield file, _idx_header(file) if is_idx else _numpy_header(file)
+
+
+def _idx_header(file: IO[bytes]) -> Header:
+    magic = int.from_bytes(_read(file, 4))
+    if magic not in (0x00000801, 0x00000803):
+        raise ValueError(f"magic number 0x{magic:08x}: images have 0x00000803, labels 0x00000801")
+    dimensions = magic & 0xFF
+    return tuple(np.frombuffer(_read(file, 4 * dimensions), ">u4").tolist()), np.dtype(np.uint8)
+
+
+def _numpy_header(file: IO[bytes]) -> Header:
+    is_first = np.lib.format.read_magic(file) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read(file)
+    if fortran_order:
+        raise ValueError("an array in Fortran order: save numpy.ascontiguousarray of it")
+    return shape, dtype
+
+
+def _read(file: IO[bytes], size: int) -> bytes:
+    data = file.read(size)
+    if len(data) < size:
+        raise EOFError("it ends before what its header promises")
+    return data
+
+
+@contextmanager
+def reading(where: object) -> Iterator[None]:
+    """Turns what unreadable and damaged files raise into InputOutputError."""
+    try:
+        yield
+    except (OSError, *_DAMAGE) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise InputOutputError(f"{where}: {reason}") from None
