@@ -155,8 +155,8 @@ def specify(matrix: Matrix, run: Run, chosen: Mapping[str, Any]) -> Specificatio
         name: merged(
             _network_of(name, network),
             matrix.settings.get(name, {}),
-            arm.settings.get(name, {}),
             task.settings.get(name, {}),
+            arm.settings.get(name, {}),
             _nested(chosen).get(name, {}),
             _limits(matrix, task, name, arm.kind, budget),
         )
