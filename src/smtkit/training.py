@@ -127,6 +127,7 @@ class Trainer(Generic[BatchT]):
         self._tally = Tally()
         self._concerned = False
         self._reached = False
+        self._validated_at = 0.0
         self._clock = time.process_time if config.clock == "cpu" else time.monotonic
 
     def run(self) -> dict[str, float]:
@@ -149,7 +150,7 @@ class Trainer(Generic[BatchT]):
                 self.state.seconds = self._agreed(self.state.seconds + self._clock() - began)
                 if (last := self._finished()) or self.state.step % self._config.log_every == 0:
                     self._log()
-                if last or self.state.step % self._config.validate_every == 0:
+                if last or self._validation_is_due():
                     validated = self._validate()
                 if not self._finished() and self._checkpoint_is_due():
                     self._save()
@@ -294,6 +295,7 @@ class Trainer(Generic[BatchT]):
         means = tally.over(ranks).means()
         goal = self._config.stop_at_accuracy
         self._reached = goal is not None and means.get(FREE_RUNNING_ACCURACY, 0.0) >= goal
+        self._validated_at = self.state.seconds
         self._write("validation", means)
         return means
 
@@ -315,6 +317,12 @@ class Trainer(Generic[BatchT]):
         precision = self._config.precision
         enabled = precision == "bfloat16" or (precision == "auto" and self._device.type == "cuda")
         return torch.autocast(self._device.type, torch.bfloat16, enabled=enabled)
+
+    def _validation_is_due(self) -> bool:
+        seconds = self._config.validate_seconds
+        if seconds is None:
+            return self.state.step % self._config.validate_every == 0
+        return self.state.seconds >= self._validated_at + seconds
 
     def _checkpoint_is_due(self) -> bool:
         return self.state.step % self._config.checkpoint_every == 0

@@ -60,8 +60,9 @@ class Arm(_Declared):
     """`memory`, `cell` and `readout`, the same for every stage."""
     settings: dict[Stage, Table] = {}
     trials: str
-    """Name of a list of trials; "none": of an ablation, which takes the settings of `settings_of`."""
+    """Name of a list of trials."""
     settings_of: str | None = None
+    """Of an ablation: the arm whose trials chose its settings."""
 
 
 class Matrix(_Declared):

@@ -146,7 +146,8 @@ def _goal_cell(store: Store, task: str, result: Table | None) -> str:
     accuracy = _at_full_length(_last_test(result), RNN)
     if not _reached(store, task, result):
         return f"*not reached*, {accuracy:.1%}"
-    return f"{total(result, 'seconds'):.0f} s ({METHODS[_reached_in(store, task, result)]}), {accuracy:.1%}"
+    method = METHODS[_reached_in(store, task, result)]
+    return f"{total(result, 'seconds'):.0f} s ({method}), {accuracy:.1%}"
 
 
 def _reached(store: Store, task: str, result: Table) -> bool:

@@ -165,6 +165,8 @@ class TrainingConfig(Config):
     """Steps between records of training."""
     validate_every: Positive = 200
     """Steps between validations."""
+    validate_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Seconds of training between validations, in place of steps."""
     validation_windows: Positive = 128
     """Windows a validation."""
     checkpoint_every: Positive = 200
