@@ -528,9 +528,9 @@ def test_memories_held_at_once_are_bounded_in_bytes(
     counts, score = [], predictors.Predictors.score
     limit = 3 * bytes_of_a_memory * (LENGTH + 1)
 
-    def counted(self, windows):
+    def counted(self, windows, first):
         counts.append(len(windows.tokens))
-        return score(self, windows)
+        return score(self, windows, first)
 
     monkeypatch.setattr(predictors.Predictors, "score", counted)
     changes = {} if with_teacher else {"encoder": None}

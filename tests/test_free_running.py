@@ -164,9 +164,9 @@ def test_seconds_are_those_of_training_by_the_clock_that_was_chosen(tmp_path, pa
     monkeypatch.setattr(training.time, "monotonic", lambda: now["wall"])
     step, validate = training.Trainer._step, training.Trainer._validate
 
-    def timed_step(self):
+    def timed_step(self, *given):
         now["cpu"], now["wall"] = now["cpu"] + 1, now["wall"] + 10
-        step(self)
+        step(self, *given)
 
     def timed_validation(self):
         now["cpu"], now["wall"] = now["cpu"] + 1000, now["wall"] + 1000
@@ -180,3 +180,19 @@ def test_seconds_are_those_of_training_by_the_clock_that_was_chosen(tmp_path, pa
         manifest = train_rnn.run(config, parity, tmp_path / clock)
         assert manifest.statistics["steps"] == steps
         assert manifest.statistics["seconds"] == 20
+
+
+def test_validations_are_so_many_seconds_of_training_apart(tmp_path, parity, monkeypatch):
+    """A step takes a second."""
+    now = [0.0]
+    monkeypatch.setattr(training.time, "process_time", lambda: now[0])
+    step = training.Trainer._step
+
+    def timed_step(self, *given):
+        now[0] += 1
+        step(self, *given)
+
+    monkeypatch.setattr(training.Trainer, "_step", timed_step)
+    config = bptt_config(max_steps=12, clock="cpu", validate_seconds=4.5, validate_every=1)
+    train_rnn.run(config, parity, tmp_path / "rnn")
+    assert [record["step"] for record in validations(tmp_path / "rnn")] == [5, 10, 12]

@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +38,8 @@ METHODS = {"smt": "smt", "dmt": "dmt", "finetune": "bptt", "bptt": "bptt"}
 def test_every_declared_run_is_one_that_the_stages_accept(path):
     matrix = load(path)
     for run in (*trial_runs(matrix), *final_runs(matrix)):
-        for chosen in matrix.trials[matrix.arms[run.arm].trials] or [{}]:
+        arm = matrix.arms[run.arm]
+        for chosen in matrix.trials[matrix.arms[arm.settings_of or run.arm].trials]:
             for name, settings in specify(matrix, run, chosen).stages.items():
                 if name == "encoder":
                     TrainEncoderConfig(**settings)
@@ -96,8 +98,8 @@ def result(accuracy=0.5, nll=1.0, seconds=10.0, failed=None, digest="", steps=10
         "digest": digest,
         "stages": [stage],
         "failed": failed,
+        "tests": {},
         "machine": {"torch": "x"},
-        "process_seconds": 12.0,
     }
 
 
@@ -120,9 +122,11 @@ def test_a_run_waits_for_its_trials_and_takes_the_settings_of_the_best(tmp_path)
     store = Store(load(CORE), tmp_path)
     run = Run("retrieval-256", "bptt-gru", 0)
     trials = trials_for(store.matrix, run)
-    assert [trial.task for trial in trials] == ["retrieval-64"] * 3
+    assert [trial.task for trial in trials] == ["retrieval-64"] * 4
     assert not store.ready(run)
-    for trial, accuracy, nll in zip(trials, (0.2, 0.4, 0.3), (3.0, 2.0, 2.5), strict=True):
+    for trial, accuracy, nll in zip(
+        trials, (0.2, 0.4, 0.3, 0.1), (3.0, 2.0, 2.5, 4.0), strict=True
+    ):
         written(store, trial, accuracy=accuracy, nll=nll)
     assert store.ready(run)
     best = store.matrix.trials["bptt"][1]["bptt.training.learning_rate"]
@@ -147,10 +151,14 @@ def test_costs_are_added_up_over_the_stages():
 def test_a_course_goes_on_where_the_stage_before_ended():
     one, two = result(seconds=10.0)["stages"][0], result(seconds=5.0)["stages"][0]
     labels = {"stage": "labels", "seconds": 1, "tokens": 7, "sequential": 2, "operations": 3}
-    points = list(figures.course(Run("t", "a", 0), {"stages": [one, labels, two]}))
+    chain = {"stages": [one, labels, two], "failed": None}
+    points = list(figures.course(Run("t", "a", 0), chain, budget=100))
     assert [point.seconds for point in points] == [4, 10, 15, 16]
     assert [point.sequential for point in points] == [100, 200, 302, 402]
     assert points[-1].operations == 8e6 + 3
+    diverged = {"stages": [one], "failed": "nan"}
+    *_, last = figures.course(Run("t", "a", 0), diverged, budget=100)
+    assert (last.stage, last.seconds, last.accuracy) == ("failed", 100, 0)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +174,59 @@ def test_a_course_goes_on_where_the_stage_before_ended():
 def test_sequential_steps_are_the_calls_that_wait_for_each_other(method, rollout, calls):
     settings = {"method": method, "training": {"max_steps": 1}}
     settings |= {"rollout": rollout} if rollout else {}
-    assert cost.chain_of_rnn(TrainRnnConfig(**settings), 50) == calls + 1
+    lengths = np.array([40, 60])
+    assert cost.chain_of_rnn(TrainRnnConfig(**settings), lengths) == calls + 1
+
+
+def test_a_chain_is_no_longer_than_its_window():
+    rollout = {"method": "dmt", "rollout": {"depth": 50}, "training": {"max_steps": 1}}
+    assert cost.chain_of_rnn(TrainRnnConfig(**rollout), np.array([40, 60])) == 45 + 1
+
+
+def chain_of_a_task(store, task, arm, digest_seed, tests, failed=None, accuracy=0.5):
+    run = Run(task, arm, digest_seed)
+    found = result(digest=store.specification(run).digest, failed=failed, accuracy=accuracy)
+    store.write(run, {**found, "tests": tests})
+
+
+def test_seeds_that_failed_count_as_without_end_and_are_named(tmp_path):
+    """Of three seeds one diverged at once, one did not reach the goal: the median has no end."""
+    matrix = load(CORE)
+    store = Store(matrix, tmp_path)
+    for trial in trial_runs(matrix):
+        written(store, trial)
+    scored = {"predictor": report.RNN, "targets": 5, "nll": 1.0}
+    lengths = [{**scored, "length": length, "accuracy": length / 100} for length in (16, 64)]
+    test = {"window": 64, "by_length": lengths, "overall": [], "results": []}
+    tests = {"bptt": {"test": test, "longer": test}}
+    chain_of_a_task(store, "retrieval-64", "bptt-mlp", 0, tests, accuracy=1.0)
+    assert "**64%** in 10 s (1 of 3 seeds)" in report.summary(store)
+    chain_of_a_task(store, "retrieval-64", "bptt-mlp", 1, {}, failed="loss is nan")
+    chain_of_a_task(store, "retrieval-64", "bptt-mlp", 2, tests)
+    assert "| 64% |" in report.summary(store)
+    page = report.page(store)
+    assert "| 10 s (BPTT), 64.0% | diverged | *not reached*, 64.0% |" in page
+
+
+def test_a_run_that_diverged_in_its_first_stage_is_reported(tmp_path):
+    store = Store(load(CORE), tmp_path)
+    for trial in trial_runs(store.matrix):
+        found = result(digest=store.specification(trial).digest, failed="loss is nan")
+        store.write(trial, {**found, "stages": []})
+    for run in final_runs(store.matrix):
+        found = result(digest=store.specification(run).digest, failed="loss is nan")
+        store.write(run, {**found, "stages": []})
+    assert "diverged" in report.page(store)
+    report.summary(store)
+
+
+def test_a_raw_result_that_was_cut_short_is_run_again(tmp_path):
+    store = Store(load(CORE), tmp_path)
+    trial = next(trial_runs(store.matrix))
+    written(store, trial)
+    path = tmp_path / f"{trial.name}.json"
+    path.write_text(path.read_text()[:-9])
+    assert store.result(trial) is None
 
 
 def test_the_readme_and_the_page_are_what_the_raw_results_say():
@@ -189,4 +249,4 @@ def test_raw_results_are_read_without_what_made_them():
     for path in (CORE.parent / "raw").rglob("*.json"):
         found = json.loads(path.read_text(encoding="utf-8"))
         assert re.fullmatch("[0-9a-f]{16}", found["digest"])
-        assert found["stages"]
+        assert found["stages"] or found["failed"]

@@ -24,11 +24,13 @@ from conftest import (
 from smtkit import training
 from smtkit.artifacts.manifest import Artifact
 from smtkit.config import ExtractLabelsConfig, TrainingConfig
+from smtkit.distributed import choose_device
 from smtkit.errors import ArtifactError, InterruptedRunError, NonFiniteLossError, UsageError
 from smtkit.optimization import schedule
 from smtkit.progress import Silent
+from smtkit.records import MetricsFile
 from smtkit.stages import extract_labels, train_encoder, train_rnn
-from smtkit.training import MetricsFile, Trainer, Validation, choose_device, moved
+from smtkit.training import Trainer, Validation, moved
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from smtkit import __version__
-from smtkit.commands import data, training
+from smtkit.commands import data, ranks, training
 from smtkit.commands.evaluate import evaluate
 from smtkit.commands.generate import generate
 
@@ -59,13 +59,13 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every character
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(_exit_code())
+    ranks.end(_exit_code())
 
 
 def _exit_code() -> int:
     from typer.exceptions import TyperException
 
-    from smtkit.errors import SmtkitError
+    from smtkit.errors import LostRankError, SmtkitError
 
     command = typer.main.get_command(app)
     try:
@@ -77,6 +77,8 @@ def _exit_code() -> int:
         return end.exit_code
     except TyperException as error:
         return _fail(_message(error), 2)
+    except LostRankError as error:  # which one that was lost explains better
+        return _fail(str(error), error.exit_code, patience=2.0)
     except SmtkitError as error:
         _show_traceback_if_asked()
         return _fail(str(error) + (f" ({error.hint})" if error.hint else ""), error.exit_code)
@@ -89,6 +91,11 @@ def _exit_code() -> int:
         _show_traceback_if_asked()
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", 74)
+    except BaseException:
+        if not ranks.is_rank():
+            raise
+        traceback.print_exc()
+        return ranks.code_of_the_first(1) or 1
 
 
 def _message(error: Exception) -> str:
@@ -100,7 +107,12 @@ def _show_traceback_if_asked() -> None:
         traceback.print_exc()
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(message: str, code: int, patience: float = 0.0) -> int:
+    """Prints the one line; of several ranks, the first to fail does."""
+    if ranks.is_rank():
+        spoken = ranks.code_of_the_first(code, patience)
+        if spoken is not None:
+            return spoken
     print("smtkit: " + " ".join(message.split("\n")), file=sys.stderr)
     return code
 

@@ -43,6 +43,10 @@ class InputOutputError(SmtkitError):
     exit_code = 74
 
 
+class LostRankError(InputOutputError):
+    """Another process of a distributed run ended, or cannot be reached; it knows better why."""
+
+
 class BrokenDocumentError(InputOutputError):
     """A document that is not what its format says; `--errors skip` passes over it."""
 

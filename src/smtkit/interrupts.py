@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from smtkit.errors import InterruptedRunError
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
@@ -16,7 +18,7 @@ def stop_signals() -> Iterator[list[int]]:
         received.append(number)
         signal.signal(number, before[number])
 
-    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {int(number): signal.getsignal(number) for number in SIGNALS}
     try:
         for number in before:
             signal.signal(number, note)

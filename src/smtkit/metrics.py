@@ -50,6 +50,17 @@ class Drift:
         self._sum = self._sum + flat.sum(0).cpu().numpy()
         self._squared_sum += float(flat.square().sum())
 
+    def totals(self, numbers: int) -> NDArray[np.float64]:
+        """All that was added, of memories of so many numbers: to be summed over processes."""
+        total = np.broadcast_to(self._sum, numbers)
+        return np.concatenate([self._squared_error, total, [self._count, self._squared_sum]])
+
+    def take(self, totals: NDArray[np.float64]) -> None:
+        """Goes on from `totals`, or from a sum of those of several."""
+        window = len(self._squared_error)
+        self._squared_error, self._sum = totals[:window], totals[window:-2]
+        self._count, self._squared_sum = int(totals[-2]), float(totals[-1])
+
     def by_position(self) -> list[float] | None:
         """Drift at positions 1..T; None where no whole window was seen."""
         if self._count == 0:

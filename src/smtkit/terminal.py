@@ -84,6 +84,13 @@ class Terminal:
             print(f"  $ {manifest.command}")
             _print_lineage(manifest.parents, "  ")
 
+    def show_part(self, path: Path, part: int, parts: int, shards: int) -> None:
+        """What one of several jobs has written."""
+        if self._json:
+            print(json.dumps({"part": part, "parts": parts, "shards": shards}))
+        elif not self._quiet:
+            print(f"{path}: part {part} of {parts}: {shards} shards")
+
     def inspect(self, inspection: Inspection, path: Path, *, draw: bool) -> None:
         """An artifact, its counts, and the rows that were drawn; images only with `draw`."""
         if self._json:

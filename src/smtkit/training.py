@@ -1,7 +1,6 @@
 """The one loop: every method trains in it. A method is an objective, a source gives its batches."""
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +12,14 @@ from torch import Tensor, nn
 
 from smtkit.artifacts.checkpoint import TrainingState
 from smtkit.artifacts.manifest import METRICS
-from smtkit.artifacts.run import publish
-from smtkit.config import Device, TrainingConfig
+from smtkit.config import TrainingConfig
 from smtkit.convention import FREE_RUNNING_ACCURACY
-from smtkit.errors import NonFiniteLossError, UsageError
-from smtkit.interrupts import stop_signals, stopped
+from smtkit.distributed import ALONE, Ranks
+from smtkit.errors import NonFiniteLossError
+from smtkit.interrupts import SIGNALS, stop_signals, stopped
 from smtkit.optimization import build_optimizer, schedule
-from smtkit.progress import Progress
+from smtkit.progress import Progress, Silent
+from smtkit.records import MetricsFile, Tally, added
 
 
 class Batch(Protocol):
@@ -54,8 +54,9 @@ class Method(Measure[BatchT_contra], Protocol[BatchT_contra]):
     """An objective: a measure whose terms have weights.
 
     The loss is the sum over terms of weight * mean, with sums and counts taken over all parts of
-    the batch. `observe` is told the means of every update's terms, but for those that counted
-    nothing; what the method keeps of them lies in `state` (buffers), which is saved with the run.
+    the batch, on all ranks. `observe` is told the means of every update's terms, but for those that
+    counted nothing; what the method keeps of them lies in `state` (buffers), which is saved with
+    the run.
     `diagnostics` are more numbers to log; `concern` says what of them the user should know now.
     """
 
@@ -86,8 +87,10 @@ class Validation(Generic[BatchT]):
 class Trainer(Generic[BatchT]):
     """Trains `method` on `source` until `config` says stop; saves to and resumes from `directory`.
 
-    `run` returns the last validation's means. It raises NonFiniteLossError before an update that
-    would spoil the weights, and InterruptedRunError, with the state saved, on SIGINT and SIGTERM.
+    Each of `ranks` computes its slice of every batch; all make the same updates of the same
+    weights, and the first of them writes. `run` returns the last validation's means. It raises
+    NonFiniteLossError before an update that would spoil the weights, and InterruptedRunError, with
+    the state saved, on SIGINT and SIGTERM of any rank.
     """
 
     def __init__(
@@ -100,15 +103,18 @@ class Trainer(Generic[BatchT]):
         device: torch.device,
         progress: Progress,
         on_checkpoint: Callable[[], None],
+        ranks: Ranks = ALONE,
     ) -> None:
+        config.micro_batch(ranks.size)
         self._method = method
         self._source = source
         self._validations = validations
         self._config = config
         self._directory = directory
         self._device = device
-        self._progress = progress
+        self._progress = progress if ranks.is_first else Silent()
         self._on_checkpoint = on_checkpoint
+        self._ranks = ranks
         method.network.to(device)
         if config.compile:
             for module in method.network.children():
@@ -118,32 +124,36 @@ class Trainer(Generic[BatchT]):
             method.network, build_optimizer(method.network, config), method.state
         )
         self._metrics = MetricsFile(directory / METRICS)
-        self._tally = _Tally()
+        self._tally = Tally()
         self._concerned = False
         self._reached = False
+        self._validated_at = 0.0
         self._clock = time.process_time if config.clock == "cpu" else time.monotonic
 
     def run(self) -> dict[str, float]:
         if self.state.load(self._directory):
             self._on_checkpoint()
-        self._metrics.truncate(self.state.step)
+        if self._ranks.is_first:
+            self._metrics.truncate(self.state.step)
         validated: dict[str, float] = {}
-        with stop_signals() as stopped_by:
+        with stop_signals() as received:
             while not self._finished():
                 began = self._clock()
-                self._step()
-                self.state.seconds += self._clock() - began
-                last = self._finished()
-                if last or self.state.step % self._config.log_every == 0:
-                    self._log()
-                if last or self.state.step % self._config.validate_every == 0:
-                    validated = self._validate()
-                if self._finished():
-                    break
-                if stopped_by or self._checkpoint_is_due():
+                batches = self._read()
+                known = self._agree(batches, received)
+                if known.stopped_by:
                     self._save()
-                if stopped_by:
-                    raise stopped(stopped_by[0], f"saved at step {self.state.step}")
+                    self._ranks.barrier()  # none says that it is saved before it is
+                    raise stopped(known.stopped_by, f"saved at step {self.state.step}")
+                self._step(batches, known.counts)
+                self.state.tokens += known.tokens
+                self.state.seconds = self._agreed(self.state.seconds + self._clock() - began)
+                if (last := self._finished()) or self.state.step % self._config.log_every == 0:
+                    self._log()
+                if last or self._validation_is_due():
+                    validated = self._validate()
+                if not self._finished() and self._checkpoint_is_due():
+                    self._save()
         return validated or self._validate()
 
     def statistics(self) -> dict[str, int | float]:
@@ -166,14 +176,35 @@ class Trainer(Generic[BatchT]):
         )
         return max(shares)
 
-    def _step(self) -> None:
-        state, parts = self.state, self._config.accumulation
-        step = state.step
-        batches = [self._source.batch(step, part, parts) for part in range(parts)]
-        counts = _added(self._method.counts(batch) for batch in batches)
+    def _read(self) -> list[BatchT]:
+        """This rank's slice of the step's batch, in the parts that accumulation makes of it."""
+        parts, ranks = self._config.accumulation, self._ranks
+        return [
+            self._source.batch(self.state.step, ranks.rank * parts + part, ranks.size * parts)
+            for part in range(parts)
+        ]
+
+    def _agree(self, batches: Sequence[BatchT], received: Sequence[int]) -> "_Known":
+        """What no rank knows alone: it is asked once a step."""
+        counts = added(self._method.counts(batch) for batch in batches)
+        told = {f"{_SIGNAL}{number}": int(number in received) for number in SIGNALS}
+        told[_TOKENS] = sum(batch.tokens_read for batch in batches)
+        known = self._ranks.sum_counts({**counts, **told})
+        return _Known(
+            {name: known[name] for name in counts},
+            known[_TOKENS],
+            next((number for number in SIGNALS if known[f"{_SIGNAL}{number}"]), None),
+        )
+
+    def _agreed(self, seconds: float) -> float:
+        """The first rank's clock, where it decides how far the run is."""
+        return float(self._ranks.broadcast(seconds)) if self._config.max_seconds else seconds
+
+    def _step(self, batches: Sequence[BatchT], counts: Mapping[str, int]) -> None:
+        step = self.state.step
         weights = self._method.weights(step)
         loss = torch.zeros((), device=self._device)
-        tally = _Tally()
+        tally = Tally()
         for batch in batches:
             self._last_batch = moved(batch, self._device)
             with self._autocast():
@@ -185,13 +216,31 @@ class Trainer(Generic[BatchT]):
             part_loss.backward()
             loss += part_loss.detach()
             tally.add({name: total.detach() for name, total in sums.items()})
-            state.tokens += batch.tokens_read
-        tally.count(counts)
-        self._update(loss)
-        self._tally.merge(tally)
+        tally.add({_LOSS: loss})
+        tally = self._summed(tally)
+        tally.count({**counts, _LOSS: 1})
         means = tally.tensors()
-        self._method.observe(step, {name: means[name] for name in means if counts[name]})
-        state.step += 1
+        self._update(means[_LOSS])
+        self._tally.merge(tally)
+        self._method.observe(step, {name: means[name] for name in means if counts.get(name)})
+        self.state.step += 1
+
+    def _summed(self, tally: Tally) -> Tally:
+        """Gradients and sums of all ranks, in one exchange after the last part of the batch.
+
+        Not DistributedDataParallel: it takes means, wants one `forward`, and regroups what it sends
+        after a run's first step, so that a resumed run would add up in another order. Which
+        parameters have a gradient depends on the settings alone: it is the same on all ranks.
+        """
+        named = tally.sums()
+        learned = [p for p in self._method.network.parameters() if p.grad is not None]
+        gradients = [p.grad for p in learned if p.grad is not None]
+        summed = self._ranks.sum_together([*gradients, *named.values()])
+        for parameter, gradient in zip(learned, summed, strict=False):
+            parameter.grad = gradient
+        whole = Tally()
+        whole.add(dict(zip(named, summed[len(learned) :], strict=True)))
+        return whole
 
     def _update(self, loss: Tensor) -> None:
         step, optimizer = self.state.step, self.state.optimizer
@@ -207,12 +256,13 @@ class Trainer(Generic[BatchT]):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._norm = norm
-        self._tally.add({"loss": loss})
-        self._tally.count({"loss": 1})
 
     def _log(self) -> None:
+        tally, self._tally = self._tally, Tally()
+        if not self._ranks.is_first:
+            return
         metrics = {
-            **self._tally.means(),
+            **tally.means(),
             "gradient_norm": float(self._norm),
             "learning_rate": self._rate,
             **self._method.diagnostics(self._last_batch),
@@ -224,9 +274,8 @@ class Trainer(Generic[BatchT]):
             self.state.step if self._config.max_steps else round(self.state.seconds, 1),
             self._config.max_steps or self._config.max_seconds,
             tokens_per_second=speed,
-            **self._tally.means(),
+            **tally.means(),
         )
-        self._tally = _Tally()
         concern = self._method.concern(metrics)
         if concern and not self._concerned:
             self._progress.warn(f"step {self.state.step}: {concern}")
@@ -234,22 +283,25 @@ class Trainer(Generic[BatchT]):
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        tally = _Tally()
+        tally, ranks = Tally(), self._ranks
         self._method.network.eval()
         for validation in self._validations:
             for step in range(validation.batches):
-                batch = validation.source.batch(step)
+                batch = validation.source.batch(step, ranks.rank, ranks.size)
                 with self._autocast():
                     tally.add(validation.measure.losses(moved(batch, self._device)))
                 tally.count(validation.measure.counts(batch))
         self._method.network.train()
-        means = tally.means()
+        means = tally.over(ranks).means()
         goal = self._config.stop_at_accuracy
         self._reached = goal is not None and means.get(FREE_RUNNING_ACCURACY, 0.0) >= goal
+        self._validated_at = self.state.seconds
         self._write("validation", means)
         return means
 
     def _write(self, split: str, metrics: Mapping[str, float], **more: float) -> None:
+        if not self._ranks.is_first:
+            return
         self._metrics.append(
             {
                 "step": self.state.step,
@@ -266,21 +318,31 @@ class Trainer(Generic[BatchT]):
         enabled = precision == "bfloat16" or (precision == "auto" and self._device.type == "cuda")
         return torch.autocast(self._device.type, torch.bfloat16, enabled=enabled)
 
+    def _validation_is_due(self) -> bool:
+        seconds = self._config.validate_seconds
+        if seconds is None:
+            return self.state.step % self._config.validate_every == 0
+        return self.state.seconds >= self._validated_at + seconds
+
     def _checkpoint_is_due(self) -> bool:
         return self.state.step % self._config.checkpoint_every == 0
 
     def _save(self) -> None:
-        self.state.save(self._directory)
-        self._on_checkpoint()
+        if self._ranks.is_first:
+            self.state.save(self._directory)
+            self._on_checkpoint()
 
 
-def choose_device(name: Device) -> torch.device:
-    """`auto`: CUDA where there is one. Raises UsageError where `cuda` is asked for in vain."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: no CUDA device is available here, allowed: cpu, auto")
-    return torch.device(name)
+_LOSS, _TOKENS, _SIGNAL = "loss", "tokens read", "signal "
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Of all ranks: counts of terms, tokens that they read, and a signal that any of them got."""
+
+    counts: dict[str, int]
+    tokens: int
+    stopped_by: int | None
 
 
 def moved(batch: BatchT, device: torch.device) -> BatchT:
@@ -294,58 +356,3 @@ def moved(batch: BatchT, device: torch.device) -> BatchT:
 
     fields = {f.name: move(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
     return dataclasses.replace(batch, **fields)
-
-
-class MetricsFile:
-    """`metrics.jsonl`: a line of JSON for every record."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def append(self, record: Mapping[str, float | str]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-
-    def truncate(self, step: int) -> None:
-        """Drops what was written after `step`: by a run that was killed before its next save."""
-        if not self._path.exists():
-            return
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        temporary = self._path.with_name(f".{self._path.name}")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        publish(temporary, self._path)
-
-
-class _Tally:
-    """Sums and counts of terms since the last record."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, sums: Mapping[str, Tensor]) -> None:
-        for name, total in sums.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(total)) + total
-
-    def count(self, counts: Mapping[str, int]) -> None:
-        self._counts = _added([self._counts, counts])
-
-    def merge(self, other: "_Tally") -> None:
-        self.add(other._sums)
-        self.count(other._counts)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Means, left where they were computed."""
-        return {name: t / max(self._counts[name], 1) for name, t in self._sums.items()}
-
-    def means(self) -> dict[str, float]:
-        return {name: float(t) for name, t in self.tensors().items()}
-
-
-def _added(items: Any) -> dict[str, int]:
-    totals: dict[str, int] = {}
-    for counts in items:
-        for name, count in counts.items():
-            totals[name] = totals.get(name, 0) + count
-    return totals

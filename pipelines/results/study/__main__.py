@@ -38,7 +38,7 @@ def main() -> None:
     if not options.scale:
         from study import report
 
-        report.write(store, HERE.parent.parent)
+        report.write(store, HERE.parent.parent, options.matrix.stem)
 
 
 def _runs(matrix: Matrix) -> list[Run]:
@@ -46,13 +46,18 @@ def _runs(matrix: Matrix) -> list[Run]:
 
 
 def _artifacts(store: Store) -> Path:
-    return HERE / "artifacts" / store.folder.name
+    """Of a smoke run others than of a real one."""
+    return HERE / "artifacts" / f"{store.folder.parent.parent.name}-{store.folder.name}"
 
 
 def _one(store: Store, name: str, keep: bool) -> None:
     from study.work import Work
 
-    run = next(run for run in _runs(store.matrix) if run.name == name)
+    run = next((run for run in _runs(store.matrix) if run.name == name), None)
+    if run is None:
+        sys.exit(
+            f"{name}: no run of this matrix; they are called TASK/ARM/seed-0 or TASK/ARM/trial-0"
+        )
     directory = _artifacts(store) / run.name
     task = _artifacts(store) / run.task
     work = Work(
@@ -63,7 +68,7 @@ def _one(store: Store, name: str, keep: bool) -> None:
     )
     store.write(run, work.run())
     if not keep:
-        shutil.rmtree(directory)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _has_longer_tokens(store: Store, task: str) -> bool:
@@ -71,21 +76,28 @@ def _has_longer_tokens(store: Store, task: str) -> bool:
     return longer is not None and longer.tokens is not None
 
 
-def _make_tokens(store: Store) -> None:
+def _make_tokens(store: Store, task: str) -> bool:
+    """Whether the tokens of a task are there to be run on."""
     from study.work import make_tokens
 
-    for name, task in store.matrix.tasks.items():
-        directory = _artifacts(store) / name
-        directory.mkdir(parents=True, exist_ok=True)
-        make_tokens(task.tokens, directory / "tokens")
-        if task.longer and task.longer.tokens:
-            make_tokens(task.longer.tokens, directory / "longer")
+    declared = store.matrix.tasks[task]
+    directory = _artifacts(store) / task
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        make_tokens(declared.tokens, directory / "tokens")
+        if declared.longer and declared.longer.tokens:
+            make_tokens(declared.longer.tokens, directory / "longer")
+    except ValueError as error:
+        print(f"{task}: left out: {error}", flush=True)
+        return False
+    return True
 
 
 def _all(store: Store, options: argparse.Namespace) -> None:
     missing = [run for run in _runs(store.matrix) if store.result(run) is None]
-    if missing:
-        _make_tokens(store)
+    tasks = dict.fromkeys(run.task for run in missing)
+    there = {task for task in tasks if _make_tokens(store, task)}
+    missing = [run for run in missing if run.task in there]
     count, began = len(missing), time.monotonic()
     running: dict[subprocess.Popen[bytes], Run] = {}
     failed: list[str] = []

@@ -2,31 +2,37 @@
 
 *Sequential steps* are the longest chain of calls of a layer or a cell that wait for each other, in
 the forward pass of an update (the backward pass doubles everybody's). *Operations* are an estimate:
-two for each weight that a token meets, three times over in training (forward, and backward for
-inputs and weights); attention's products of queries and keys, which no weight stands for, and
-element-wise work are left out.
+two for each weight that a token meets, and two for each number that attention multiplies (queries
+by keys, weights by values); three times over in training (forward, and backward for inputs and
+weights). Element-wise work is left out.
+
+`lengths` are those of train's windows, in tokens: costs are means over them.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from smtkit.artifacts.manifest import Artifact
-from smtkit.config import TrainEncoderConfig, TrainRnnConfig, WindowConfig
+from smtkit.config import TrainEncoderConfig, TrainRnnConfig
 from smtkit.data.rows import RowStore
 from smtkit.data.tokens import is_stream
 from smtkit.data.windows import DEFAULT_WINDOW
 
-_TRAINING = 6
-_INFERENCE = 2
+Lengths = NDArray[np.int64]
+_TRAINING = 3
+_OPERATIONS = 2
 
 
-def mean_length(tokens: Artifact, data: WindowConfig) -> float:
-    """Tokens a window of train, in the mean."""
+def lengths(tokens: Artifact, stages: Mapping[str, Any]) -> Lengths:
+    """Tokens of each window of train."""
     if is_stream(tokens):
-        return float(data.window or DEFAULT_WINDOW)
-    return float(np.mean(RowStore(tokens.files("train-")).lengths()))
+        first = next(iter(stages.values()))
+        return np.array([first.get("data", {}).get("window") or DEFAULT_WINDOW])
+    return RowStore(tokens.files("train-")).lengths()
 
 
 def chain_of_encoder(config: TrainEncoderConfig) -> int:
@@ -34,47 +40,63 @@ def chain_of_encoder(config: TrainEncoderConfig) -> int:
     return config.encoder.layers + max(config.decoder.layers, config.cell.layers + 1)
 
 
-def chain_of_rnn(config: TrainRnnConfig, length: float) -> float:
+def chain_of_rnn(config: TrainRnnConfig, lengths: Lengths) -> float:
     """Sequential steps of an update, the readout among them."""
     rollout = config.rollout
     depth = {
-        "segments": min(rollout.depth, length),
-        "sequential": length,
-        "jacobi": rollout.sweeps,
+        "segments": np.minimum(rollout.depth, lengths),
+        "sequential": lengths,
+        "jacobi": np.full_like(lengths, rollout.sweeps),
     }[rollout.kind]
-    calls = {"smt": 1.0, "dmt": depth, "bptt": length}[config.method]
-    return calls * config.cell.layers + 1
+    calls = {"smt": np.ones_like(lengths), "dmt": depth, "bptt": lengths}[config.method]
+    return float(calls.mean()) * config.cell.layers + 1
 
 
-def of_encoder(config: TrainEncoderConfig, weights: Mapping[str, Tensor], length: float) -> float:
+def of_encoder(
+    config: TrainEncoderConfig, weights: Mapping[str, Tensor], lengths: Lengths
+) -> float:
     """Operations of an update of the teacher."""
-    objective = config.objective
-    future = length if objective.future_length == "rest" else objective.future_length
-    anchored = objective.anchors * (config.encoder.slots + future)
-    dense = length if objective.dense_weight else 0.0
+    objective, decoder = config.objective, config.decoder
+    future = lengths if objective.future_length == "rest" else objective.future_length
+    decoded = config.encoder.slots + future  # symbols of the decoder, for each anchor
+    dense = lengths if objective.dense_weight else 0
+    read = dense + objective.dynamics_positions
     a_window = (
-        length * _met(weights, "encoder.")
-        + anchored * _met(weights, "decoder.")
+        _encoded(config, weights, lengths)
+        + objective.anchors * decoded * _met(weights, "decoder.")
+        + objective.anchors * _attended(decoder.width, decoder.layers, decoded)
         + objective.dynamics_positions * _met(weights, "cell.")
-        + (dense + objective.dynamics_positions) * _met(weights, "readout.")
+        + read * _met(weights, "readout.")
     )
-    return _TRAINING * config.training.batch_size * a_window
+    return _TRAINING * _OPERATIONS * config.training.batch_size * float(np.mean(a_window))
 
 
-def of_extraction(weights: Mapping[str, Tensor], tokens: int) -> float:
-    """Operations of the encoder's one pass over `tokens`."""
-    return _INFERENCE * tokens * float(_met(weights, "encoder."))
+def of_extraction(
+    config: TrainEncoderConfig, weights: Mapping[str, Tensor], windows: int, lengths: Lengths
+) -> float:
+    """Operations of the encoder's one pass over so many windows."""
+    return _OPERATIONS * windows * float(np.mean(_encoded(config, weights, lengths)))
 
 
-def of_rnn(config: TrainRnnConfig, weights: Mapping[str, Tensor], length: float) -> float:
+def of_rnn(config: TrainRnnConfig, weights: Mapping[str, Tensor], lengths: Lengths) -> float:
     """Operations of an update of the RNN by any method."""
-    positions = config.data.positions if config.method == "smt" else length
-    cell, readout = _met(weights, "cell."), _met(weights, "readout.")
+    positions = config.data.positions if config.method == "smt" else float(lengths.mean())
     passes = float(_TRAINING)
     if config.method == "dmt" and config.rollout.kind == "jacobi":
-        passes += _INFERENCE * (config.rollout.sweeps - 1)
-    a_window = positions * (passes * cell + _TRAINING * readout)
-    return config.training.batch_size * a_window
+        passes += config.rollout.sweeps - 1
+    a_token = passes * _met(weights, "cell.") + _TRAINING * _met(weights, "readout.")
+    return _OPERATIONS * config.training.batch_size * positions * a_token
+
+
+def _encoded(config: TrainEncoderConfig, weights: Mapping[str, Tensor], lengths: Lengths) -> Any:
+    """Products of the causal encoder over each window."""
+    attended = _attended(config.encoder.width, config.encoder.layers, lengths)
+    return lengths * _met(weights, "encoder.") + attended
+
+
+def _attended(width: int, layers: int, symbols: Any) -> Any:
+    """Products of attention over so many symbols, each of which attends to those before it."""
+    return layers * width * symbols * symbols
 
 
 def _met(weights: Mapping[str, Tensor], prefix: str) -> int:

@@ -31,8 +31,9 @@ class Point(NamedTuple):
     accuracy: float
 
 
-def course(run: Run, result: Table) -> Iterator[Point]:
-    """Every validation of a run; before the RNN, those of the teacher's co-trained cell."""
+def course(run: Run, result: Table, budget: float) -> Iterator[Point]:
+    """Every validation of a run; before the RNN, those of the teacher's co-trained cell. Of a run
+    that diverged, a last one at the end of its budget, with nothing right."""
     before = dict.fromkeys(AXES, 0.0)
     for stage in result["stages"]:
         for step, seconds, tokens, nll, accuracy in stage.get("curve", ()):
@@ -46,11 +47,20 @@ def course(run: Run, result: Table) -> Iterator[Point]:
             costs = {name: round(before[name] + here[name], 2) for name in AXES}
             yield Point(run.arm, run.seed, stage["stage"], *costs.values(), nll, accuracy)
         before = {name: before[name] + stage[name] for name in AXES}
+    if result["failed"]:
+        costs = {**before, "seconds": budget}
+        yield Point(run.arm, run.seed, "failed", *costs.values(), math.nan, 0.0)
 
 
 def write(store: Store, task: str, runs: list[Run], folder: Path) -> None:
     """`TASK.svg` and `TASK.csv`."""
-    points = [point for run in runs for point in course(run, store.result(run) or {"stages": []})]
+    budget = store.matrix.tasks[task].budget
+    points = [
+        point
+        for run in runs
+        if (result := store.result(run))
+        for point in course(run, result, budget)
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{task}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -69,12 +79,14 @@ def _draw(store: Store, task: str, points: list[Point], path: Path) -> None:
     # The same file for the same numbers: no date, no random names.
     with mpl.rc_context({"svg.hashsalt": "smtkit", "svg.fonttype": "none", "font.size": 9}):
         figure, panels = pyplot.subplots(1, len(AXES), figsize=(14, 3.6), sharey=True)
-        for arm, color in zip(declared.arms, mpl.color_sequences["tab10"], strict=False):
-            for seed in store.matrix.seeds:
+        colors = mpl.color_sequences["tab20" if len(declared.arms) > 10 else "tab10"]
+        for arm, color in zip(declared.arms, colors, strict=False):
+            label: str | None = store.matrix.arms[arm].title
+            for seed in dict.fromkeys(point.seed for point in points if point.arm == arm):
                 some = [point for point in points if (point.arm, point.seed) == (arm, seed)]
                 for panel, axis in zip(panels, AXES, strict=True):
-                    label = store.matrix.arms[arm].title if seed == store.matrix.seeds[0] else None
                     _line(panel, axis, some, color, label, accuracy=declared.goal is not None)
+                label = None
         for panel, (axis, title) in zip(panels, AXES.items(), strict=True):
             panel.set_xlabel(title)
             panel.set_xscale("linear" if axis == "seconds" else "log")

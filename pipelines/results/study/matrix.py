@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Table = dict[str, Any]
 Stage = Literal["encoder", "labels", "smt", "dmt", "finetune", "bptt"]
 Positive = Annotated[float, Field(gt=0)]
+_VALIDATIONS = 40  # a budget
 
 
 class _Declared(BaseModel):
@@ -60,6 +61,8 @@ class Arm(_Declared):
     settings: dict[Stage, Table] = {}
     trials: str
     """Name of a list of trials."""
+    settings_of: str | None = None
+    """Of an ablation: the arm whose trials chose its settings."""
 
 
 class Matrix(_Declared):
@@ -122,8 +125,9 @@ def final_runs(matrix: Matrix) -> Iterator[Run]:
 
 def trials_for(matrix: Matrix, run: Run) -> list[Run]:
     """The trials that choose the settings of a run."""
-    tried = matrix.tasks[run.task].settings_of or run.task
-    return [one for one in trial_runs(matrix) if (one.task, one.arm) == (tried, run.arm)]
+    task = matrix.tasks[run.task].settings_of or run.task
+    arm = matrix.arms[run.arm].settings_of or run.arm
+    return [one for one in trial_runs(matrix) if (one.task, one.arm) == (task, arm)]
 
 
 @dataclass(frozen=True)
@@ -181,10 +185,15 @@ def _network_of(stage: Stage, network: Table) -> Table:
 
 
 def _limits(matrix: Matrix, task: Task, stage: Stage, kind: str, budget: float) -> Table:
+    """All stages of all arms are looked at as often, by the same clock that their budget is of."""
     if stage == "labels":
         return {}
     share = 1.0 if kind == "bptt" else {**matrix.shares, **task.shares}[stage]
-    limits: Table = {"clock": "cpu", "max_seconds": share * budget}
+    limits: Table = {
+        "clock": "cpu",
+        "max_seconds": share * budget,
+        "validate_seconds": budget / _VALIDATIONS,
+    }
     if task.goal is not None:
         limits["stop_at_accuracy"] = task.goal
     return {"training": limits}

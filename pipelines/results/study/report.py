@@ -10,7 +10,7 @@ from study import figures
 from study.matrix import Run, Table, Task, final_runs, trial_runs
 from study.store import Store, total
 
-RNN, TEACHER = "rnn, free-running", ("teacher, readout", "teacher, decoder")
+RNN, TEACHER = "rnn, free-running", "teacher, readout"
 METHODS = {
     "smt": "SMT",
     "dmt": "SMT, DMT",
@@ -20,14 +20,19 @@ METHODS = {
 BEGIN, END = "<!-- results: make results writes what follows -->", "<!-- end of results -->"
 
 
-def write(store: Store, root: Path) -> None:
-    """Writes what of the repository at `root` is made from the results."""
+def write(store: Store, root: Path, matrix: str) -> None:
+    """Writes what of the repository at `root` is made from the results of a matrix: of core.toml
+    the page that the README shows, of others one beside it."""
+    core = matrix == "core"
+    name = "results" if core else f"results-{matrix}"
     docs = root / "docs"
-    (docs / "results.md").write_text(page(store), encoding="utf-8")
+    (docs / f"{name}.md").write_text(page(store, name), encoding="utf-8")
     for task in store.matrix.tasks:
-        figures.write(store, task, _runs(store, task), docs / "results")
-    readme = root / "README.md"
-    readme.write_text(with_summary(readme.read_text(encoding="utf-8"), store), encoding="utf-8")
+        figures.write(store, task, _runs(store, task), docs / name)
+    if core:
+        readme = root / "README.md"
+        written = with_summary(readme.read_text(encoding="utf-8"), store)
+        readme.write_text(written, encoding="utf-8")
 
 
 def with_summary(readme: str, store: Store) -> str:
@@ -37,15 +42,16 @@ def with_summary(readme: str, store: Store) -> str:
     return f"{before}{BEGIN}\n\n{summary(store)}\n{END}{after}"
 
 
-def page(store: Store) -> str:
+def page(store: Store, name: str = "results") -> str:
     here = Path(__file__).parent.parent
     parts = [(here / "conclusions.md").read_text(encoding="utf-8"), _how(store)]
-    for name, task in store.matrix.tasks.items():
-        parts.append(f"## {task.title[0].upper()}{task.title[1:]}\n\n{_declared(task)}\n")
-        parts.append(_goal_table(store, name) if task.goal else _nll_table(store, name))
-        if task.longer:
-            parts.append(_longer_table(store, name))
-        parts.append(f"![{task.title}](results/{name}.svg)\n\n[CSV](results/{name}.csv)\n")
+    for task, declared in store.matrix.tasks.items():
+        title = declared.title
+        parts.append(f"## {title[0].upper()}{title[1:]}\n\n{_declared(declared)}\n")
+        parts.append(_goal_table(store, task) if declared.goal else _nll_table(store, task))
+        if declared.longer:
+            parts.append(_longer_table(store, task))
+        parts.append(f"![{title}]({name}/{task}.svg)\n\n[CSV]({name}/{task}.csv)\n")
     parts.append(f"## What an arm took\n\n{_cost_table(store)}")
     parts.append(f"## Trials\n\n{_trials_table(store)}")
     return "\n".join(parts)
@@ -63,19 +69,24 @@ def summary(store: Store) -> str:
 
 
 def _summarized(store: Store, task: str, arm: str) -> str:
-    results = [store.result(run) for run in _runs(store, task) if run.arm == arm]
-    there = [result for result in results if result]
+    """Medians over the seeds that are there; a seed that failed has nothing right, and no end."""
     if arm not in store.matrix.tasks[task].arms:
         return ""
+    results = [store.result(run) for run in _runs(store, task) if run.arm == arm]
+    there = [result for result in results if result]
     if not there:
         return "not run"
+    seeds = "" if len(there) == len(results) else f" ({len(there)} of {len(results)} seeds)"
     if store.matrix.tasks[task].goal is None:
-        return f"{statistics.median(_bits(_tests(one)['test'], RNN) for one in there):.3f} bits"
-    accuracy = statistics.median(_at_full_length(_tests(one)["test"], RNN) for one in there)
-    reached = [total(one, "seconds") for one in there if _reached(store, task, one)]
-    if len(reached) * 2 <= len(there):
-        return f"{accuracy:.0%}"
-    return f"**{accuracy:.0%}** in {statistics.median(reached):.0f} s"
+        bits = statistics.median(_bits(_last_test(one), RNN) for one in there)
+        return f"{bits:.3f} bits{seeds}"
+    accuracy = statistics.median(_at_full_length(_last_test(one), RNN) for one in there)
+    seconds = statistics.median(
+        total(one, "seconds") if _reached(store, task, one) else math.inf for one in there
+    )
+    if math.isinf(seconds):
+        return f"{accuracy:.0%}{seeds}"
+    return f"**{accuracy:.0%}** in {seconds:.0f} s{seeds}"
 
 
 def _runs(store: Store, task: str) -> list[Run]:
@@ -83,17 +94,16 @@ def _runs(store: Store, task: str) -> list[Run]:
 
 
 def _how(store: Store) -> str:
-    machines = {
-        str(one["machine"]) for run in final_runs(store.matrix) if (one := store.result(run))
-    }
     matrix = store.matrix
     runs = [store.result(run) for run in (*trial_runs(matrix), *final_runs(matrix))]
-    spent = sum(one["process_seconds"] for one in runs if one)
-    missing = sum(one is None for one in runs)
+    there = [one for one in runs if one]
+    spent = sum(total(one, "seconds") for one in there) / 3600
+    machines = {
+        ", ".join(f"{key} {value}" for key, value in one["machine"].items()) for one in there
+    }
     lines = [
-        (Path(__file__).parent.parent / "rules.md").read_text(encoding="utf-8"),
-        f"{len(runs) - missing} of {len(runs)} declared runs are here, {spent / 3600:.1f} "
-        "CPU-hours with validations and tests.",
+        (Path(__file__).parent.parent / "rules.md").read_text(encoding="utf-8").rstrip("\n"),
+        f"{len(there)} of {len(runs)} declared runs are here; they were charged {spent:.1f} hours.",
         *sorted(machines),
     ]
     return "\n\n".join(lines) + "\n"
@@ -133,16 +143,26 @@ def _goal_cell(store: Store, task: str, result: Table | None) -> str:
         return "not run"
     if result["failed"]:
         return "diverged"
-    accuracy = _at_full_length(_tests(result)["test"], RNN)
+    accuracy = _at_full_length(_last_test(result), RNN)
     if not _reached(store, task, result):
         return f"*not reached*, {accuracy:.1%}"
-    return f"{total(result, 'seconds'):.0f} s ({METHODS[_last(result)]}), {accuracy:.1%}"
+    method = METHODS[_reached_in(store, task, result)]
+    return f"{total(result, 'seconds'):.0f} s ({method}), {accuracy:.1%}"
 
 
 def _reached(store: Store, task: str, result: Table) -> bool:
+    return not result["failed"] and bool(_reached_in(store, task, result))
+
+
+def _reached_in(store: Store, task: str, result: Table) -> str:
+    """The first stage whose RNN reached the goal, or ""."""
     goal = store.matrix.tasks[task].goal
     assert goal is not None
-    return result["stages"][-1]["validation"]["free_running_accuracy"] >= goal
+    for stage in result["stages"]:
+        named = stage["stage"] in METHODS
+        if named and stage["validation"]["free_running_accuracy"] >= goal:
+            return str(stage["stage"])
+    return ""
 
 
 def _nll_table(store: Store, task: str) -> str:
@@ -151,14 +171,16 @@ def _nll_table(store: Store, task: str) -> str:
     for arm in store.matrix.tasks[task].arms:
         results = [store.result(run) for run in _runs(store, task) if run.arm == arm]
         title = store.matrix.arms[arm].title
-        stages = dict.fromkeys(stage for one in results if one for stage in one.get("tests", {}))
-        for stage in stages:
-            charged = [total(one, "seconds", stage) for one in results if one]
+        stages = dict.fromkeys(stage for one in results if one for stage in one["tests"])
+        for stage in stages or ["not run"]:
+            charged = [
+                total(one, "seconds", stage) for one in results if one and stage in one["tests"]
+            ]
             rows.append(
                 [
-                    f"{title}: {METHODS[stage]}",
+                    f"{title}: {METHODS.get(stage, stage)}",
                     _parameters(results),
-                    f"{statistics.median(charged):.0f}",
+                    f"{statistics.median(charged):.0f}" if charged else "",
                     *(_bits_cell(result, stage) for result in results),
                     _of_teacher(results, _bits) if stage == "smt" else "",
                 ]
@@ -171,33 +193,32 @@ def _nll_table(store: Store, task: str) -> str:
 def _bits_cell(result: Table | None, stage: str) -> str:
     if result is None:
         return "not run"
-    if result["failed"]:
-        return "diverged"
+    if stage not in result["tests"]:
+        return "diverged" if result["failed"] else ""
     return f"{_bits(result['tests'][stage]['test'], RNN):.3f}"
 
 
 def _longer_table(store: Store, task: str) -> str:
-    """The last RNN of each arm before any fine-tuning, and its teacher, past the trained length."""
+    """Every RNN, and its teacher, past the trained length."""
+    accurate = store.matrix.tasks[task].goal is not None
     rows, columns = [], []
     for arm in store.matrix.tasks[task].arms:
-        results = [store.result(run) for run in _runs(store, task) if run.arm == arm]
-        found = [test for one in results if one and (test := _longer(one))]
-        for predictor in (RNN, *TEACHER):
-            by_place = [dict(_by_place(one, predictor)) for one in found]
-            if by_place and by_place[0]:
+        results = [
+            one for run in _runs(store, task) if run.arm == arm and (one := store.result(run))
+        ]
+        for stage in METHODS:
+            tests = [one["tests"][stage]["longer"] for one in results if stage in one["tests"]]
+            for predictor in (RNN, TEACHER):
+                by_place = [dict(_by_place(one, predictor)) for one in tests]
+                if not by_place or not by_place[0]:
+                    continue
                 columns = list(by_place[0])
                 medians = [statistics.median(one[name] for one in by_place) for name in columns]
-                title = store.matrix.arms[arm].title
-                shown = title if predictor == RNN else f"{title}: its {predictor}"
-                accurate = store.matrix.tasks[task].goal is not None
+                title = f"{store.matrix.arms[arm].title}: {METHODS[stage]}"
+                shown = title if predictor == RNN else f"{title}: its teacher"
                 rows.append([shown, *(f"{m:.1%}" if accurate else f"{m:.3f}" for m in medians)])
-    what = "Accuracy" if store.matrix.tasks[task].goal else "Bits a target"
+    what = "Accuracy" if accurate else "Bits a target"
     return f"{what} past the trained length, median of the seeds.\n\n{_table(['', *columns], rows)}"
-
-
-def _longer(result: Table) -> Table | None:
-    tests = [test["longer"] for test in result.get("tests", {}).values() if "longer" in test]
-    return tests[-1] if tests else None
 
 
 def _by_place(test: Table, predictor: str) -> Iterator[tuple[str, float]]:
@@ -217,27 +238,23 @@ def _cost_table(store: Store) -> str:
     rows = []
     for name, task in store.matrix.tasks.items():
         for arm in task.arms:
-            found = [
-                one for run in _runs(store, name) if run.arm == arm and (one := store.result(run))
-            ]
-            if found:
-                middle = {
-                    axis: statistics.median(total(one, axis) for one in found)
-                    for axis in figures.AXES
-                }
-                parts = " + ".join(
-                    f"{stage['stage']} {stage['seconds']:.0f}" for stage in found[0]["stages"]
-                )
-                rows.append(
-                    [
-                        task.title,
-                        store.matrix.arms[arm].title,
-                        f"{middle['seconds']:.0f}",
-                        parts,
-                        *(f"{middle[axis]:.2g}" for axis in ("tokens", "sequential", "operations")),
-                    ]
-                )
-    header = ["task", "arm", "CPU-seconds", "of which (seed 0)", "tokens", "sequential steps"]
+            runs = [run for run in _runs(store, name) if run.arm == arm]
+            found = [one for run in runs if (one := store.result(run)) and one["stages"]]
+            if not found:
+                continue
+            axes = ("seconds", "tokens", "sequential", "operations")
+            middle = {axis: statistics.median(total(one, axis) for one in found) for axis in axes}
+            parts = [f"{stage['stage']} {stage['seconds']:.0f}" for stage in found[0]["stages"]]
+            rows.append(
+                [
+                    task.title,
+                    store.matrix.arms[arm].title,
+                    f"{middle['seconds']:.0f}",
+                    " + ".join(parts),
+                    *(f"{middle[axis]:.2g}" for axis in axes[1:]),
+                ]
+            )
+    header = ["task", "arm", "CPU-seconds", "of which (first seed)", "tokens", "sequential steps"]
     return _table([*header, "operations"], rows)
 
 
@@ -271,55 +288,53 @@ def _trials_table(store: Store) -> str:
 
 
 def _trial_cell(result: Table) -> str:
-    last = result["stages"][-1].get("validation")
-    if result["failed"] or last is None:
+    if result["failed"]:
         return "diverged"
+    last = result["stages"][-1]["validation"]
     return f"{last['free_running_accuracy']:.0%} {last['free_running_nll']:.2f}"
 
 
-def _last(result: Table) -> str:
-    return result["stages"][-1]["stage"]
+def _last_test(result: Table) -> Table | None:
+    """Of the last RNN of a run; None where it diverged before there was one, or in the last."""
+    tests = list(result["tests"].values())
+    return tests[-1]["test"] if tests and not result["failed"] else None
 
 
-def _tests(result: Table) -> Table:
-    """Of the last RNN of a run."""
-    tests = list(result.get("tests", {}).values())
-    return tests[-1]
-
-
-def _at_full_length(test: Table, predictor: str) -> float:
-    """Accuracy on the longest rows."""
+def _at_full_length(test: Table | None, predictor: str) -> float:
+    """Accuracy on the longest rows; of nothing, 0."""
+    if test is None:
+        return 0.0
+    if not test["by_length"]:
+        return float(
+            next(one["accuracy"] for one in test["overall"] if one["predictor"] == predictor)
+        )
     records = [one for one in test["by_length"] if one["predictor"] == predictor]
-    return max(records, key=lambda one: one["length"])["accuracy"]
+    return float(max(records, key=lambda one: one["length"])["accuracy"])
 
 
-def _bits(test: Table, predictor: str) -> float:
-    """A target, at positions 1..T."""
+def _bits(test: Table | None, predictor: str) -> float:
+    """A target, at positions 1..T; of nothing, infinite."""
+    if test is None:
+        return math.inf
     window = test["window"]
     some = [
         one for one in test["results"] if one["predictor"] == predictor and one["last"] <= window
     ]
     targets = sum(one["targets"] for one in some)
-    return sum(one["nll"] * one["targets"] for one in some) / targets / math.log(2)
+    return float(sum(one["nll"] * one["targets"] for one in some) / targets / math.log(2))
 
 
 def _of_teacher(results: list[Table | None], measure: Any) -> str:
-    """The better of the teacher's rows, median of the seeds."""
-    found = []
-    for result in results:
-        if result and "smt" in result.get("tests", {}):
-            test = result["tests"]["smt"]["test"]
-            there = {one["predictor"] for one in test["results"]}
-            values = [measure(test, name) for name in TEACHER if name in there]
-            found.append(max(values) if measure is _at_full_length else min(values))
-    if not found:
+    """The teacher's dense readout, median of the seeds."""
+    tests = [one["tests"]["smt"]["test"] for one in results if one and "smt" in one["tests"]]
+    if not tests:
         return ""
-    middle = statistics.median(found)
+    middle = statistics.median(measure(test, TEACHER) for test in tests)
     return f"{middle:.1%}" if measure is _at_full_length else f"{middle:.3f}"
 
 
 def _parameters(results: list[Table | None]) -> str:
-    found = [one["stages"][-1].get("parameters") for one in results if one]
+    found = [one["stages"][-1].get("parameters") for one in results if one and one["stages"]]
     return f"{found[0]:,}" if found and found[0] else ""
 
 

@@ -30,7 +30,8 @@ class Store:
 
     def specification(self, run: Run) -> Specification:
         number = run.trial if run.trial is not None else self.best_trial(run)
-        tables = self.matrix.trials[self.matrix.arms[run.arm].trials]
+        arm = self.matrix.arms[run.arm]
+        tables = self.matrix.trials[self.matrix.arms[arm.settings_of or run.arm].trials]
         return specify(self.matrix, run, {} if number is None else tables[number])
 
     def best_trial(self, run: Run) -> int | None:
@@ -53,7 +54,10 @@ class Store:
 
     def _read(self, run: Run) -> Table | None:
         path = self._path(run)
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except ValueError:
+            return None  # cut short: to be run again
 
     def _path(self, run: Run) -> Path:
         return self.folder / f"{run.name}.json"
@@ -62,7 +66,7 @@ class Store:
 def merit(result: Table, goal: float | None) -> tuple[int, float]:
     """What trials are compared by, on validation: the smaller, the better. Whether the goal was
     reached, the seconds to it; and the last nll of the RNN on its own, lest nothing was learned."""
-    if not result or result["failed"] or "validation" not in result["stages"][-1]:
+    if not result or result["failed"]:
         return (2, 0.0)
     last = result["stages"][-1]["validation"]
     if goal is not None and last["free_running_accuracy"] >= goal:

@@ -39,7 +39,7 @@ _CURVE = ("step", "seconds", "tokens", "free_running_nll", "free_running_accurac
 
 
 def make_tokens(source: Table, out: Path) -> Path:
-    """The `tokens` artifact that a task declares."""
+    """The `tokens` artifact that a task declares. Raises ValueError where it cannot be made."""
     settings = dict(source)
     kind = settings.pop("source")
     if kind == "synthesize":
@@ -92,16 +92,18 @@ class Work:
         self._tokens = tokens
         self._longer = longer
         self._directory = directory
+        self._lengths = cost.lengths(Artifact.open(tokens, "tokens"), specification.stages)
         self.result: Table = {
             "digest": specification.digest,
+            "tokens": Artifact.open(tokens, "tokens").manifest.digest,
             "stages": [],
             "failed": None,
+            "tests": {},
             "machine": _machine(),
         }
 
     def run(self) -> Table:
         torch.set_num_threads(1)
-        began = time.process_time()
         try:
             if self._specification.kind == "bptt":
                 self._train_rnn("bptt", "bptt", self._tokens, None)
@@ -110,26 +112,30 @@ class Work:
                 self._chain()
         except NonFiniteLossError as error:
             self.result["failed"] = str(error)
-        self.result["process_seconds"] = round(time.process_time() - began, 1)
         return self.result
 
     def _chain(self) -> None:
-        """Teacher, labels, and the RNN, further and further until it reaches the goal."""
+        """Teacher, labels, and the RNN, further and further until it reaches the goal; where it is
+        read further than it was trained, dmt belongs to it."""
         encoder = self._train_encoder()
         labels = self._extract(encoder)
         last, reached = "smt", self._train_rnn("smt", "smt", labels, None, encoder)
+        self._evaluate_longer("smt", encoder)
+        if not reached or self._specification.task["longer"]:
+            last, reached = "dmt", self._train_rnn("dmt", "dmt", labels, "smt") or reached
+            self._evaluate_longer("dmt", encoder)
         if not reached:
-            last, reached = "dmt", self._train_rnn("dmt", "dmt", labels, "smt")
-        self._evaluate_longer(last, encoder)
-        if not reached:
-            self._train_rnn("finetune", "bptt", self._tokens, "dmt")
+            self._train_rnn("finetune", "bptt", self._tokens, last)
+            self._evaluate_longer("finetune", None)
+
+    def _spent(self) -> float:
+        return sum(stage["seconds"] for stage in self.result["stages"])
 
     def _train_encoder(self) -> Path:
         config = TrainEncoderConfig(**self._settings("encoder"))
         out = self._directory / "encoder"
         manifest = train_encoder.run(config, self._tokens, out, overwrite=True, resume=True)
-        rows = Artifact.open(self._tokens, "tokens")
-        operations = cost.of_encoder(config, _weights(out), cost.mean_length(rows, config.data))
+        operations = cost.of_encoder(config, _weights(out), self._lengths)
         self._note("encoder", out, manifest, cost.chain_of_encoder(config), operations)
         return out
 
@@ -141,15 +147,16 @@ class Work:
         manifest = extract_labels.run(config, encoder, self._tokens, out, overwrite=True)
         seconds = time.process_time() - began
         windows = sum(manifest.statistics["windows"].values())
-        tokens = windows * manifest.statistics["window"]
         teacher = TrainEncoderConfig(**Artifact.open(encoder, "encoder").manifest.config)
         self.result["stages"].append(
             {
                 "stage": "labels",
                 "seconds": round(seconds, 2),
-                "tokens": tokens,
+                "tokens": round(windows * self._lengths.mean()),
                 "sequential": teacher.encoder.layers * -(-windows // config.batch_size),
-                "operations": cost.of_extraction(_weights(encoder), tokens),
+                "operations": cost.of_extraction(
+                    teacher, _weights(encoder), windows, self._lengths
+                ),
             }
         )
         return out
@@ -162,9 +169,8 @@ class Work:
         out = self._directory / stage
         begun = self._directory / init if init else None
         manifest = train_rnn.run(config, source, out, init=begun, overwrite=True, resume=True)
-        length = cost.mean_length(Artifact.open(self._tokens, "tokens"), config.data)
-        chain = cost.chain_of_rnn(config, length)
-        operations = cost.of_rnn(config, _weights(out), length)
+        chain = cost.chain_of_rnn(config, self._lengths)
+        operations = cost.of_rnn(config, _weights(out), self._lengths)
         self._note(stage, out, manifest, chain, operations)
         windows = self._specification.task["windows"]
         self._evaluate(stage, "test", self._tokens, encoder, windows=windows)
@@ -173,7 +179,12 @@ class Work:
         return goal is not None and validated >= goal
 
     def _settings(self, stage: str) -> Table:
-        return {"seed": self._specification.seed, **self._specification.stages[stage]}
+        """Those of a stage. What a stage before it took too much of the budget (extraction, which
+        has no limit of its own), it lacks."""
+        settings = {"seed": self._specification.seed, **self._specification.stages[stage]}
+        left = max(1.0, self._specification.budget - self._spent())
+        wanted = settings["training"]["max_seconds"]
+        return merged(settings, {"training": {"max_seconds": min(wanted, left)}})
 
     def _note(
         self, stage: str, out: Path, manifest: Manifest, chain: float, operations: float
@@ -196,7 +207,7 @@ class Work:
 
     def _evaluate_longer(self, stage: str, encoder: Path | None) -> None:
         longer = self._specification.task["longer"]
-        if longer is not None:
+        if longer:
             settings = {name: longer[name] for name in ("windows", "lengths")}
             self._evaluate(stage, "longer", self._longer or self._tokens, encoder, **settings)
 
@@ -215,8 +226,9 @@ class Work:
             encoder=encoder,
             overwrite=True,
         )
-        kept = {key: manifest.statistics[key] for key in ("window", "results", "by_length")}
-        self.result.setdefault("tests", {}).setdefault(stage, {})[name] = kept
+        keys = ("window", "overall", "results", "by_length")
+        kept = {key: manifest.statistics[key] for key in keys}
+        self.result["tests"].setdefault(stage, {})[name] = kept
 
 
 def _curve(path: Path) -> Iterator[list[float]]:

@@ -6,6 +6,7 @@ replaces the manifest atomically, and then collects what no manifest names.
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -47,6 +48,9 @@ class Run:
     to do. `directory` is where to write; with `resume` an earlier run may have left its work there.
     When the block raises, the folder is removed unless `keep` was called: nothing half written
     stays, and nothing that a later run could go on from is lost.
+
+    `part`: of several processes that write files of their own to one `directory` at the same time.
+    None of them commits; a run with `resume`, when all have ended, takes over the directory.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Run:
         seed: int | None = None,
         overwrite: bool = False,
         resume: bool = False,
+        part: bool = False,
         inputs: Mapping[str, str] | None = None,
     ) -> None:
         self.path = Path(path)
@@ -69,13 +74,14 @@ class Run:
         self._seed = seed
         self._overwrite = overwrite
         self._resume = resume
+        self._part = part
         self._identity: dict[str, Any] = {
             **config.identity(),
             **{f"input {parent.kind}": parent.digest for parent in self._parents},
             **(inputs or {}),
         }
         self._entries: dict[str, FileEntry] = {}
-        self._kept = False
+        self._kept = part
         self._started = datetime.now(UTC)
 
     def __enter__(self) -> Self:
@@ -155,7 +161,8 @@ class Run:
 
     def _take_lock(self) -> None:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if self._part else fcntl.LOCK_EX
+            fcntl.flock(self._lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LockedError(f"--out {self.path}: another run is writing it") from None
 
@@ -179,11 +186,12 @@ class Run:
                 f"--out {self.path}: exists", "--overwrite makes it anew, --resume keeps it"
             )
         unfinished = self._unfinished(runs)
-        if self._resume and any(self._goes_on_from(record) for record in unfinished):
+        goes_on = self._resume or self._part
+        if goes_on and any(self._goes_on_from(record) for record in unfinished):
             return
         if self._resume and committed and self._is_complete():
             return
-        if self._resume and not committed and unfinished:
+        if goes_on and not committed and unfinished:
             self._refuse_difference(self._difference_from(unfinished[-1]))
         for run in unfinished:
             shutil.rmtree(run.parent)
@@ -241,7 +249,7 @@ class Run:
         named = self._named_by_manifest()
         unfinished = [run for run in runs if run.parent.name not in named]
         holding_work = [run for run in unfinished if len(list(run.parent.iterdir())) > 1]
-        if holding_work and not (self._resume or self._overwrite):
+        if holding_work and not (self._resume or self._overwrite or self._part):
             raise UsageError(
                 f"--out {self.path}: holds an unfinished run",
                 "--resume goes on with it, --overwrite starts anew",
@@ -255,8 +263,9 @@ class Run:
         return {entry["name"].partition("/")[0] for entry in content["files"]}
 
     def _start(self) -> None:
-        self.directory = self.path / f"{_RUN_PREFIX}{secrets.token_hex(4)}"
-        self.directory.mkdir()
+        name = _key(self._identity) if self._part else secrets.token_hex(4)
+        self.directory = self.path / f"{_RUN_PREFIX}{name}"
+        self.directory.mkdir(exist_ok=self._part)  # parts may start at the same moment
         record = {
             "kind": self.kind,
             "identity": self._identity,
@@ -310,6 +319,12 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
         if before.get(key) != now.get(key):
             return f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
     return None
+
+
+def _key(identity: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits: the same for all parts of one run."""
+    text = json.dumps(identity, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _command_line() -> str:

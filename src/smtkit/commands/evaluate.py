@@ -10,12 +10,14 @@ from smtkit.commands.options import (
     Debug,
     Device,
     Json,
+    Nproc,
     Out,
     Overwrite,
     Quiet,
     Resume,
     Settings,
-    run_stage,
+    run_on_ranks,
+    shown_in,
 )
 
 
@@ -48,6 +50,7 @@ def evaluate(
     config: ConfigFile = None,
     settings: Settings = None,
     device: Device = None,
+    nproc: Nproc = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
     json: Json = False,
@@ -68,10 +71,10 @@ def evaluate(
         "device": device,
     }
     resolved = resolve(EvaluateConfig, config, settings or (), flags)
-    run_stage(
+    run_on_ranks(
+        nproc,
         json,
         quiet,
-        out,
         lambda terminal: stage.run(
             resolved,
             rnn,
@@ -82,4 +85,5 @@ def evaluate(
             resume=resume,
             progress=terminal,
         ),
+        shown_in(out),
     )

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+
+from smtkit.commands import ranks
 
 if TYPE_CHECKING:
     from smtkit.artifacts.manifest import Manifest
     from smtkit.terminal import Terminal
+
+ResultT = TypeVar("ResultT")
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Directory of the new artifact.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file of settings.")]
@@ -34,6 +38,15 @@ Resume = Annotated[
         "--overwrite: make anew what was made with other settings or inputs.",
     ),
 ]
+Nproc = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc",
+        metavar="N",
+        min=1,
+        help="Share the work among N processes of this machine; under torchrun, not needed.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -44,7 +57,10 @@ def training_flags(max_steps: str | None, max_seconds: str | None) -> dict[str, 
 
 
 def run_stage(
-    json: bool, quiet: bool, out: Path, stage: Callable[["Terminal"], "Manifest"]
+    json: bool,
+    quiet: bool,
+    out: Path,
+    stage: Callable[["Terminal"], "Manifest"],
 ) -> None:
     """Runs a stage and shows its manifest; everything it imports is imported only now."""
     from smtkit.terminal import Terminal
@@ -52,3 +68,30 @@ def run_stage(
     with Terminal(json=json, quiet=quiet) as terminal:
         manifest = stage(terminal)
     terminal.show(manifest, out)
+
+
+def run_on_ranks(
+    nproc: int | None,
+    json: bool,
+    quiet: bool,
+    stage: Callable[["Terminal"], ResultT],
+    show: Callable[["Terminal", ResultT], None],
+) -> None:
+    """Runs a stage, on `nproc` processes where this is not one of them, and on the first of them
+    shows its result."""
+    if ranks.must_launch(nproc):
+        raise typer.Exit(ranks.launch(nproc or 1))
+    from smtkit.terminal import Terminal
+
+    first = ranks.is_first()
+    with (
+        ranks.among_ranks(),
+        Terminal(json=json and first, quiet=quiet or not first) as terminal,
+    ):
+        result = stage(terminal)
+    if first:
+        show(terminal, result)
+
+
+def shown_in(out: Path) -> Callable[["Terminal", "Manifest"], None]:
+    return lambda terminal, manifest: terminal.show(manifest, out)

@@ -12,15 +12,18 @@ from smtkit.commands.options import (
     Json,
     MaxSeconds,
     MaxSteps,
+    Nproc,
     Out,
     Overwrite,
     Quiet,
     Resume,
     Seed,
     Settings,
-    run_stage,
+    run_on_ranks,
+    shown_in,
     training_flags,
 )
+from smtkit.errors import UsageError
 
 
 def train_encoder(
@@ -32,6 +35,7 @@ def train_encoder(
     max_seconds: MaxSeconds = None,
     seed: Seed = None,
     device: Device = None,
+    nproc: Nproc = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
     json: Json = False,
@@ -45,13 +49,14 @@ def train_encoder(
 
     flags = {**training_flags(max_steps, max_seconds), "seed": seed, "device": device}
     resolved = resolve(TrainEncoderConfig, config, settings or (), flags)
-    run_stage(
+    run_on_ranks(
+        nproc,
         json,
         quiet,
-        out,
         lambda terminal: stage.run(
             resolved, tokens, out, overwrite=overwrite, resume=resume, progress=terminal
         ),
+        shown_in(out),
     )
 
 
@@ -64,10 +69,21 @@ def extract_labels(
         typer.Option(metavar="N", help="Label so many train windows, drawn by the seed; else all."),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="float16, bfloat16, int8 or float32.")] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Write only the shards of part I, 1 to N, for jobs of their own; then --finalize.",
+        ),
+    ] = None,
+    finalize: Annotated[
+        bool, typer.Option("--finalize", help="Make the artifact of what all parts have written.")
+    ] = False,
     config: ConfigFile = None,
     settings: Settings = None,
     seed: Seed = None,
     device: Device = None,
+    nproc: Nproc = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
     json: Json = False,
@@ -81,14 +97,51 @@ def extract_labels(
 
     flags = {"max_windows": max_windows, "dtype": dtype, "seed": seed, "device": device}
     resolved = resolve(ExtractLabelsConfig, config, settings or (), flags)
-    run_stage(
+    if part is not None:
+        number, count = parse_part(part)
+        _refuse(overwrite, "--overwrite", "would remove what other parts have written")
+        _refuse(finalize, "--finalize", "is for when all parts have ended")
+        run_on_ranks(
+            nproc,
+            json,
+            quiet,
+            lambda terminal: stage.run_part(
+                resolved, encoder, tokens, out, number, count, resume=resume, progress=terminal
+            ),
+            lambda terminal, shards: terminal.show_part(out, number, count, shards),
+        )
+        return
+    if finalize:
+        _refuse(overwrite, "--overwrite", "would remove what the parts have written")
+    run_on_ranks(
+        nproc,
         json,
         quiet,
-        out,
         lambda terminal: stage.run(
-            resolved, encoder, tokens, out, overwrite=overwrite, resume=resume, progress=terminal
+            resolved,
+            encoder,
+            tokens,
+            out,
+            overwrite=overwrite,
+            resume=resume,
+            finalize=finalize,
+            progress=terminal,
         ),
+        shown_in(out),
     )
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """I and N of `I/N`. Raises UsageError."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UsageError(f"--part {text}: allowed: 1/N to N/N, as --part 3/8")
+    return int(number), int(count)
+
+
+def _refuse(found: bool, flag: str, why: str) -> None:
+    if found:
+        raise UsageError(f"{flag}: {why}", f"leave {flag} out")
 
 
 def train_rnn(
@@ -127,6 +180,7 @@ def train_rnn(
     max_seconds: MaxSeconds = None,
     seed: Seed = None,
     device: Device = None,
+    nproc: Nproc = None,
     overwrite: Overwrite = False,
     resume: Resume = False,
     json: Json = False,
@@ -150,10 +204,10 @@ def train_rnn(
         "device": device,
     }
     resolved = resolve(TrainRnnConfig, config, settings or (), flags)
-    run_stage(
+    run_on_ranks(
+        nproc,
         json,
         quiet,
-        out,
         lambda terminal: stage.run(
             resolved,
             source,
@@ -163,4 +217,5 @@ def train_rnn(
             resume=resume,
             progress=terminal,
         ),
+        shown_in(out),
     )

@@ -22,6 +22,7 @@ from smtkit.config.models import (
     MemoryConfig,
     ReadoutConfig,
 )
+from smtkit.errors import UsageError
 
 
 class WindowConfig(Config):
@@ -167,10 +168,21 @@ class TrainingConfig(Config):
     """Steps between records of training."""
     validate_every: Positive = 200
     """Steps between validations."""
+    validate_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Seconds of training between validations, in place of steps."""
     validation_windows: Positive = 128
     """Windows a validation."""
     checkpoint_every: Positive = 200
     """Steps between checkpoints."""
+
+    def micro_batch(self, ranks: int = 1) -> int:
+        """Windows that a rank computes at a time. Raises UsageError where they are not whole."""
+        if self.batch_size % (ranks * self.accumulation):
+            raise UsageError(
+                f"training.batch_size ({self.batch_size}): must be a multiple of ranks ({ranks}) * "
+                f"training.accumulation ({self.accumulation})"
+            )
+        return self.batch_size // (ranks * self.accumulation)
 
     def validation_batches(self, windows: int) -> int:
         """Whole batches a validation, of a split that has so many windows; at least one."""

@@ -125,7 +125,10 @@ class LstmCell(Cell):
                 f"a memory of {slots} x {slot_width} numbers: cell.kind = lstm needs two halves"
             )
         self.embedding = nn.Embedding(vocabulary_size, width)
-        self.unit = nn.LSTM(width, slots * slot_width // 2, batch_first=True)
+        size = slots * slot_width // 2
+        self.unit = nn.LSTM(width, size, batch_first=True)
+        # It remembers before it has learned to (Jozefowicz et al. 2015).
+        nn.init.ones_(self.unit.all_weights[0][2][size : 2 * size])
 
     def update(self, memory: Tensor, token: Tensor) -> Tensor:
         hidden, carry = memory.flatten(1).chunk(2, dim=1)

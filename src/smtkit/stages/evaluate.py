@@ -22,6 +22,7 @@ from smtkit.data.order import IntArray
 from smtkit.data.tokenizers import TextTokenizer, Tokenizer, check_tokenizers, load_tokenizer
 from smtkit.data.tokens import BATCH_TOKENS, is_stream, open_stream
 from smtkit.data.windows import RowWindows, WindowSource, open_windows
+from smtkit.distributed import Ranks, SharedRun, join
 from smtkit.errors import ArtifactError
 from smtkit.metrics import (
     Scores,
@@ -37,7 +38,6 @@ from smtkit.stages.gradients import TrainedTeacher
 from smtkit.stages.networks import load_rnn
 from smtkit.stages.predictors import BASELINES, Predictors
 from smtkit.stages.train_encoder import load_teacher
-from smtkit.training import choose_device
 
 EVALUATION = "evaluation.json"
 _HELD_BYTES = 2**27  # of the teacher's memories, at once
@@ -56,17 +56,21 @@ def run(
 ) -> Manifest:
     """Evaluates the artifact `rnn` on a split of `tokens`; with `encoder`, beside its teacher.
 
-    The result is `evaluation.json` in the artifact `out`, and the manifest's statistics.
-    Raises ArtifactError where kinds or tokenizers differ, or the RNN learned from another encoder.
+    The result is `evaluation.json` in the artifact `out`, and the manifest's statistics. Under
+    torchrun, the ranks share the windows: the result is the same. Raises ArtifactError where kinds
+    or tokenizers differ, or the RNN learned from another encoder.
     """
-    device = choose_device(config.device)
     trained = Artifact.open(rnn, "rnn")
     source = Artifact.open(tokens, "tokens")
     teacher_artifact = Artifact.open(encoder, "encoder") if encoder is not None else None
     check_tokenizers(trained, source)
     _check_lineage(trained, teacher_artifact)
     parents = [artifact for artifact in (trained, source, teacher_artifact) if artifact]
-    with Run(out, "evaluation", config, parents, overwrite=overwrite, resume=resume) as artifact:
+    ranks = join(config.device)
+    device = ranks.device
+    with SharedRun(
+        ranks, out, "evaluation", config, parents, overwrite=overwrite, resume=resume
+    ) as artifact:
         if artifact.finished:
             return artifact.finished
         network, window = load_rnn(trained)
@@ -77,14 +81,17 @@ def run(
             device,
         )
         told = progress or Silent()
-        result = _predictions(config, subject, source, told)
-        result["gradients"] = result["cost"] = None
-        if config.gradients:
-            result["gradients"] = _gradients(config, subject, source, artifact, told)
-        if config.cost:
-            result["cost"] = _cost(subject, told)
-        write_atomically(artifact.directory / EVALUATION, json.dumps(result, indent=1) + "\n")
-        artifact.add(EVALUATION)
+        scored = _scored(config, subject, source, told, ranks)
+        result: dict[str, Any] = {}
+        if ranks.is_first:
+            result = _predictions(config, subject, source, scored)
+            result["gradients"] = result["cost"] = None
+            if config.gradients:
+                result["gradients"] = _gradients(config, subject, source, artifact, told)
+            if config.cost:
+                result["cost"] = _cost(subject, told)
+            write_atomically(artifact.directory / EVALUATION, json.dumps(result, indent=1) + "\n")
+            artifact.add(EVALUATION)
         return artifact.commit(result)
 
 
@@ -104,34 +111,59 @@ def _load_teacher(artifact: Artifact, device: torch.device) -> TrainedTeacher:
     return TrainedTeacher(network.to(device), config, window)
 
 
-def _predictions(
-    config: EvaluateConfig, subject: _Subject, source: Artifact, progress: Progress
-) -> dict[str, Any]:
-    """What every predictor scores, by position, distance and length; and how memories look."""
-    tokenizer = load_tokenizer(source)
+@dataclass(frozen=True)
+class _Scored:
+    """The windows that were read, and what every predictor says of them."""
+
+    windows: WindowSource
+    starts: IntArray
+    scores: dict[str, Scores]
+    predictors: Predictors
+
+
+def _scored(
+    config: EvaluateConfig,
+    subject: _Subject,
+    source: Artifact,
+    progress: Progress,
+    ranks: Ranks,
+) -> _Scored:
+    """Batches of windows are dealt to the ranks; on each, the scores of all come together."""
     length = config.lengths * subject.window if is_stream(source) else None
     windows = open_windows(source, config.split, length)
     starts = _spread(windows, config.windows)
     predictors = Predictors(
         subject.network,
         subject.teacher.network if subject.teacher else None,
-        _count_ngrams(source, tokenizer, config),
+        _count_ngrams(source, load_tokenizer(source), config),
         subject.window,
         len(starts),
+        windows.window,
         subject.device,
     )
-    pieces: dict[str, list[Scores]] = {}
-    targets, lengths = [], []
+    shape = (len(starts), windows.window + 1, 2)
+    scores: dict[str, Scores] = {name: np.zeros(shape) for name in predictors.names}
     at_a_time = min(config.batch_size, _windows_at_once(subject, windows.window))
-    for first in range(0, len(starts), at_a_time):
-        batch = windows.read(starts[first : first + at_a_time])
-        targets.append(batch.targets)
-        lengths.append(batch.length)
-        for name, values in predictors.score(batch).items():
-            pieces.setdefault(name, []).append(values)
-        progress.update("evaluating", first + len(batch.targets), len(starts))
-    scores = {name: np.concatenate(values) for name, values in pieces.items()}
-    sizes = _bytes_of(np.concatenate(targets), tokenizer)
+    for first in range(0, len(starts), at_a_time)[ranks.rank :: ranks.size]:
+        here = slice(first, first + at_a_time)
+        for name, values in predictors.score(windows.read(starts[here]), first).items():
+            scores[name][here] = values
+        progress.update("evaluating", min(first + at_a_time, len(starts)), len(starts))
+    for name, values in scores.items():  # of windows that are another rank's, zeros
+        (summed,) = ranks.sum_together([torch.from_numpy(values)])
+        scores[name] = summed.numpy()
+    predictors.share(ranks)
+    return _Scored(windows, starts, scores, predictors)
+
+
+def _predictions(
+    config: EvaluateConfig, subject: _Subject, source: Artifact, scored: _Scored
+) -> dict[str, Any]:
+    """What every predictor scores, by position, distance and length; and how memories look."""
+    tokenizer = load_tokenizer(source)
+    windows, starts, scores = scored.windows, scored.starts, scored.scores
+    read = windows.read(starts)
+    sizes = _bytes_of(read.targets, tokenizer)
     return {
         "split": config.split,
         "window": subject.window,
@@ -139,9 +171,9 @@ def _predictions(
         "tokens": tokenizer.description()["kind"],
         "overall": summarize_overall(scores, sizes),
         "results": summarize(scores, subject.window, sizes),
-        "drift": predictors.drift.by_position() if subject.teacher else None,
-        **_of_rows(scores, windows, starts, np.concatenate(lengths)),
-        "memory": predictors.health(),
+        "drift": scored.predictors.drift.by_position() if subject.teacher else None,
+        **_of_rows(scores, windows, starts, read.length),
+        "memory": scored.predictors.health(),
     }
 
 

@@ -19,12 +19,12 @@ from smtkit.data.tokenizers import (
     load_tokenizer,
 )
 from smtkit.data.windows import Windows, open_windows
+from smtkit.distributed import choose_device
 from smtkit.errors import UsageError
 from smtkit.models.rnn import RecurrentNetwork, Sampling
 from smtkit.stages.generate_answers import answered_rows
 from smtkit.stages.generate_images import check_place, generated_images
 from smtkit.stages.networks import load_rnn
-from smtkit.training import choose_device
 
 _SETTINGS = {
     "text": ("prompt", "max_tokens"),

@@ -16,12 +16,17 @@ from smtkit.convention import IGNORE
 from smtkit.data.ngrams import NgramModel
 from smtkit.data.order import IntArray, random_key, stratified
 from smtkit.data.windows import Windows
+from smtkit.distributed import Ranks
 from smtkit.metrics import Drift, Scores
 from smtkit.models.rnn import RecurrentNetwork
 from smtkit.models.teacher import DecoderReadout, Teacher
 from smtkit.objectives import memory_health
 
 BASELINES = ("unigram", "bigram", "trigram")
+TEACHER = "teacher"
+TEACHER_DECODER = "teacher, decoder"
+TEACHER_READOUT = "teacher, readout"
+ONE_STEP = "rnn, one step"
 FREE_RUNNING = "rnn, free-running"
 _POSITIONS = 64
 _HEALTH_MEMORIES = 4096
@@ -31,8 +36,8 @@ _HEALTH_PAIRS = 2**26  # K N^2 numbers, of which uniformity holds a few copies
 class Predictors:
     """n-gram models, the RNN, and its teacher if it is given.
 
-    `drift` and `health()` tell of the memories of all windows scored so far, at positions 1..T;
-    `windows` is how many will be.
+    `drift` and `health()` tell of the memories of all windows scored so far, at positions 1..T: by
+    this rank or, after `share`, by all. There are `windows`, of `length` tokens.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Predictors:
         ngrams: NgramModel,
         window: int,
         windows: int,
+        length: int,
         device: torch.device,
     ) -> None:
         self.drift = Drift(window)
@@ -50,45 +56,68 @@ class Predictors:
         self._ngrams = ngrams
         self._window = window
         self._device = device
-        slots = network.empty_memory.shape[0]
+        slots, slot_width = network.empty_memory.shape
         self._kept = min(_HEALTH_MEMORIES, math.isqrt(_HEALTH_PAIRS // slots))
-        self._draws = math.ceil(self._kept / windows)
-        self._scored = 0
-        self._samples: dict[str, list[Tensor]] = {}
+        self._draws = min(math.ceil(self._kept / windows), window, length)
+        self._samples = {
+            name: torch.zeros(windows, self._draws, slots, slot_width)
+            for name in ([FREE_RUNNING] if teacher is None else [TEACHER, FREE_RUNNING])
+        }
+        self._there = torch.zeros(windows, self._draws, dtype=torch.int64)  # 1: a sample was kept
+
+    @property
+    def names(self) -> list[str]:
+        """Of all that predicts."""
+        if self._teacher is None:
+            return [*BASELINES, FREE_RUNNING]
+        readout = [TEACHER_READOUT] if self._teacher.readout is not None else []
+        return [*BASELINES, TEACHER_DECODER, *readout, ONE_STEP, FREE_RUNNING]
 
     @torch.inference_mode()
-    def score(self, windows: Windows) -> dict[str, Scores]:
-        """Scores of every target, by every predictor. Padding past the longest is not computed."""
+    def score(self, windows: Windows, first: int) -> dict[str, Scores]:
+        """Scores of every target, by every predictor, of windows `first`, ... of all. Padding past
+        the longest is not computed."""
         width = windows.targets.shape[1]
         windows = _without_padding(windows)
         asked = (windows.targets != IGNORE)[..., None]
         tokens = torch.from_numpy(windows.tokens).to(self._device)
         targets = torch.from_numpy(windows.targets).to(self._device)
         whole = torch.from_numpy(windows.length >= self._window).to(self._device)
-        sampled = torch.from_numpy(self._sampled(windows)).to(self._device)
+        sampled = torch.from_numpy(self._sampled(windows, first)).to(self._device)
         scores = {name: self._ngram(windows, order) for order, name in enumerate(BASELINES, 1)}
+        here = slice(first, first + len(tokens))
+        self._there[here] = (sampled >= 0).long().cpu()
         labels = None
         if self._teacher is not None:
             labels = self._teacher.encoder(tokens)
             decode = DecoderReadout(self._teacher.decoder)
-            scores["teacher, decoder"] = _scored(decode, labels, targets)
+            scores[TEACHER_DECODER] = _scored(decode, labels, targets)
             if self._teacher.readout is not None:
-                scores["teacher, readout"] = _scored(self._teacher.readout, labels, targets)
-            scores["rnn, one step"] = self._one_step(labels, tokens, targets)
-            self._sample("teacher", labels, 0, sampled)
-        scores[FREE_RUNNING] = self._free_running(tokens, targets, labels, whole, sampled)
-        self._scored += len(tokens)
+                scores[TEACHER_READOUT] = _scored(self._teacher.readout, labels, targets)
+            scores[ONE_STEP] = self._one_step(labels, tokens, targets)
+            _keep(self._samples[TEACHER][here], labels, 0, sampled)
+        kept = self._samples[FREE_RUNNING][here]
+        scores[FREE_RUNNING] = self._free_running(tokens, targets, labels, whole, sampled, kept)
         padding = ((0, 0), (0, width - asked.shape[1]), (0, 0))
         return {
             name: np.pad(np.where(asked, values, np.nan), padding, constant_values=np.nan)
             for name, values in scores.items()
         }
 
+    def share(self, ranks: Ranks) -> None:
+        """Makes what this rank has seen, and what the others have, one."""
+        drift = torch.from_numpy(self.drift.totals(self._network.empty_memory.numel()))
+        self.drift.take(ranks.sum_together([drift])[0].numpy())
+        # Of windows that are another rank's, all are zeros.
+        (self._there,) = ranks.sum_together([self._there])
+        for name, samples in self._samples.items():
+            (self._samples[name],) = ranks.sum_together([samples])
+
     def health(self) -> dict[str, dict[str, float]]:
         """Signs of collapse in a sample of the memories at 1..T; empty for fewer than two."""
         healths = {}
         for name, samples in self._samples.items():
-            memory = torch.cat(samples)
+            memory = samples[self._there > 0]
             if len(memory) > 1:
                 spread = np.linspace(0, len(memory) - 1, min(self._kept, len(memory)))
                 healths[name] = memory_health(memory[spread.round().astype(np.int64)])
@@ -117,6 +146,7 @@ class Predictors:
         labels: Tensor | None,
         whole: Tensor,
         sampled: Tensor,
+        kept: Tensor,
     ) -> Scores:
         """Scores of the rollout from the empty memory; notes its drift from `labels`."""
         readout = self._network.readout
@@ -127,28 +157,28 @@ class Predictors:
             rolled = self._network.rollout(read, memory)[:, 1:]
             memory = rolled[:, -1]
             pieces.append(_scored(readout, rolled, targets[:, first : first + _POSITIONS]))
-            self._sample(FREE_RUNNING, rolled, first, sampled)
+            _keep(kept, rolled, first, sampled)
             inside = rolled[whole, : max(0, self._window + 1 - first)]
             if labels is not None and inside.numel():
                 self.drift.add(inside, labels[whole, first : first + inside.shape[1]], first)
         return np.concatenate(pieces, axis=1)
 
-    def _sampled(self, windows: Windows) -> IntArray:
+    def _sampled(self, windows: Windows, first: int) -> IntArray:
         """(B, draws): positions in 1..T at which memories are kept for `health`, each once; -1
         where a window has fewer."""
-        count, width = windows.tokens.shape
-        rows = np.arange(self._scored, self._scored + count, dtype=np.int64)
-        draws = min(self._draws, self._window, width)
+        rows = np.arange(first, first + len(windows.tokens), dtype=np.int64)
         sizes = np.minimum(windows.length, self._window)
-        drawn = 1 + stratified(random_key("memory health"), rows, draws, sizes)
+        drawn = 1 + stratified(random_key("memory health"), rows, self._draws, sizes)
         drawn[:, 1:][np.diff(drawn) == 0] = -1
         return drawn
 
-    def _sample(self, name: str, memory: Tensor, first: int, sampled: Tensor) -> None:
-        """Keeps the sampled ones of the memories (B, n, K, D) at positions `first`, ..."""
-        place = sampled - first
-        rows, draws = ((place >= 0) & (place < memory.shape[1])).nonzero(as_tuple=True)
-        self._samples.setdefault(name, []).append(memory[rows, place[rows, draws]].float().cpu())
+
+def _keep(kept: Tensor, memory: Tensor, first: int, sampled: Tensor) -> None:
+    """Into kept (B, draws, K, D), the sampled ones of the memories (B, n, K, D) at positions
+    `first`, ..."""
+    place = sampled - first
+    rows, draws = ((place >= 0) & (place < memory.shape[1])).nonzero(as_tuple=True)
+    kept[rows.cpu(), draws.cpu()] = memory[rows, place[rows, draws]].float().cpu()
 
 
 def _without_padding(windows: Windows) -> Windows:

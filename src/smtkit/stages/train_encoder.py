@@ -8,7 +8,6 @@ import torch
 
 from smtkit.artifacts.checkpoint import MODEL, load_tensors, save_tensors
 from smtkit.artifacts.manifest import METRICS, Artifact, Manifest
-from smtkit.artifacts.run import Run
 from smtkit.config import (
     CellConfig,
     DecoderConfig,
@@ -21,11 +20,13 @@ from smtkit.convention import IGNORE
 from smtkit.data.tokenizers import load_tokenizer
 from smtkit.data.transitions import SequenceSource
 from smtkit.data.windows import TeacherSource, WindowSource, open_windows
+from smtkit.distributed import Ranks, SharedRun, join
+from smtkit.errors import UsageError
 from smtkit.methods.free_running import FreeRunning
 from smtkit.methods.predictive_state import PredictiveState
 from smtkit.models.teacher import Teacher
 from smtkit.progress import Progress, Silent
-from smtkit.training import Trainer, Validation, choose_device
+from smtkit.training import Trainer, Validation
 
 _UNIGRAM_WINDOWS = 4096
 
@@ -41,12 +42,15 @@ def run(
 ) -> Manifest:
     """Trains encoder, decoder, readout and co-trained cell on the artifact `tokens`.
 
-    Raises ArtifactError (not tokens, an empty split), NonFiniteLossError, InterruptedRunError.
+    Under torchrun, the ranks train it together. Raises ArtifactError (not tokens, an empty split),
+    UsageError, NonFiniteLossError, InterruptedRunError.
     """
-    device = choose_device(config.device)
+    ranks = join(config.device)
+    _check_groups(config, ranks)
     source = Artifact.open(tokens, "tokens")
     tokenizer = load_tokenizer(source)
-    with Run(
+    with SharedRun(
+        ranks,
         out,
         "encoder",
         config,
@@ -67,20 +71,22 @@ def run(
             _validations(config, source, method),
             config.training,
             artifact.directory,
-            device,
+            ranks.device,
             progress or Silent(),
             artifact.keep,
+            ranks,
         )
         validated = trainer.run()
-        tokenizer.save(artifact)
-        header = {
-            "vocabulary_size": tokenizer.vocabulary_size,
-            "window": windows.window,
-            **config.model_dump(include={"encoder", "decoder", "cell", "readout"}),
-        }
-        save_tensors(artifact.directory / MODEL, teacher.state_dict(), header)
-        for name in (MODEL, METRICS):
-            artifact.add(name)
+        if ranks.is_first:
+            tokenizer.save(artifact)
+            header = {
+                "vocabulary_size": tokenizer.vocabulary_size,
+                "window": windows.window,
+                **config.model_dump(include={"encoder", "decoder", "cell", "readout"}),
+            }
+            save_tensors(artifact.directory / MODEL, teacher.state_dict(), header)
+            for name in (MODEL, METRICS):
+                artifact.add(name)
         return artifact.commit({**trainer.statistics(), "validation": validated})
 
 
@@ -130,6 +136,15 @@ def _source(
         rest=config.objective.future_length == "rest",
         by_length=by_length,
     )
+
+
+def _check_groups(config: TrainEncoderConfig, ranks: Ranks) -> None:
+    micro_batch, group = config.training.micro_batch(ranks.size), config.objective.uniformity_group
+    if micro_batch % group:
+        raise UsageError(
+            f"objective.uniformity_group ({group}): must divide training.batch_size / "
+            f"(ranks * training.accumulation) ({micro_batch})"
+        )
 
 
 def _aligned(objective: PredictiveStateConfig) -> int:

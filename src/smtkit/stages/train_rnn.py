@@ -9,7 +9,6 @@ import torch
 
 from smtkit.artifacts.checkpoint import MODEL, save_tensors
 from smtkit.artifacts.manifest import METRICS, Artifact, Manifest
-from smtkit.artifacts.run import Run
 from smtkit.config import RolloutConfig, TrainRnnConfig
 from smtkit.data.labels import LabelShape, LabelShards
 from smtkit.data.prefetch import Prefetch
@@ -21,6 +20,7 @@ from smtkit.data.transitions import (
     TransitionSource,
 )
 from smtkit.data.windows import open_windows
+from smtkit.distributed import SharedRun, join
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.methods.bptt import BackpropagationThroughTime
 from smtkit.methods.dmt import DaggerMemoryTraining
@@ -38,7 +38,7 @@ from smtkit.stages.networks import (
     teacher_weights,
     with_empty_memory,
 )
-from smtkit.training import Method, Source, Trainer, Validation, choose_device
+from smtkit.training import Method, Source, Trainer, Validation
 
 _SPLITS = ("train", "validation")
 
@@ -56,14 +56,16 @@ def run(
     """Trains an RNN on the artifact `source`: labels, or, with `bptt`, tokens; from the `rnn`
     artifact `init`, or from random weights.
 
-    Raises ArtifactError (a wrong kind, a damaged row, an RNN of another teacher or tokenizer),
-    UsageError, NonFiniteLossError, InterruptedRunError.
+    Under torchrun, the ranks train it together. Raises ArtifactError (a wrong kind, a damaged row,
+    an RNN of another teacher or tokenizer), UsageError, NonFiniteLossError, InterruptedRunError.
     """
-    device = choose_device(config.device)
+    ranks = join(config.device)
+    device = ranks.device
     read = Artifact.open(source, "tokens" if config.method == "bptt" else "labels")
     begun = _checked_init(config, read, init)
     parents = [artifact for artifact in (read, begun) if artifact]
-    with Run(
+    with SharedRun(
+        ranks,
         out,
         "rnn",
         config,
@@ -89,13 +91,15 @@ def run(
                 device,
                 progress or Silent(),
                 artifact.keep,
+                ranks,
             )
             validated = trainer.run()
-        load_tokenizer(read).save(artifact)
-        header = {**course.network.architecture, "window": course.window}
-        save_tensors(artifact.directory / MODEL, course.network.state_dict(), header)
-        for name in (MODEL, METRICS):
-            artifact.add(name)
+        if ranks.is_first:
+            load_tokenizer(read).save(artifact)
+            header = {**course.network.architecture, "window": course.window}
+            save_tensors(artifact.directory / MODEL, course.network.state_dict(), header)
+            for name in (MODEL, METRICS):
+                artifact.add(name)
         statistics = {**trainer.statistics(), "validation": validated}
         return artifact.commit(statistics, describing(config, course.network))
 
