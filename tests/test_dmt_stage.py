@@ -31,9 +31,10 @@ from smtkit.data.labels import LabelShards
 from smtkit.data.transitions import RolloutSource
 from smtkit.errors import UsageError
 from smtkit.models.teacher import FutureDecoder
+from smtkit.protocols import Validation
 from smtkit.stages import synthesize, train_encoder, train_rnn
 from smtkit.stages.networks import TeacherWeights, decoder_of, load_rnn, teacher_weights
-from smtkit.training import Trainer, Validation
+from smtkit.training import Trainer
 
 ONCE = {"training": {"max_steps": 1}}
 OBJECTIVE = {"kl_weight": 0.5, "kl_future": 3, "kl_positions": 4, "noise": 0.5}

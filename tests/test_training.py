@@ -28,9 +28,10 @@ from smtkit.distributed import choose_device
 from smtkit.errors import ArtifactError, InterruptedRunError, NonFiniteLossError, UsageError
 from smtkit.optimization import schedule
 from smtkit.progress import Silent
+from smtkit.protocols import Validation
 from smtkit.records import MetricsFile
 from smtkit.stages import extract_labels, train_encoder, train_rnn
-from smtkit.training import Trainer, Validation, moved
+from smtkit.training import Trainer, moved
 
 CPU = torch.device("cpu")
 

@@ -26,7 +26,8 @@ from smtkit.methods.free_running import FreeRunning
 from smtkit.methods.predictive_state import PredictiveState
 from smtkit.models.teacher import Teacher
 from smtkit.progress import Progress, Silent
-from smtkit.training import Trainer, Validation
+from smtkit.protocols import Validation
+from smtkit.training import Trainer
 
 _UNIGRAM_WINDOWS = 4096
 

@@ -28,6 +28,7 @@ from smtkit.methods.free_running import FreeRunning
 from smtkit.methods.smt import SupervisedMemoryTraining
 from smtkit.models.rnn import RecurrentNetwork
 from smtkit.progress import Progress, Silent
+from smtkit.protocols import Method, Source, Validation
 from smtkit.stages.networks import (
     TeacherWeights,
     decoder_of,
@@ -38,7 +39,7 @@ from smtkit.stages.networks import (
     teacher_weights,
     with_empty_memory,
 )
-from smtkit.training import Method, Source, Trainer, Validation
+from smtkit.training import Trainer
 
 _SPLITS = ("train", "validation")
 
