@@ -27,7 +27,7 @@ quickstart: setup
 	$(MAKE) --no-print-directory -C pipelines/quickstart SMTKIT=$(abspath $(BIN))/smtkit PYTHON=$(abspath $(BIN))/python
 
 results: setup
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt '.[results]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,results]'
 	$(MAKE) --no-print-directory -C pipelines/results PYTHON=$(abspath $(BIN))/python
 
 # The rivals get an environment of their own, which sees the packages of ours: their own list of
