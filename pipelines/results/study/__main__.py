@@ -47,7 +47,8 @@ def _runs(matrix: Matrix) -> list[Run]:
 
 def _artifacts(store: Store) -> Path:
     """Of a smoke run others than of a real one."""
-    return HERE / "artifacts" / f"{store.folder.parent.parent.name}-{store.folder.name}"
+    smoke = store.folder.is_relative_to(HERE / "artifacts")
+    return HERE / "artifacts" / ("smoke" if smoke else "runs") / store.folder.name
 
 
 def _one(store: Store, name: str, keep: bool) -> None:
