@@ -63,7 +63,7 @@ for stage, schema, settings, arguments in json.loads(sys.argv[1]):
         # In one piece: the ranks share what they write to.
         os.write(1, f"{os.environ['RANK']}: {error}\\n".encode())
 distributed.leave()
-# As the command line ends a rank: torch's threads may abort a process that is torn down around them.
+# As the command line ends a rank: torch's threads may abort a process that is torn down.
 os._exit(0)
 """
 
