@@ -59,6 +59,8 @@ def page(store: Store, name: str = "results") -> str:
 
 def summary(store: Store) -> str:
     """The README's table: a row an arm, a column a task, the median of the seeds."""
+    if not any(store.result(run) for run in final_runs(store.matrix)):
+        return "None of the declared runs has been made here yet: `make results` makes them.\n"
     tasks = store.matrix.tasks
     arms = dict.fromkeys(arm for task in tasks.values() for arm in task.arms)
     rows = [
