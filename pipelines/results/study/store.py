@@ -70,13 +70,8 @@ def merit(result: Table, goal: float | None) -> tuple[int, float]:
         return (2, 0.0)
     last = result["stages"][-1]["validation"]
     if goal is not None and last["free_running_accuracy"] >= goal:
-        return (0, seconds(result))
+        return (0, total(result, "seconds"))
     return (1, last["free_running_nll"])
-
-
-def seconds(result: Table, until: str | None = None) -> float:
-    """CPU-seconds charged, up to the end of the stage `until`."""
-    return total(result, "seconds", until)
 
 
 def total(result: Table, what: str, until: str | None = None) -> float:

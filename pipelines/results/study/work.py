@@ -1,6 +1,5 @@
 """One run of the matrix: its stages one after the other, what each took, and how it did."""
 
-import contextlib
 import json
 import os
 import platform
@@ -14,7 +13,7 @@ import torch
 
 import smtkit
 from smtkit.artifacts.checkpoint import MODEL, load_tensors
-from smtkit.artifacts.manifest import METRICS, Artifact, Manifest
+from smtkit.artifacts.manifest import METRICS, Artifact, Kind, Manifest
 from smtkit.config import (
     EvaluateConfig,
     ExtractLabelsConfig,
@@ -34,6 +33,7 @@ from smtkit.stages import (
 )
 from study import cost
 from study.matrix import Specification, Table, merged
+from study.store import total
 
 _CURVE = ("step", "seconds", "tokens", "free_running_nll", "free_running_accuracy")
 
@@ -92,10 +92,11 @@ class Work:
         self._tokens = tokens
         self._longer = longer
         self._directory = directory
-        self._lengths = cost.lengths(Artifact.open(tokens, "tokens"), specification.stages)
+        read = Artifact.open(tokens, "tokens")
+        self._lengths = cost.lengths(read, specification.stages)
         self.result: Table = {
             "digest": specification.digest,
-            "tokens": Artifact.open(tokens, "tokens").manifest.digest,
+            "tokens": read.manifest.digest,
             "stages": [],
             "failed": None,
             "tests": {},
@@ -128,14 +129,11 @@ class Work:
             self._train_rnn("finetune", "bptt", self._tokens, last)
             self._evaluate_longer("finetune", None)
 
-    def _spent(self) -> float:
-        return sum(stage["seconds"] for stage in self.result["stages"])
-
     def _train_encoder(self) -> Path:
         config = TrainEncoderConfig(**self._settings("encoder"))
         out = self._directory / "encoder"
         manifest = train_encoder.run(config, self._tokens, out, overwrite=True, resume=True)
-        operations = cost.of_encoder(config, _weights(out), self._lengths)
+        operations = cost.of_encoder(config, _weights(out, "encoder"), self._lengths)
         self._note("encoder", out, manifest, cost.chain_of_encoder(config), operations)
         return out
 
@@ -155,7 +153,7 @@ class Work:
                 "tokens": round(windows * self._lengths.mean()),
                 "sequential": teacher.encoder.layers * -(-windows // config.batch_size),
                 "operations": cost.of_extraction(
-                    teacher, _weights(encoder), windows, self._lengths
+                    teacher, _weights(encoder, "encoder"), windows, self._lengths
                 ),
             }
         )
@@ -170,7 +168,7 @@ class Work:
         begun = self._directory / init if init else None
         manifest = train_rnn.run(config, source, out, init=begun, overwrite=True, resume=True)
         chain = cost.chain_of_rnn(config, self._lengths)
-        operations = cost.of_rnn(config, _weights(out), self._lengths)
+        operations = cost.of_rnn(config, _weights(out, "rnn"), self._lengths)
         self._note(stage, out, manifest, chain, operations)
         windows = self._specification.task["windows"]
         self._evaluate(stage, "test", self._tokens, encoder, windows=windows)
@@ -182,7 +180,7 @@ class Work:
         """Those of a stage. What a stage before it took too much of the budget (extraction, which
         has no limit of its own), it lacks."""
         settings = {"seed": self._specification.seed, **self._specification.stages[stage]}
-        left = max(1.0, self._specification.budget - self._spent())
+        left = max(1.0, self._specification.budget - total(self.result, "seconds"))
         wanted = settings["training"]["max_seconds"]
         return merged(settings, {"training": {"max_seconds": min(wanted, left)}})
 
@@ -238,10 +236,8 @@ def _curve(path: Path) -> Iterator[list[float]]:
             yield [round(record[key], 5) for key in _CURVE]
 
 
-def _weights(artifact: Path) -> dict[str, torch.Tensor]:
-    with contextlib.suppress(Exception):
-        return load_tensors(Artifact.open(artifact, "encoder").file(MODEL))[0]
-    return load_tensors(Artifact.open(artifact, "rnn").file(MODEL))[0]
+def _weights(artifact: Path, kind: Kind) -> dict[str, torch.Tensor]:
+    return load_tensors(Artifact.open(artifact, kind).file(MODEL))[0]
 
 
 def _machine() -> Table:
