@@ -13,18 +13,19 @@ turns; printed are medians and ranges of gigabytes a second, on the wall and of 
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from label_rivals import RIVALS, SHARD_BYTES, timed
+from measure import machine, ratio, spread, table, take_turns
 
 from smtkit.artifacts.shards import read_shard
 from smtkit.config import TransitionObjectiveConfig
@@ -91,7 +92,7 @@ class Rival:
 Contender = Ours | Rival
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mebibytes", type=int, default=1024)
     parser.add_argument("--repetitions", type=int, default=3)
@@ -99,8 +100,9 @@ def main() -> None:
     parser.add_argument("--others", type=Path)
     parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=RIVALS)
     parser.add_argument("--orders", nargs="+", default=["shuffled", "sequential"])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    print(machine())
     for width in options.widths:
         with tempfile.TemporaryDirectory() as directory:
             compare(Path(directory), width, options)
@@ -130,29 +132,28 @@ def measured(
     for name, contender in contenders.items():
         tried = {batch: contender.read(threads, batch, order) for batch in BATCHES}
         best[name] = max(BATCHES, key=lambda batch: tried[batch]["bytes"] / tried[batch]["seconds"])
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
-    for _ in range(repetitions):
-        for name, contender in contenders.items():
-            run = contender.read(threads, best[name], order)
-            found[name].append({**run, "batch": best[name]})
-    return found
+    turns = {
+        name: partial(each.read, threads, best[name], order) for name, each in contenders.items()
+    }
+    return {
+        name: [{**run, "batch": best[name]} for run in runs]
+        for name, runs in take_turns(turns, repetitions).items()
+    }
 
 
 def report(width: int, order: str, threads: int, found: dict[str, list[dict[str, float]]]) -> None:
     print(f"\nZ = {width}, {order}, threads: {threads}\n")
-    print("| | batch | GB/s | of the limit | GB a core-second | of the limit |")
-    print("| --- | --- | --- | --- | --- | --- |")
     speeds = {
         name: [[run["bytes"] / run[clock] / 1e9 for run in runs] for clock in ("seconds", "cpu")]
         for name, runs in found.items()
     }
+    rows = []
     for name, runs in found.items():
-        cells = []
-        for clock in range(2):
-            median, limit = (statistics.median(speeds[n][clock]) for n in (name, "limit"))
-            low, high = min(speeds[name][clock]), max(speeds[name][clock])
-            cells.append(f"{median:.2f} ({low:.2f} to {high:.2f}) | {median / limit:.2f}")
-        print(f"| {name} | {runs[0]['batch']} | {' | '.join(cells)} |", flush=True)
+        row = [name, f"{runs[0]['batch']}"]
+        for own, limit in zip(speeds[name], speeds["limit"], strict=True):
+            row += [spread(own, 2), f"{ratio(own, limit):.2f}"]
+        rows.append(row)
+    table(["", "batch", "GB/s", "of the limit", "GB a core-second", "of the limit"], rows)
 
 
 def make_labels(directory: Path, width: int, size: int) -> None:

@@ -10,7 +10,6 @@ contender is left out. smtkit also finds duplicates, splits, checks and writes A
 
 import argparse
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -18,8 +17,10 @@ import sys
 import sysconfig
 import tempfile
 import time
-from importlib import metadata
+from functools import partial
 from pathlib import Path
+
+from measure import machine, ratio, spread, table, take_turns
 
 THREADS = os.cpu_count() or 1
 
@@ -66,10 +67,8 @@ def main() -> None:
         write_text(text, arguments.mebibytes * 2**20)
         write_text(sample, 4 * 2**20)
         commands = contenders(directory, text, sample, arguments.vocab_size, arguments.others)
-        runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
-        for _ in range(arguments.repetitions):
-            for contender, command in commands.items():
-                runs[contender].append(timed(command))
+        turns = {name: partial(timed, command) for name, command in commands.items()}
+        runs = take_turns(turns, arguments.repetitions)
     report(runs, arguments.mebibytes, arguments.vocab_size)
 
 
@@ -132,21 +131,20 @@ def report(
     runs: dict[str, list[tuple[float, float, float]]], mebibytes: int, vocab_size: int
 ) -> None:
     """A table in Markdown."""
-    base = statistics.median(seconds for seconds, _, _ in runs["sentencepiece, batches"])
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("smtkit", "sentencepiece"))
-    print(f"{mebibytes} MiB of text, vocabulary {vocab_size}, {THREADS} threads; {versions};")
-    print(f"Python {platform.python_version()}, {platform.machine()}\n")
-    print("| contender | seconds, median (range) | of sentencepiece | cores busy | peak GiB |")
-    print("| --- | --- | --- | --- | --- |")
-    for contender, measured in runs.items():
-        walls = [seconds for seconds, _, _ in measured]
-        median = statistics.median(walls)
+    print(
+        f"{mebibytes} MiB of text, vocabulary {vocab_size}; "
+        f"{machine(threads=THREADS, others=['sentencepiece'])}\n"
+    )
+    walls = {name: [seconds for seconds, _, _ in measured] for name, measured in runs.items()}
+    rows = []
+    for name, measured in runs.items():
         busy = statistics.median(cpu / seconds for seconds, cpu, _ in measured)
+        of_base = ratio(walls[name], walls["sentencepiece, batches"])
         peak = max(memory for _, _, memory in measured)
-        print(
-            f"| {contender} | {median:.1f} ({min(walls):.1f} to {max(walls):.1f}) "
-            f"| {median / base:.2f} | {busy:.2f} | {peak:.2f} |"
-        )
+        rows.append((name, spread(walls[name]), f"{of_base:.2f}", f"{busy:.2f}", f"{peak:.2f}"))
+    table(
+        ["contender", "seconds, median (range)", "of sentencepiece", "cores busy", "peak GiB"], rows
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,184 @@
+"""Tokens a second and memory after 10^2 to 10^5 tokens: an RNN beside a transformer.
+
+One sequence; the speed is that of the next tokens, after so many. The RNN and the teacher that
+reads all again for each token are timed by what `smtkit eval --cost` uses, which says what it
+counts as memory: the RNN's memory; the teacher's context and the activations of a layer. The third
+is the same teacher as others serve it, with the keys and values of all tokens kept: its memory is
+these. It is not made to read what came before: keys and values are noise, which costs no less.
+Weights are not counted, and no tokens are drawn.
+
+    python benchmarks/generation.py [--width 128] [--layers 2]
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from measure import machine, parser, ratio, seconds, spread, table, take_turns
+from torch import Tensor
+
+from smtkit.config import CellConfig, DecoderConfig, EncoderConfig, ReadoutConfig
+from smtkit.models.cells import normalize_slots
+from smtkit.models.encoders import CausalEncoder
+from smtkit.models.rnn import RecurrentNetwork
+from smtkit.models.teacher import Teacher
+from smtkit.models.transformer import Block, rotary, rotate
+from smtkit.progress import Silent
+from smtkit.stages import inference_cost
+
+VOCABULARY, SLOTS, SLOT_WIDTH = 256, 4, 64
+CELLS = ("mlp", "gru", "lstm", "transformer")
+WINDOW = 256  # of a causal teacher, which does not depend on it
+STEPS = 20  # of the teacher with a cache, a turn
+AGAIN, CACHED = "transformer, reads all again", "transformer, keys and values kept"
+
+Record = dict[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    print(
+        f"Width {options.width}, memory {SLOTS} x {SLOT_WIDTH}, transformer of {options.layers} "
+        f"layers, float32; {machine(options.device, options.threads)}\n"
+    )
+    found = take_turns(contenders(options), options.repetitions)
+    base = next(iter(found))
+    table(
+        ["predictor", "after tokens", "tokens/s", f"of {base}", "memory, KiB"],
+        [
+            row(name, place, [run[place] for run in runs], [run[place] for run in found[base]])
+            for name, runs in found.items()
+            for place in range(len(runs[0]))
+        ],
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    found = parser(__doc__)
+    found.add_argument("--cells", nargs="+", default=["mlp", "gru"], choices=CELLS)
+    found.add_argument("--width", type=int, default=128)
+    found.add_argument("--layers", type=int, default=2)
+    return found
+
+
+def row(name: str, place: int, runs: list[Record], base: list[Record]) -> tuple[object, ...]:
+    """Of the runs of a predictor after as many tokens; `base`: of the first predictor."""
+    tokens, size = runs[0]["tokens"], f"{runs[0]['bytes'] / 2**10:,.0f}"
+    skipped = [run["skipped"] for run in runs if run["skipped"]]
+    if skipped:
+        return name, f"{tokens:,}", f"not measured: {skipped[0]}", "", size
+    speeds = [1 / run["seconds_per_token"] for run in runs]
+    others = [1 / run["seconds_per_token"] for run in base if not run["skipped"]]
+    of_base = f"{ratio(speeds, others):.2f}" if others else ""
+    return name, f"{tokens:,}", spread(speeds), of_base, size
+
+
+def contenders(options: argparse.Namespace) -> dict[str, Callable[[], list[Record]]]:
+    """Each gives a record for each number of tokens, as `inference_cost` writes them."""
+    device = torch.device(options.device)
+    torch.manual_seed(0)
+    encoder = EncoderConfig(
+        width=options.width, layers=options.layers, slots=SLOTS, slot_width=SLOT_WIDTH
+    )
+    parts = DecoderConfig(width=options.width), CellConfig(), ReadoutConfig()
+    teacher = Teacher(VOCABULARY, WINDOW, encoder, *parts).to(device).eval()
+    found: dict[str, Callable[[], list[Record]]] = {}
+    for cell in options.cells:
+        config = CellConfig(kind=cell, width=options.width)
+        network = RecurrentNetwork(
+            VOCABULARY, SLOTS, SLOT_WIDTH, config, ReadoutConfig(), DecoderConfig()
+        )
+        rnn = network.to(device).eval()
+        found[f"RNN, {cell}"] = partial(inference_cost.of_rnn, rnn, device, Silent())
+    found[CACHED] = partial(of_cached, teacher, device)
+    found[AGAIN] = partial(
+        inference_cost.of_teacher, teacher, encoder, WINDOW, VOCABULARY, device, Silent()
+    )
+    return found
+
+
+@torch.inference_mode()
+def of_cached(teacher: Teacher, device: torch.device) -> list[Record]:
+    records = []
+    for tokens in inference_cost.TOKENS:
+        cached = CachedEncoder(teacher.encoder, tokens + 2 * STEPS)
+        size = cached.bytes_of(tokens)
+        cached.pretend(tokens)
+        token = torch.zeros(1, dtype=torch.int64, device=device)
+
+        def step(cached: CachedEncoder = cached, token: Tensor = token) -> Tensor:
+            return teacher.read(cached.step(token))
+
+        step()
+        taken = seconds(step, device, STEPS)
+        records.append(
+            {"tokens": tokens, "seconds_per_token": taken, "bytes": size, "skipped": None}
+        )
+    return records
+
+
+class CachedEncoder:
+    """A causal encoder of one sequence that keeps what attention and convolutions look back to."""
+
+    def __init__(self, encoder: CausalEncoder, room: int) -> None:
+        """`room`: tokens that it can read."""
+        self._encoder, trunk = encoder, encoder.trunk
+        weight = encoder.beginning
+        width, symbols = len(weight), room + 1  # with the beginning
+        heads = trunk.blocks[0].attention.heads
+        shape = 2, 1, heads, symbols, trunk.head_width
+        self._rotation = rotary(symbols, trunk.head_width, weight.device, weight.dtype)
+        self._kept = [torch.zeros(shape, device=weight.device) for _ in trunk.blocks]
+        self._recent = [
+            torch.zeros(1, len(block.convolution.weight) if block.convolution else 0, width).to(
+                weight.device
+            )
+            for block in trunk.blocks
+        ]
+        self._read = 0
+        self.memory = self._push(weight.view(1, 1, -1))
+
+    def step(self, token: Tensor) -> Tensor:
+        """The memory after one more token (1,): (1, K, D)."""
+        return self._push(self._encoder.embedding(token)[:, None])
+
+    def pretend(self, tokens: int) -> None:
+        """From now on as if it had read so many."""
+        for kept in self._kept:
+            kept[:, :, :, : tokens + 1].normal_()
+        self._read = tokens + 1
+
+    def bytes_of(self, tokens: int) -> int:
+        """What is kept of so many."""
+        kept = [each[:, :, :, : tokens + 1] for each in self._kept]
+        return sum(each.numel() * each.element_size() for each in (*kept, *self._recent))
+
+    def _push(self, stream: Tensor) -> Tensor:
+        blocks = self._encoder.trunk.blocks
+        for block, kept, recent in zip(blocks, self._kept, self._recent, strict=True):
+            stream = self._through(block, stream, kept, recent)
+        self._read += 1
+        said = self._encoder.projection(self._encoder.trunk.norm(stream))
+        return normalize_slots(said.view(1, self._encoder.slots, self._encoder.slot_width))
+
+    def _through(self, block: Block, stream: Tensor, kept: Tensor, recent: Tensor) -> Tensor:
+        at, attention = self._read, block.attention
+        if block.convolution is not None:
+            recent.copy_(torch.cat((recent[:, 1:], stream), dim=1))
+            stream = stream + block.convolution(recent)[:, -1:]
+        projected = attention.query_key_value(block.attention_norm(stream))
+        query, key, value = projected.view(3, 1, attention.heads, 1, -1)
+        rotation = self._rotation[0][at : at + 1], self._rotation[1][at : at + 1]
+        kept[:, :, :, at : at + 1] = torch.stack((rotate(key, rotation), value))
+        keys, values = kept[:, :, :, : at + 1]
+        mixed = F.scaled_dot_product_attention(rotate(query, rotation), keys, values)
+        stream = stream + attention.output(mixed.view(1, 1, -1))
+        return stream + block.mlp(block.mlp_norm(stream))
+
+
+if __name__ == "__main__":
+    main()

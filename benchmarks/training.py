@@ -1,0 +1,204 @@
+"""Time of an update of the RNN by every method, and its share of the machine's peak.
+
+All methods read the same windows of made-up labels, as many tokens an update whatever their length;
+an update is forward, backward, clipping and AdamW, in float32, without the reading. The memory has
+as many numbers as the cell is wide, in four slots. "bptt, fused" is torch's own kernel over all
+steps (`nn.GRU`, `nn.LSTM`), for which slots are not normalised.
+
+The share of peak is of a large float32 matrix product that takes its turn with the rest. Operations
+are counted as torch dispatches them: matrix products, on a CPU without those of attention; of a
+fused kernel, which hides its own, those of the same cell step by step.
+
+    python benchmarks/training.py [--cells mlp] [--lengths 64 256 1024] [--widths 128]
+    python benchmarks/training.py --widths 256 512 --lengths 256 --methods smt bptt --updates 1
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measure import machine, parser, ratio, seconds, spread, table, take_turns
+from torch.utils.flop_counter import FlopCounterMode
+
+from smtkit.config import (
+    CellConfig,
+    DecoderConfig,
+    ReadoutConfig,
+    RolloutConfig,
+    TrainingConfig,
+    TransitionObjectiveConfig,
+)
+from smtkit.data.labels import LabelShape, LabelShards, write_labels
+from smtkit.data.transitions import LabelSequenceSource, RolloutSource, TransitionSource
+from smtkit.data.windows import Windows
+from smtkit.methods.bptt import BackpropagationThroughTime
+from smtkit.methods.dmt import DaggerMemoryTraining
+from smtkit.methods.smt import SupervisedMemoryTraining
+from smtkit.models.rnn import RecurrentNetwork
+from smtkit.optimization import build_optimizer
+from smtkit.stages.networks import with_empty_memory
+from smtkit.training import moved
+
+VOCABULARY, SLOTS = 256, 4
+CELLS = ("mlp", "gru", "lstm", "transformer")
+FUSED = ("gru", "lstm")
+ROLLOUTS = {
+    "sequential": RolloutConfig(kind="sequential"),
+    "segments of 16": RolloutConfig(depth=16),
+    "segments of 64": RolloutConfig(depth=64),
+    "jacobi, 4 sweeps": RolloutConfig(kind="jacobi", sweeps=4),
+}
+
+
+@dataclass(frozen=True)
+class Update:
+    """run: makes one. calls: of the cell, each of which waits for the one before."""
+
+    run: Callable[[], None]
+    calls: str
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    print(
+        f"About {options.tokens} tokens an update, vocabulary {VOCABULARY}; "
+        f"{machine(options.device, options.threads)}\n"
+    )
+    for cell, width in itertools.product(options.cells, options.widths):
+        print(f"Cell: {cell}, width and memory {width}\n")
+        rows = [row for length in options.lengths for row in measured(cell, width, length, options)]
+        columns = ["T", "windows", "update", "calls", "microseconds a token", "of bptt"]
+        table([*columns, "GFLOP/s", "share of peak"], rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    found = parser(__doc__)
+    found.add_argument("--cells", nargs="+", default=list(CELLS), choices=CELLS)
+    found.add_argument("--widths", type=int, nargs="+", default=[128])
+    found.add_argument("--lengths", type=int, nargs="+", default=[64, 256, 1024])
+    methods = ["smt", "dmt", "bptt"]
+    found.add_argument("--methods", nargs="+", default=methods, choices=methods)
+    found.add_argument("--tokens", type=int, default=8192, help="of an update")
+    found.add_argument("--updates", type=int, default=2, help="a turn")
+    found.add_argument("--matrix", type=int, default=2048, help="rows of the product for the peak")
+    return found
+
+
+def measured(
+    cell: str, width: int, length: int, options: argparse.Namespace
+) -> Iterator[tuple[object, ...]]:
+    """Rows of the table."""
+    device, batch = torch.device(options.device), max(1, options.tokens // length)
+    with tempfile.TemporaryDirectory() as directory:
+        labels = made_up_labels(Path(directory) / "labels.arrow", batch, length, width)
+        made = {
+            name: each
+            for name, each in updates(labels, cell, width, device)
+            if name.split(",")[0] in options.methods
+        }
+    operations = {name: counted(each.run) for name, each in made.items()}  # and warmed up
+    if "bptt, fused" in operations:
+        operations["bptt, fused"] = operations["bptt"]
+    turns = {
+        name: partial(seconds, each.run, device, options.updates) for name, each in made.items()
+    }
+    product = matrix_product(options.matrix, device)
+    turns["peak"] = partial(seconds, product, device, options.updates)
+    found = take_turns(turns, options.repetitions)
+    peak = 2 * options.matrix**3 / min(found.pop("peak"))
+    for name, times in found.items():
+        speed = operations[name] / statistics.median(times)
+        of_bptt = f"{ratio(times, found['bptt']):.2f}" if "bptt" in found else ""
+        a_token = spread(1e6 * time / (batch * length) for time in times)
+        told = (length, batch, name, made[name].calls, a_token, of_bptt)
+        yield (*told, f"{speed / 1e9:.1f}", f"{speed / peak:.2f}")
+
+
+def updates(
+    labels: LabelShards, cell: str, width: int, device: torch.device
+) -> Iterator[tuple[str, Update]]:
+    """Name and update of every method."""
+    objective, length = TransitionObjectiveConfig(), labels.shape.window
+    settings = {"batch_size": len(labels), "seed": 0}
+
+    def network(normalize: str = "slot") -> RecurrentNetwork:
+        torch.manual_seed(0)
+        config = CellConfig(kind=cell, width=width, normalize=normalize)
+        shape = VOCABULARY, SLOTS, width // SLOTS
+        return RecurrentNetwork(*shape, config, ReadoutConfig(), DecoderConfig())
+
+    def of_labels() -> RecurrentNetwork:
+        begun = network()
+        return with_empty_memory(begun, begun.empty_memory.detach())
+
+    transitions = TransitionSource(labels, objective, positions=length, **settings)
+    smt = SupervisedMemoryTraining(of_labels(), objective)
+    yield "smt", Update(update(smt, transitions.batch(0), device), "1")
+    for name, rollout in ROLLOUTS.items():
+        chains = RolloutSource(labels, objective, rollout, **settings).batch(0)
+        calls = rollout.sweeps if rollout.kind == "jacobi" else chains.tokens.shape[1]
+        dmt = DaggerMemoryTraining(of_labels(), objective, rollout)
+        yield f"dmt, {name}", Update(update(dmt, chains, device), str(calls))
+    windows = LabelSequenceSource(labels, **settings).batch(0)
+    bptt = BackpropagationThroughTime(network(), None)
+    yield "bptt", Update(update(bptt, windows, device), str(length))
+    if cell in FUSED:
+        fused = BackpropagationThroughTime(network("none"), None)
+        yield "bptt, fused", Update(update(fused, windows, device), f"1, of {length} steps")
+
+
+def update(method: Any, batch: Any, device: torch.device) -> Callable[[], None]:
+    trained = method.network.to(device).train()
+    method.state.to(device)
+    batch = moved(batch, device)
+    config = TrainingConfig(max_steps=1)
+    optimizer = build_optimizer(trained, config)
+    counts, weights = method.counts(batch), method.weights(0)
+
+    def run() -> None:
+        sums = method.losses(batch)
+        loss = sum(weights[name] * total / max(counts[name], 1) for name, total in sums.items())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def counted(run: Callable[[], None]) -> int:
+    """Floating-point operations of matrix products, as torch dispatches them."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def matrix_product(rows: int, device: torch.device) -> Callable[[], None]:
+    one, other, out = torch.randn(3, rows, rows, device=device)
+    return lambda: torch.matmul(one, other, out=out)
+
+
+def made_up_labels(path: Path, windows: int, length: int, width: int) -> LabelShards:
+    random = np.random.default_rng(0)
+    shape = LabelShape(length, SLOTS, width // SLOTS, VOCABULARY, "float16")
+    content = Windows(
+        random.integers(0, VOCABULARY, (windows, length)),
+        random.integers(0, VOCABULARY, (windows, length + 1)),
+        np.full(windows, length),
+    )
+    memory = random.standard_normal((windows, length + 1, SLOTS, width // SLOTS), dtype=np.float32)
+    write_labels(path, shape, content, memory, np.arange(windows))
+    return LabelShards([path])
+
+
+if __name__ == "__main__":
+    main()
