@@ -29,7 +29,8 @@ from measure import machine, ratio, spread, table, take_turns
 
 from smtkit.artifacts.shards import read_shard
 from smtkit.config import TransitionObjectiveConfig
-from smtkit.data.labels import LabelShape, LabelShards, write_labels
+from smtkit.data.label_shards import LabelShards
+from smtkit.data.labels import LabelShape, write_labels
 from smtkit.data.prefetch import Prefetch
 from smtkit.data.transitions import TransitionSource
 from smtkit.data.windows import Windows

@@ -36,7 +36,8 @@ from smtkit.config import (
     TrainingConfig,
     TransitionObjectiveConfig,
 )
-from smtkit.data.labels import LabelShape, LabelShards, write_labels
+from smtkit.data.label_shards import LabelShards
+from smtkit.data.labels import LabelShape, write_labels
 from smtkit.data.transitions import LabelSequenceSource, RolloutSource, TransitionSource
 from smtkit.data.windows import Windows
 from smtkit.methods.bptt import BackpropagationThroughTime

@@ -22,7 +22,8 @@ from smtkit.config import (
     TrainEncoderConfig,
     TrainRnnConfig,
 )
-from smtkit.data.labels import LabelShape, LabelShards, write_labels
+from smtkit.data.label_shards import LabelShards
+from smtkit.data.labels import LabelShape, write_labels
 from smtkit.data.tokens import TokenStream, tokens_schema
 from smtkit.data.windows import Windows
 from smtkit.stages import extract_labels, synthesize, tokenize, train_encoder, train_rnn

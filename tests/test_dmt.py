@@ -11,7 +11,8 @@ from torch.distributions import Categorical, kl_divergence
 from conftest import encoder_config, rnn_config
 from smtkit.config import RolloutConfig, TransitionObjectiveConfig
 from smtkit.convention import IGNORE
-from smtkit.data.labels import LabelShape, LabelShards, write_labels
+from smtkit.data.label_shards import LabelShards
+from smtkit.data.labels import LabelShape, write_labels
 from smtkit.data.transitions import RolloutBatch, RolloutSource
 from smtkit.data.windows import Windows
 from smtkit.methods.dmt import DaggerMemoryTraining

@@ -27,7 +27,7 @@ from smtkit.config import (
     TrainRnnConfig,
     TransitionObjectiveConfig,
 )
-from smtkit.data.labels import LabelShards
+from smtkit.data.label_shards import LabelShards
 from smtkit.data.transitions import RolloutSource
 from smtkit.errors import UsageError
 from smtkit.models.teacher import FutureDecoder

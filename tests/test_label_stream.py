@@ -3,6 +3,7 @@ wrong byte."""
 
 import gc
 import json
+import os
 import shutil
 import threading
 import time
@@ -25,7 +26,8 @@ from smtkit.config import (
     TransitionObjectiveConfig,
 )
 from smtkit.data.buffers import Buffers
-from smtkit.data.labels import LabelShape, LabelShards, write_labels
+from smtkit.data.label_shards import LabelShards
+from smtkit.data.labels import LabelShape, write_labels
 from smtkit.data.memories import STORED_TYPES, decode, encode
 from smtkit.data.order import SampleOrder
 from smtkit.data.prefetch import Prefetch
@@ -205,7 +207,7 @@ def test_a_buffer_that_is_too_small_is_not_lent():
 
 def _several_parts(path: Path) -> LabelShards:
     """Three rows of seven positions; three share a checksum."""
-    labels = _made(path, _normal(3, 7, 2, 5000), "float16")
+    labels = _made(path, _normal(3, 7, 2, 14000), "float16")
     assert labels.shape.checked == 3
     return labels
 
@@ -251,7 +253,7 @@ def test_training_stops_before_the_step_that_would_use_a_wrong_byte(tmp_path):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_checksums_are_those_that_are_documented(tmp_path, dtype):
     path = tmp_path / "train-00000.arrow"
-    labels = _made(path, _normal(2, 7, 2, 2**13), dtype)
+    labels = _made(path, _normal(2, 7, 2, 2**14), dtype)
     columns = pa.ipc.open_file(path).read_all()
 
     def of(name: str, row: int) -> bytes:
@@ -259,7 +261,7 @@ def test_checksums_are_those_that_are_documented(tmp_path, dtype):
         values = value.flatten() if pa.types.is_fixed_size_list(value.type) else value
         return values.to_numpy().tobytes()
 
-    size = 2 * 2**13 * {"float32": 4, "int8": 1}.get(dtype, 2)
+    size = 2 * 2**14 * {"float32": 4, "int8": 1}.get(dtype, 2)
     together = {"int8": 4, "float16": 2, "bfloat16": 2, "float32": 1}[dtype]
     for row in range(2):
         head = b"".join(of(name, row) for name in ("tokens", "targets", "length", "origin"))
@@ -290,6 +292,16 @@ def test_a_shard_that_lost_bytes_in_its_middle_is_refused(tmp_path):
         LabelShards([path]).row(0)
 
 
+@pytest.mark.parametrize("positions", [range(7), np.array([[1, 5]])])
+def test_a_shard_that_is_cut_short_while_it_is_read_is_an_error(tmp_path, positions):
+    path = tmp_path / "train-00000.arrow"
+    labels = _several_parts(path)
+    os.truncate(path, path.stat().st_size // 2)
+    labels.memories(np.array([0]), positions)
+    with pytest.raises(ArtifactError, match=f"{path}: row 2: the file has been cut short"):
+        labels.memories(np.array([2]), positions)
+
+
 def test_a_missing_shard_is_named(pipeline, tmp_path):
     copied = shutil.copytree(pipeline.labels, tmp_path / "copied")
     (path,) = shards(copied, "train")
@@ -298,14 +310,14 @@ def test_a_missing_shard_is_named(pipeline, tmp_path):
         train_rnn.run(rnn_config(), copied, tmp_path / "rnn")
 
 
-def test_labels_of_the_first_version_are_refused_in_one_line(pipeline, tmp_path, command):
+def test_labels_of_an_earlier_version_are_refused_in_one_line(pipeline, tmp_path, command):
     copied = shutil.copytree(pipeline.labels, tmp_path / "copied")
     manifest = json.loads((copied / "manifest.json").read_text())
-    (copied / "manifest.json").write_text(json.dumps({**manifest, "format_version": 1}))
+    (copied / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}))
     result = command("train-rnn", copied, "--out", tmp_path / "rnn", "--max-steps", 1)
 
     assert result.code == 3
-    assert "format version is 1, this smtkit reads 2" in result.line()
+    assert "format version is 2, this smtkit reads 3" in result.line()
 
 
 # Types.

@@ -23,7 +23,8 @@ from conftest import (
 from smtkit.artifacts.manifest import Artifact
 from smtkit.config import ExtractLabelsConfig, TransitionObjectiveConfig
 from smtkit.convention import IGNORE
-from smtkit.data.labels import LabelShape, LabelShards
+from smtkit.data.label_shards import LabelShards
+from smtkit.data.labels import LabelShape
 from smtkit.data.transitions import TransitionSource
 from smtkit.errors import ArtifactError
 from smtkit.stages import extract_labels, train_encoder, train_rnn

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from conftest import numbered_labels
 from smtkit.config import RolloutConfig, TransitionObjectiveConfig
-from smtkit.data.labels import LabelShards
+from smtkit.data.label_shards import LabelShards
 from smtkit.data.transitions import RolloutBatch, RolloutSource, TransitionSource
 
 MIXED = [6, 6, 1, 5, 3, 2, 6, 4]

@@ -99,10 +99,19 @@ def read_shard(path: Path) -> pa.ipc.RecordBatchFileReader:
 
     Raises ArtifactError where the file is not a whole Arrow IPC file.
     """
+    return map_shard(path)[0]
+
+
+def map_shard(path: Path) -> tuple[pa.ipc.RecordBatchFileReader, int]:
+    """As `read_shard`, and the address of the file's first byte: what lies at an address of a
+    column lies as far from it in the file."""
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path)))
+        file = pa.memory_map(str(path))
+        reader = pa.ipc.open_file(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise ArtifactError(f"{path}: not a whole Arrow file: {error}") from None
+    file.seek(0)
+    return reader, file.read_buffer(1).address
 
 
 def _flush(path: Path) -> None:

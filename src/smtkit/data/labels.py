@@ -4,7 +4,7 @@ B: windows, T: window, K: slots, D: slot width, P: positions of each window.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,19 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smtkit.artifacts.shards import ShardWriter, read_shard
-from smtkit.data.buffers import Buffers
+from smtkit.artifacts.shards import ShardWriter
 from smtkit.data.memories import SCALE, STORED_TYPES, StoredType, bits, encode
-from smtkit.data.order import IntArray, mixed
+from smtkit.data.order import IntArray
 from smtkit.data.tokens import token_type
 from smtkit.data.windows import Windows
 from smtkit.errors import ArtifactError
 
 _METADATA = b"smtkit"
-_HEAD = ("tokens", "targets", "length", "origin")
-_STORED = ("memory", "scale")
-_CHECKED_BYTES = 2**16
-"""A checksum is over no more of a row's memories than this, or over one memory. Part of the format:
-of more, xxhash lets go of the interpreter, and two threads lose more by passing it to and fro."""
+HEAD = ("tokens", "targets", "length", "origin")
+STORED = ("memory", "scale")
+_CHECKED_BYTES = 2**17
+"""A checksum is over about as much of a row's memories, or over one memory. Part of the format: as
+much is still in the cache when it is checked, and takes long beside Python's part of the call."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,17 @@ class LabelShape:
     @property
     def checked(self) -> int:
         """Positions that share a checksum: as many in each part of a row, but for the last."""
-        parts = -(-self.row_bytes // _CHECKED_BYTES)
-        memory_bytes = self.row_bytes // (self.window + 1)
-        return max(1, min(-(-(self.window + 1) // parts), _CHECKED_BYTES // memory_bytes))
+        parts = max(1, round(self.row_bytes / _CHECKED_BYTES))
+        return -(-(self.window + 1) // min(parts, self.window + 1))
 
     @property
-    def checksums(self) -> int:
-        """Of a row: one of its head, and those of its memories."""
-        return 1 + -(-(self.window + 1) // self.checked)
+    def parts(self) -> int:
+        """Runs of positions of a row that have a checksum each."""
+        return -(-(self.window + 1) // self.checked)
+
+    def positions(self, parts: range) -> slice:
+        """Those of a run of parts."""
+        return slice(parts.start * self.checked, min(parts.stop * self.checked, self.window + 1))
 
     def schema(self) -> pa.Schema:
         positions = self.window + 1
@@ -76,7 +78,7 @@ class LabelShape:
             "origin": pa.int64(),
             "memory": _list(self.stored.arrow, positions * self.numbers),
             "scale": _list(pa.from_numpy_dtype(SCALE), positions * self.slots),
-            "xxh3": _list(pa.uint64(), self.checksums),
+            "xxh3": _list(pa.uint64(), 1 + self.parts),
         }
         if not self.stored.scaled:
             del fields["scale"]
@@ -119,182 +121,30 @@ def write_labels(
     }
     if scale is not None:
         arrays["scale"] = scale.numpy().reshape(rows, -1)
-    shard = _Shard(path, shape, arrays)
-    sums = [
-        [shard.head_checksum(row), *(shard.checksum(row, part) for part in shard.parts)]
-        for row in range(rows)
-    ]
-    arrays["xxh3"] = np.array(sums, dtype=np.uint64)
+    arrays["xxh3"] = np.array(
+        [list(_checksums(shape, arrays, row)) for row in range(rows)], dtype=np.uint64
+    )
     columns = [_column(arrays[field.name], field.type) for field in schema]
     with ShardWriter(path, schema) as writer:
         writer.write(pa.record_batch(columns, schema=schema))
     return rows
 
 
-class LabelShards:
-    """The rows of one split of a `labels` artifact, memory-mapped; what is read is checked first.
-
-    `pinned`: memories are read into page-locked buffers. May be read by many threads.
-    """
-
-    def __init__(self, paths: Sequence[Path], *, pinned: bool = False) -> None:
-        self._shards = [_open(path) for path in paths]
-        self._buffers = Buffers(pinned=pinned)
-        self.shape = self._shards[0].shape
-        for shard in self._shards:
-            if shard.shape != self.shape:
-                raise ArtifactError(
-                    f"{shard.path}: shape is {shard.shape}, the first shard's {self.shape}"
-                )
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def lengths(self) -> IntArray | None:
-        """Tokens of each row; None where hardly any is shorter than the others."""
-        return mixed(np.concatenate([shard.arrays["length"] for shard in self._shards]))
-
-    def windows(self, rows: IntArray) -> Windows:
-        """Tokens, targets and lengths of rows.
-
-        Raises ArtifactError that names file and row where the checksum is wrong.
-        """
-        found = list(self._found(rows))
-        for shard, row in found:
-            shard.check_head(row)
-        tokens, targets, length = (
-            np.array([shard.arrays[name][row] for shard, row in found], dtype=np.int64)
-            for name in ("tokens", "targets", "length")
-        )
-        return Windows(tokens, targets, length)
-
-    def memories(self, rows: IntArray, positions: IntArray | range) -> tuple[Tensor, Tensor]:
-        """Memories as they are stored, (B P, K, D), and their scales (B P, K), or (0,) of a type
-        without; at positions (B, P), ascending in each row, or at a range that all share.
-
-        The tensors lie in a buffer that is used again when they are gone. Raises ArtifactError that
-        names file and row where the checksum of what is read is wrong.
-        """
-        shape = self.shape
-        count = len(positions) if isinstance(positions, range) else positions.shape[1]
-        lent = {
-            name: self._buffers.take(len(rows) * count * width)
-            for name, width in self._shards[0].widths.items()
-        }
-        columns = [buffer.numpy().reshape(len(rows), count, -1) for buffer in lent.values()]
-        for number, (shard, row) in enumerate(self._found(rows)):
-            into = [column[number] for column in columns]
-            if isinstance(positions, range):
-                shard.copy_run(row, positions, into)
-            else:
-                shard.copy_some(row, positions[number], into)
-        memory = lent["memory"].view(shape.stored.tensor)
-        scale = lent["scale"].view(torch.float32) if shape.stored.scaled else torch.empty(0)
-        return (
-            memory.view(-1, shape.slots, shape.slot_width),
-            scale.view(-1, shape.slots) if shape.stored.scaled else scale,
-        )
-
-    def row(self, number: int) -> dict[str, NDArray[Any]]:
-        """All columns of a row, without a copy; `memory` is (T + 1, K, D), as it is stored.
-
-        Raises ArtifactError that names file and row where a checksum is wrong.
-        """
-        ((shard, row),) = self._found(np.array([number]))
-        shard.check_head(row)
-        for part in shard.parts:
-            shard.check(row, part)
-        found = {name: column[row] for name, column in shard.arrays.items()}
-        shape = self.shape
-        found["memory"] = found["memory"].reshape(-1, shape.slots, shape.slot_width)
-        return found
-
-    def _found(self, rows: IntArray) -> "Iterator[tuple[_Shard, int]]":
-        """The shard of each row, and its number there."""
-        numbers = np.searchsorted(self._ends, rows, side="right")
-        for number, row in zip(numbers.tolist(), rows.tolist(), strict=True):
-            shard = self._shards[number]
-            yield shard, row - int(self._ends[number]) + len(shard)
+def checksum(pieces: Iterable[Any]) -> int:
+    """xxh3 of buffers, one after the other."""
+    digest = xxhash.xxh3_64()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.intdigest()
 
 
-class _Shard:
-    """The columns of one shard, an array each, and the checksums over them.
-
-    `widths`: bytes a position of the columns that memories are made of. `parts`: numbers of the
-    runs of positions that a checksum is over.
-    """
-
-    def __init__(self, path: Path, shape: LabelShape, arrays: dict[str, NDArray[Any]]) -> None:
-        self.path = path
-        self.shape = shape
-        self.arrays = arrays
-        self.parts = range(shape.checksums - 1)
-        self._checked = shape.checked
-        rows, positions = len(self), shape.window + 1
-        self._head = [_bytes(arrays[name]).reshape(rows, -1) for name in _HEAD]
-        stored = {
-            name: _bytes(arrays[name]).reshape(rows, positions, -1)
-            for name in _STORED
-            if name in arrays
-        }
-        self._stored = list(stored.values())
-        self.widths = {name: column.shape[2] for name, column in stored.items()}
-
-    def __len__(self) -> int:
-        return len(self.arrays["length"])
-
-    def head_checksum(self, row: int) -> int:
-        return xxhash.xxh3_64_intdigest(b"".join([column[row] for column in self._head]))
-
-    def checksum(self, row: int, part: int) -> int:
-        """Of the memories of a run of positions, and then of their scales."""
-        first = part * self._checked
-        last = first + self._checked
-        if len(self._stored) == 1:
-            return xxhash.xxh3_64_intdigest(self._stored[0][row, first:last].data)
-        checksum = xxhash.xxh3_64()
-        for column in self._stored:
-            checksum.update(column[row, first:last].data)
-        return checksum.intdigest()
-
-    def check_head(self, row: int) -> None:
-        if self.head_checksum(row) != self.arrays["xxh3"].item(row, 0):
-            raise self._damaged(row)
-
-    def check(self, row: int, part: int) -> None:
-        if self.checksum(row, part) != self.arrays["xxh3"].item(row, 1 + part):
-            raise self._damaged(row)
-
-    def copy_run(self, row: int, positions: range, into: Iterable[NDArray[Any]]) -> None:
-        start, stop = positions.start, positions.stop
-        for part in range(start // self._checked, -(-stop // self._checked)):
-            self.check(row, part)
-        for column, out in zip(self._stored, into, strict=True):
-            np.copyto(out, column[row, start:stop])
-
-    def copy_some(self, row: int, positions: IntArray, into: Iterable[NDArray[Any]]) -> None:
-        for part in sorted(set((positions // self._checked).tolist())):
-            self.check(row, part)
-        for column, out in zip(self._stored, into, strict=True):
-            # Positions are in range; `raise` would copy into a buffer of numpy's first.
-            column[row].take(positions, axis=0, out=out, mode="clip")
-
-    def _damaged(self, row: int) -> ArtifactError:
-        return ArtifactError(f"{self.path}: row {row}: damaged: wrong checksum")
-
-
-def _open(path: Path) -> _Shard:
-    reader = read_shard(path)
-    shape = LabelShape.of(reader.schema, path)
-    if reader.num_record_batches != 1:
-        raise ArtifactError(f"{path}: {reader.num_record_batches} record batches, expected 1")
-    try:
-        batch = reader.get_batch(0)
-        batch.validate()
-        return _Shard(path, shape, {name: _view(batch.column(name)) for name in batch.schema.names})
-    except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
-        raise ArtifactError(f"{path}: damaged: {error}") from None
+def _checksums(shape: LabelShape, arrays: dict[str, NDArray[Any]], row: int) -> Iterator[int]:
+    """That of the row's head, then one of each part: of its memories, and then of their scales."""
+    yield checksum(np.ascontiguousarray(arrays[name][row]).data for name in HEAD)
+    stored = [arrays[name][row].reshape(shape.window + 1, -1) for name in STORED if name in arrays]
+    for part in range(shape.parts):
+        positions = shape.positions(range(part, part + 1))
+        yield checksum(np.ascontiguousarray(column[positions]).data for column in stored)
 
 
 def _check_finite(
@@ -314,16 +164,6 @@ def _check_finite(
         f"{path.name}: row {row}: the window at token {int(origin[row])} {what}",
         "store them as bfloat16 or float32 (--dtype)" if np.isfinite(largest) else None,
     )
-
-
-def _view(column: pa.Array) -> NDArray[Any]:
-    if not pa.types.is_fixed_size_list(column.type):
-        return column.to_numpy(zero_copy_only=True)
-    return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
-
-
-def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    return array.reshape(-1).view(np.uint8)
 
 
 def _column(array: NDArray[Any], kind: pa.DataType) -> pa.Array:

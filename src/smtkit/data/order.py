@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 _ROUNDS = 6
+_BLOCK = 4096
+"""Rows of an order that are found together: for those of a batch, numpy's calls are most of it."""
 
 
 def random_key(*parts: int | str) -> int:
@@ -92,6 +94,7 @@ class SampleOrder:
         self.batch_size = batch_size
         self.seed = seed
         self._lengths = lengths
+        self._block = lru_cache(maxsize=8)(self._found)
         if lengths is not None:
             self._sorted = np.argsort(lengths, kind="stable")
             self._starts = np.flatnonzero(np.diff(lengths[self._sorted], prepend=-1))
@@ -106,11 +109,17 @@ class SampleOrder:
     def rows(self, entries: IntArray) -> tuple[IntArray, IntArray]:
         """Epoch and row of each entry."""
         epochs, indices = np.divmod(entries, self.size)
+        blocks, within = np.divmod(indices, _BLOCK)
         rows = np.empty_like(indices)
-        for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            rows[chosen] = self._permuted(indices[chosen], int(epoch))
+        for epoch, block in set(zip(epochs.tolist(), blocks.tolist(), strict=True)):
+            chosen = (epochs == epoch) & (blocks == block)
+            rows[chosen] = self._block(epoch, block)[within[chosen]]
         return epochs, rows
+
+    def _found(self, epoch: int, block: int) -> IntArray:
+        """The rows of the indices of a block of an epoch."""
+        first = block * _BLOCK
+        return self._permuted(np.arange(first, min(first + _BLOCK, self.size)), epoch)
 
     def _permuted(self, indices: IntArray, epoch: int) -> IntArray:
         key = random_key(self.seed, "permutation", epoch)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smtkit.config import RolloutConfig, TransitionObjectiveConfig
-from smtkit.data.labels import LabelShards
+from smtkit.data.label_shards import LabelShards
 from smtkit.data.memories import decode
 from smtkit.data.order import IntArray, SampleOrder, random_key, stratified, uniform
 from smtkit.data.windows import Windows, WindowSource

@@ -10,7 +10,8 @@ import torch
 from smtkit.artifacts.checkpoint import MODEL, save_tensors
 from smtkit.artifacts.manifest import METRICS, Artifact, Manifest
 from smtkit.config import RolloutConfig, TrainRnnConfig
-from smtkit.data.labels import LabelShape, LabelShards
+from smtkit.data.label_shards import LabelShards
+from smtkit.data.labels import LabelShape
 from smtkit.data.prefetch import Prefetch
 from smtkit.data.tokenizers import check_tokenizers, load_tokenizer
 from smtkit.data.transitions import (
