@@ -1,7 +1,8 @@
 """Reading label shards: rows in any order, into reused buffers, nothing unchecked.
 
-Shards are read, not mapped: a file that is cut short under a map kills the process, and here is an
-error. B: windows, T: window, K: slots, D: slot width, P: positions of each window.
+Memories are read, not mapped: under a map, a file that is cut short kills the process.
+
+B: windows, T: window, K: slots, D: slot width, P: positions of each window.
 """
 
 import os
@@ -21,11 +22,12 @@ from torch import Tensor
 from smtkit.artifacts.shards import map_shard
 from smtkit.data.buffers import Buffers
 from smtkit.data.labels import HEAD, STORED, LabelShape, checksum
+from smtkit.data.memories import SCALE
 from smtkit.data.order import IntArray, mixed
 from smtkit.data.windows import Windows
 from smtkit.errors import ArtifactError, InputOutputError
 
-_KEPT = ("length", "origin", "xxh3")
+_SCALARS = ("length", "origin")
 
 
 class LabelShards:
@@ -51,7 +53,7 @@ class LabelShards:
 
     def lengths(self) -> IntArray | None:
         """Tokens of each row; None where hardly any is shorter than the others."""
-        return mixed(np.concatenate([shard.kept["length"][:, 0] for shard in self._shards]))
+        return mixed(np.concatenate([shard.heads["length"][:, 0] for shard in self._shards]))
 
     def windows(self, rows: IntArray) -> Windows:
         """Tokens, targets and lengths of rows.
@@ -92,11 +94,13 @@ class LabelShards:
         """
         ((shard, row),) = self._found(np.array([number]))
         head = shard.split(np.frombuffer(shard.head(row), np.uint8))
-        found = {name: column[0] if name in _KEPT else column for name, column in head.items()}
+        found = {name: column[0] if name in _SCALARS else column for name, column in head.items()}
         whole = np.arange(self.shape.window + 1)[None]
-        for name, column in zip(STORED, self._some(np.array([number]), whole), strict=False):
-            found[name] = column.numpy().view(shard.columns[name].dtype)
-        found["memory"] = found["memory"].reshape(-1, self.shape.slots, self.shape.slot_width)
+        stored = dict(zip(shard.stored, self._some(np.array([number]), whole), strict=True))
+        memory = stored["memory"].numpy().view(self.shape.stored.array)
+        found["memory"] = memory.reshape(-1, self.shape.slots, self.shape.slot_width)
+        if "scale" in stored:
+            found["scale"] = stored["scale"].numpy().view(SCALE)
         return found
 
     def _beginnings(self, rows: IntArray, count: int) -> list[Tensor]:
@@ -152,76 +156,76 @@ class LabelShards:
 
 @dataclass(frozen=True)
 class _Column:
-    """Where a column begins in its file, the bytes of a row, and the type of its numbers."""
+    """Where a column begins in its file, and the bytes of a row and of a position."""
 
     offset: int
-    width: int
-    dtype: np.dtype[Any]
+    row: int
+    position: int
 
 
 class _Shard:
-    """One file; `kept` are its short columns, in memory.
+    """One file: `heads` are its first columns, mapped; `stored` those that memories are read of.
 
-    `widths`: bytes a position of the columns that memories are made of.
+    A head is a few hundred bytes: to read it would hand the interpreter to and fro between threads
+    for less than that costs.
     """
 
     def __init__(
-        self, path: Path, shape: LabelShape, columns: dict[str, _Column], kept: dict[str, Any]
+        self,
+        path: Path,
+        shape: LabelShape,
+        heads: dict[str, NDArray[Any]],
+        stored: dict[str, _Column],
+        sums: NDArray[np.uint64],
     ) -> None:
         self.path = path
         self.shape = shape
-        self.columns = columns
-        self.kept = kept
-        self._stored = [columns[name] for name in STORED if name in columns]
-        self.widths = [column.width // (shape.window + 1) for column in self._stored]
+        self.heads = heads
+        self.stored = stored
+        self.widths = [column.position for column in stored.values()]
+        self._rows = [
+            (array.reshape(-1).data.cast("B"), array[0].nbytes) for array in heads.values()
+        ]
+        self._sums = sums
+        self._ends = [shape.positions(range(part)).stop for part in range(shape.parts + 1)]
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
-        return len(self.kept["length"])
+        return len(self._sums)
 
     def head(self, row: int) -> bytes:
         """The bytes of a row's tokens, targets, length and origin."""
-        read = [
-            self.kept[name][row].tobytes()
-            if name in self.kept
-            else self._bytes(row, self.columns[name])
-            for name in HEAD
-        ]
-        head = b"".join(read)
-        if xxhash.xxh3_64_intdigest(head) != self.kept["xxh3"].item(row, 0):
+        head = b"".join([column[row * size : (row + 1) * size] for column, size in self._rows])
+        if xxhash.xxh3_64_intdigest(head) != self._sums.item(row, 0):
             raise self._damaged(row)
         return head
 
     def split(self, heads: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """The columns of heads (..., bytes), each (..., numbers)."""
         found, start = {}, 0
-        for name in HEAD:
-            column = self.columns[name]
-            found[name] = heads[..., start : start + column.width].view(column.dtype)
-            start += column.width
+        for name, column in self.heads.items():
+            size = column[0].nbytes
+            found[name] = heads[..., start : start + size].view(column.dtype)
+            start += size
         return found
 
     def read(self, row: int, parts: range, into: Sequence[memoryview]) -> None:
         """Reads a run of parts into a buffer of each column, and checks what arrived there."""
-        first = parts.start * self.shape.checked
-        for column, width, view in zip(self._stored, self.widths, into, strict=True):
-            self._read(row, column.offset + row * column.width + first * width, view)
+        first = self._ends[parts.start]
+        for column, view in zip(self.stored.values(), into, strict=True):
+            self._read(row, column.offset + row * column.row + first * column.position, view)
+        sums = self._sums[row].tolist()
         for part in parts:
-            positions = self.shape.positions(range(part, part + 1))
-            start, stop = positions.start - first, positions.stop - first
+            start, stop = self._ends[part] - first, self._ends[part + 1] - first
             pieces = [
                 view[start * width : stop * width]
                 for width, view in zip(self.widths, into, strict=True)
             ]
+            # Of one piece in one call: most types have no scales, and each call counts here.
             found = xxhash.xxh3_64_intdigest(pieces[0]) if len(pieces) == 1 else checksum(pieces)
-            if found != self.kept["xxh3"].item(row, 1 + part):
+            if found != sums[1 + part]:
                 raise self._damaged(row)
-
-    def _bytes(self, row: int, column: _Column) -> bytearray:
-        content = bytearray(column.width)
-        self._read(row, column.offset + row * column.width, memoryview(content))
-        return content
 
     def _read(self, row: int, offset: int, into: memoryview) -> None:
         try:
@@ -246,11 +250,16 @@ def _open(path: Path) -> _Shard:
         arrays = {name: _view(batch.column(name)) for name in batch.schema.names}
     except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors
         raise ArtifactError(f"{path}: damaged: {error}") from None
-    columns = {
-        name: _Column(array.ctypes.data - start, array[0].nbytes, array.dtype)
-        for name, array in arrays.items()
+    positions = shape.window + 1
+    stored = {
+        name: _Column(
+            arrays[name].ctypes.data - start, size := arrays[name][0].nbytes, size // positions
+        )
+        for name in STORED
+        if name in arrays
     }
-    return _Shard(path, shape, columns, {name: arrays[name].copy() for name in _KEPT})
+    heads = {name: arrays[name] for name in HEAD}
+    return _Shard(path, shape, heads, stored, arrays["xxh3"].copy())
 
 
 def _view(column: pa.Array) -> NDArray[Any]:
