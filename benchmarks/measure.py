@@ -42,7 +42,7 @@ def take_turns(
 
 
 def seconds(work: Callable[[], object], device: "torch.device", times: int = 1) -> float:
-    """For one of `times` in a row; of one thread on a CPU, its own time, whatever else runs there."""
+    """For one of `times` in a row; of one thread on a CPU, its time there, whatever else runs."""
     import torch
 
     alone = device.type == "cpu" and torch.get_num_threads() == 1
