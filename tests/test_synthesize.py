@@ -19,10 +19,13 @@ from conftest import (
     encoder_config,
     evaluate_config,
     rnn_config,
+    shards,
     write_keys_values,
 )
 from smtkit.artifacts.manifest import Artifact
+from smtkit.artifacts.run import Run
 from smtkit.config import (
+    Config,
     ExtractLabelsConfig,
     GenerateConfig,
     PredictiveStateConfig,
@@ -210,7 +213,7 @@ def write_rows(
 ) -> RowStore:
     width = max(len(tokens) for tokens, _ in rows)
     schema = rows_schema(10, distance=False, label=False)
-    with RowWriter(directory, "train", schema) as writer:
+    with Run(directory, "tokens", Config()) as run, RowWriter(run, "train", schema) as writer:
         for first in range(0, len(rows), at_a_time):
             some = rows[first : first + at_a_time]
             # What is past the length is not to be stored, whatever it is.
@@ -223,7 +226,7 @@ def write_rows(
             writer.append(length, {"tokens": tokens, "targets": targets})
     assert writer.rows == len(rows)
     assert writer.tokens == sum(len(tokens) for tokens, _ in rows)
-    return RowStore([directory / name for name, _ in writer.shards])
+    return RowStore(shards(directory, "train"))
 
 
 @given(

@@ -142,7 +142,8 @@ def choose_device(name: Device, local_rank: int | None = None) -> torch.device:
 class SharedRun(Run):
     """A `Run` that the first rank alone holds; the others learn where it is and what became of it.
 
-    Every rank may write files to `directory`, which all must see, and `add` them.
+    Every rank may write files to `directory`, and `add` them. All must see it, unless the artifact
+    is at a URI: then each machine has one of its own.
     """
 
     def __init__(self, ranks: Ranks, *args: Any, **kwargs: Any) -> None:
@@ -154,12 +155,16 @@ class SharedRun(Run):
         if self._ranks.is_first:
             super().__enter__()
             finished = self.finished.model_dump(mode="json") if self.finished else None
-            found = {"finished": finished, "directory": None if finished else self.directory.name}
+            found = {
+                "finished": finished,
+                "directory": None if finished else self.directory.name,
+                "uploaded": {name: entry.model_dump() for name, entry in self._uploaded.items()},
+            }
         found = self._ranks.broadcast(found)
         if found["finished"]:
             self.finished = Manifest.model_validate(found["finished"])
-        else:
-            self.directory = self.path / found["directory"]
+        elif not self._ranks.is_first:
+            self._join(found["directory"], found["uploaded"])
         return self
 
     def __exit__(
@@ -170,6 +175,13 @@ class SharedRun(Run):
     ) -> None:
         if self._ranks.is_first:
             super().__exit__(kind, error, traceback)
+
+    def _join(self, directory: str, uploaded: Mapping[str, Any]) -> None:
+        self.directory = self.path / directory
+        if self._uploads:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            entries = {name: FileEntry.model_validate(entry) for name, entry in uploaded.items()}
+            self._take_uploads(entries)
 
     def commit(self, statistics: Mapping[str, Any], config: Config | None = None) -> Manifest:
         """As of `Run`, with the files that any rank added, when all have come here."""
@@ -184,6 +196,8 @@ class SharedRun(Run):
         if self._ranks.is_first:
             content = super().commit(statistics, config).model_dump(mode="json")
         self.finished = Manifest.model_validate(self._ranks.broadcast(content))
+        if self._uploads:
+            self._collect(set())
         return self.finished
 
 

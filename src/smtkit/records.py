@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from smtkit.artifacts.run import publish
+from smtkit.artifacts.files import publish
 from smtkit.distributed import Ranks
 
 

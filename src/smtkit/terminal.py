@@ -5,7 +5,6 @@ import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -66,7 +65,7 @@ class Terminal:
     def warn(self, message: str) -> None:
         self._log.print(Text(f"warning: {message}", style="yellow"))
 
-    def show(self, manifest: Manifest, path: Path, *, lineage: bool = False) -> None:
+    def show(self, manifest: Manifest, path: str, *, lineage: bool = False) -> None:
         """The result of a stage: as JSON, as a table, or as a few lines."""
         if self._json:
             print(manifest.model_dump_json(indent=2))
@@ -84,14 +83,14 @@ class Terminal:
             print(f"  $ {manifest.command}")
             _print_lineage(manifest.parents, "  ")
 
-    def show_part(self, path: Path, part: int, parts: int, shards: int) -> None:
+    def show_part(self, path: str, part: int, parts: int, shards: int) -> None:
         """What one of several jobs has written."""
         if self._json:
             print(json.dumps({"part": part, "parts": parts, "shards": shards}))
         elif not self._quiet:
             print(f"{path}: part {part} of {parts}: {shards} shards")
 
-    def inspect(self, inspection: Inspection, path: Path, *, draw: bool) -> None:
+    def inspect(self, inspection: Inspection, path: str, *, draw: bool) -> None:
         """An artifact, its counts, and the rows that were drawn; images only with `draw`."""
         if self._json:
             content = {

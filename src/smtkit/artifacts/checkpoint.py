@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from smtkit.artifacts.files import publish, write_atomically
 from smtkit.artifacts.manifest import hash_file
-from smtkit.artifacts.run import publish, write_atomically
 from smtkit.errors import ArtifactError, InputOutputError
 
 MODEL = "model.safetensors"

@@ -1,19 +1,22 @@
 """The manifest: what an artifact is, what it was made from, and which files belong to it.
 
-An artifact is a directory that is complete if and only if it holds `manifest.json`. Its files lie
-in a folder named after the run that wrote them; the manifest is replaced atomically, last.
+An artifact is a directory, or a URI, that is complete if and only if it holds `manifest.json`. Its
+files lie in folders named after the runs that wrote them; the manifest is replaced atomically,
+last.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from smtkit.artifacts import cache
+from smtkit.artifacts.remote import Location, Remote, locate
 from smtkit.errors import ArtifactError, InputOutputError, UsageError
 
 MANIFEST = "manifest.json"
@@ -37,10 +40,10 @@ class _Record(BaseModel):
 class FileEntry(_Record):
     """One file: `name` is relative to the artifact, `<run>/<logical name>`; `xxh3` is 128 bits."""
 
-    name: str
+    name: str = Field(pattern=r"^[^/]+/[^/.][^/]*$")
     bytes: int
     rows: int | None
-    xxh3: str
+    xxh3: str = Field(pattern=r"^[0-9a-f]{32}$")
 
     @property
     def logical_name(self) -> str:
@@ -87,41 +90,41 @@ class Manifest(_Record):
 
 
 class Artifact:
-    """A complete artifact, opened for reading."""
+    """A complete artifact, opened for reading. Of one at a URI, the paths are of local copies."""
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
+    def __init__(self, directory: Location, manifest: Manifest) -> None:
         self.directory = directory
         self.manifest = manifest
         self._entries = {entry.logical_name: entry for entry in manifest.files}
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str], *kinds: Kind) -> "Artifact":
-        """Opens the artifact in `directory`, which must be of one of `kinds` (none: any).
+        """Opens the artifact in `directory`, path or URI, which must be of one of `kinds` (none:
+        any).
 
-        Raises UsageError where the path does not exist, ArtifactError where it is not a complete
+        Raises UsageError where it does not exist, ArtifactError where it is not a complete
         artifact of that kind and of this format version, or a file is missing or cut short.
         """
-        directory = Path(directory)
-        artifact = cls(directory, read_manifest(directory))
+        location = locate(directory)
+        artifact = cls(location, read_manifest(location))
         found = artifact.manifest.kind
         if kinds and found not in kinds:
             wanted = " or ".join(kinds)
             hint = ", ".join(
                 f"{kind}: made by {_MADE_BY[kind]}" for kind in kinds if kind in _MADE_BY
             )
-            raise ArtifactError(f"{directory}: kind is {found}, expected {wanted}", hint or None)
-        for entry in artifact.manifest.files:
-            _check_size(directory / entry.name, entry)
+            raise ArtifactError(f"{location}: kind is {found}, expected {wanted}", hint or None)
+        _check_sizes(location, artifact.manifest.files)
         return artifact
 
     def file(self, logical_name: str) -> Path:
         """The path of a file of this artifact. Raises ArtifactError if it has none of the name."""
-        return self.directory / self._entry(logical_name).name
+        return self._paths([self._entry(logical_name)])[0]
 
     def files(self, prefix: str) -> list[Path]:
         """Paths of the files whose logical name starts with `prefix`, in order of name."""
         names = sorted(name for name in self._entries if name.startswith(prefix))
-        return [self.directory / self._entries[name].name for name in names]
+        return self._paths([self._entries[name] for name in names])
 
     def rows(self, prefix: str) -> list[int]:
         """Rows of each of `files(prefix)`."""
@@ -131,16 +134,23 @@ class Artifact:
     def verified(self, logical_name: str) -> Path:
         """The path of a file whose checksum was found right. Raises ArtifactError otherwise."""
         entry = self._entry(logical_name)
-        path = self.directory / entry.name
+        (path,) = self._paths([entry])
         found = hash_file(path)
+        if found != entry.xxh3 and isinstance(self.directory, Remote):
+            path.unlink()
+            return self._paths([entry])[0]
         if found != entry.xxh3:
             raise ArtifactError(f"{path}: damaged: xxh3 is {found}, the manifest says {entry.xxh3}")
         return path
 
     def verify(self) -> None:
-        """Reads every file and compares checksums. Raises ArtifactError at the first difference."""
-        for name in self._entries:
-            self.verified(name)
+        """Reads every file, and at a URI no copies, and compares checksums. Raises ArtifactError at
+        the first difference."""
+        for name, entry in self._entries.items():
+            if isinstance(self.directory, Remote):
+                cache.check(self.directory, entry)
+            else:
+                self.verified(name)
 
     def as_parent(self) -> Parent:
         return Parent(
@@ -150,6 +160,11 @@ class Artifact:
             parents=self.manifest.parents,
         )
 
+    def _paths(self, entries: Sequence[FileEntry]) -> list[Path]:
+        if isinstance(self.directory, Remote):
+            return cache.fetch(self.directory, entries)
+        return [self.directory / entry.name for entry in entries]
+
     def _entry(self, logical_name: str) -> FileEntry:
         if logical_name not in self._entries:
             raise ArtifactError(
@@ -158,14 +173,15 @@ class Artifact:
         return self._entries[logical_name]
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Location) -> Manifest:
     """Reads and checks `directory/manifest.json`. Raises UsageError or ArtifactError."""
-    path = directory / MANIFEST
-    if not directory.exists():
-        raise UsageError(f"{directory}: no such artifact")
+    path = place_in(directory, MANIFEST)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(_read(directory, MANIFEST))
     except (FileNotFoundError, NotADirectoryError):
+        exists = directory.sizes() if isinstance(directory, Remote) else directory.exists()
+        if not exists:
+            raise UsageError(f"{directory}: no such artifact") from None
         raise ArtifactError(
             f"{directory}: not a complete artifact: it holds no {MANIFEST}"
         ) from None
@@ -216,10 +232,35 @@ def hash_file(path: Path) -> str:
     return checksum.hexdigest()
 
 
-def _check_size(path: Path, entry: FileEntry) -> None:
+def place_in(directory: Location, name: str) -> str:
+    """What messages call a file."""
+    if isinstance(directory, Remote):
+        return directory.place(name)
+    return str(directory / name)
+
+
+def _read(directory: Location, name: str) -> bytes:
+    if isinstance(directory, Remote):
+        return directory.read(name)
+    return (directory / name).read_bytes()
+
+
+def _check_sizes(directory: Location, files: Sequence[FileEntry]) -> None:
+    sizes: Mapping[str, int | None]
+    if isinstance(directory, Remote):
+        sizes = directory.sizes()
+    else:
+        sizes = {entry.name: _size(directory / entry.name) for entry in files}
+    for entry in files:
+        path, size = place_in(directory, entry.name), sizes.get(entry.name)
+        if size is None:
+            raise ArtifactError(f"{path}: missing, though the manifest names it")
+        if size != entry.bytes:
+            raise ArtifactError(f"{path}: {size} bytes, the manifest says {entry.bytes}")
+
+
+def _size(path: Path) -> int | None:
     try:
-        size = path.stat().st_size
+        return path.stat().st_size
     except OSError:
-        raise ArtifactError(f"{path}: missing, though the manifest names it") from None
-    if size != entry.bytes:
-        raise ArtifactError(f"{path}: {size} bytes, the manifest says {entry.bytes}")
+        return None

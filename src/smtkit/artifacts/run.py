@@ -1,27 +1,25 @@
 """The commit protocol: how an artifact comes to be, and how the old one stays whole until then.
 
 A run writes into a folder of its own inside the artifact's directory, under a lock. `commit`
-replaces the manifest atomically, and then collects what no manifest names.
+replaces the manifest atomically, and then collects what no manifest names. At a URI the same holds
+of a staging folder on this machine, from which finished files are uploaded.
 """
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import secrets
-import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import smtkit
+from smtkit.artifacts.files import write_atomically
+from smtkit.artifacts.identity import difference_of, key_of, read_record
 from smtkit.artifacts.manifest import (
     MANIFEST,
     Artifact,
@@ -33,19 +31,19 @@ from smtkit.artifacts.manifest import (
     hash_file,
     read_manifest,
 )
+from smtkit.artifacts.provenance import command_line, git_revision, package_versions
+from smtkit.artifacts.remote import Remote, locate
+from smtkit.artifacts.uploads import RUN_PREFIX, RUN_RECORD, Uploads
 from smtkit.config import Config
-from smtkit.errors import ArtifactError, InputOutputError, LockedError, UsageError
-
-RUN_RECORD = "run.json"
-_RUN_PREFIX = "run-"
-_PACKAGES = ("numpy", "pyarrow", "safetensors", "sentencepiece", "torch")
+from smtkit.errors import InputOutputError, LockedError, UsageError
 
 
 class Run:
     """A stage at work on one artifact. Use as a context manager.
 
     `finished` is the manifest of an artifact that is complete already (`resume`): there is nothing
-    to do. `directory` is where to write; with `resume` an earlier run may have left its work there.
+    to do. `directory` is where to write; with `resume` an earlier run may have left its work there,
+    and `has` tells which files other machines have added.
     When the block raises, the folder is removed unless `keep` was called: nothing half written
     stays, and nothing that a later run could go on from is lost.
 
@@ -66,7 +64,10 @@ class Run:
         part: bool = False,
         inputs: Mapping[str, str] | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.location = locate(path)
+        remote = self.location if isinstance(self.location, Remote) else None
+        self._uploads = Uploads(remote) if remote else None
+        self.path = self._uploads.staging if self._uploads else Path(str(self.location))
         self.kind = kind
         self.finished: Manifest | None = None
         self._config = config
@@ -81,6 +82,7 @@ class Run:
             **(inputs or {}),
         }
         self._entries: dict[str, FileEntry] = {}
+        self._uploaded: dict[str, FileEntry] = {}
         self._kept = part
         self._started = datetime.now(UTC)
 
@@ -96,6 +98,9 @@ class Run:
         try:
             self._take_lock()
             self._take_place()
+            if self._uploads and self.finished is None:
+                self._take_uploads(self._uploads.whole(self.directory.name))
+                self._uploads.announce()
         except BaseException:
             os.close(self._lock)
             raise
@@ -109,6 +114,8 @@ class Run:
     ) -> None:
         if error is not None and self.finished is None and not self._kept:
             shutil.rmtree(self.directory, ignore_errors=True)
+            if self._uploads:
+                self._uploads.discard()
             with contextlib.suppress(OSError):
                 for directory in self._created:
                     directory.rmdir()
@@ -118,16 +125,47 @@ class Run:
         """From now on the folder holds something to resume from."""
         self._kept = True
 
+    def has(self, logical_name: str) -> bool:
+        """Whether a file is finished: it lies in the folder, or was uploaded before."""
+        return logical_name in self._uploaded or (self.directory / logical_name).exists()
+
     def add(self, logical_name: str, rows: int | None = None) -> FileEntry:
-        """Takes a finished file of the run's folder into the artifact."""
+        """Takes a finished file of the run's folder into the artifact.
+
+        At a URI it is uploaded, and what has rows, a shard, leaves the folder. Raises
+        InputOutputError; the file stays, to be uploaded by a run that resumes.
+        """
         path = self.directory / logical_name
-        entry = FileEntry(
-            name=f"{self.directory.name}/{logical_name}",
-            bytes=path.stat().st_size,
-            rows=rows,
-            xxh3=hash_file(path),
-        )
+        if self._uploads is None:
+            entry = FileEntry(
+                name=f"{self.directory.name}/{logical_name}",
+                bytes=path.stat().st_size,
+                rows=rows,
+                xxh3=hash_file(path),
+            )
+        elif path.exists():
+            entry = self._upload(path, rows)
+        else:
+            entry = self._uploaded[logical_name]
         self._entries[logical_name] = entry
+        return entry
+
+    def _take_uploads(self, uploaded: dict[str, FileEntry]) -> None:
+        """Goes on from what is at the URI."""
+        if self._uploads:
+            self._uploaded = uploaded
+            self._uploads.begin(self.directory.name, self._record())
+
+    def _upload(self, path: Path, rows: int | None) -> FileEntry:
+        assert self._uploads
+        try:
+            entry = self._uploads.add(path, rows)
+        except InputOutputError:
+            self.keep()
+            raise
+        self._uploaded[path.name] = entry
+        if rows is not None:
+            path.unlink()
         return entry
 
     def commit(self, statistics: Mapping[str, Any], config: Config | None = None) -> Manifest:
@@ -141,12 +179,12 @@ class Run:
             kind=self.kind,
             format_version=format_version(self.kind),
             smtkit_version=smtkit.__version__,
-            command=_command_line(),
+            command=command_line(),
             config=(config or self._config).model_dump(mode="json"),
             identity=self._identity,
             seed=self._seed,
-            git_revision=_git_revision(),
-            packages={name: metadata.version(name) for name in _PACKAGES},
+            git_revision=git_revision(),
+            packages=package_versions(),
             started=self._started.isoformat(timespec="seconds"),
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             parents=self._parents,
@@ -154,7 +192,11 @@ class Run:
             statistics=dict(statistics),
             digest=content_digest(self.kind, files),
         )
-        write_atomically(self.path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+        if self._uploads:
+            self.keep()
+            self._uploads.commit(manifest)
+        else:
+            write_atomically(self.path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
         self.finished = manifest
         self._collect({entry.name for entry in files})
         return manifest
@@ -164,52 +206,64 @@ class Run:
             kind = fcntl.LOCK_SH if self._part else fcntl.LOCK_EX
             fcntl.flock(self._lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LockedError(f"--out {self.path}: another run is writing it") from None
+            raise LockedError(f"--out {self.location}: another run is writing it") from None
 
     def _take_place(self) -> None:
-        runs = sorted(self.path.glob(f"{_RUN_PREFIX}*/{RUN_RECORD}"))
-        committed = (self.path / MANIFEST).exists()
-        if committed:
-            self._refuse_another_kind()
+        names = self._names()
+        committed = self._committed(names)
+        if self._uploads:
+            self._uploads.take_records(_folders(committed))
+        runs = sorted(self.path.glob(f"{RUN_PREFIX}*/{RUN_RECORD}"))
         strangers = [
-            entry.name
-            for entry in self.path.iterdir()
-            if not entry.name.startswith((MANIFEST, f".{MANIFEST}.", _RUN_PREFIX))
+            name for name in names if not name.startswith((MANIFEST, f".{MANIFEST}.", RUN_PREFIX))
         ]
         if strangers and not committed and not runs:
             raise UsageError(
-                f"--out {self.path}: holds other files ({sorted(strangers)[0]})",
+                f"--out {self.location}: holds other files ({sorted(strangers)[0]})",
                 "name a new or empty directory",
             )
         if committed and not (self._resume or self._overwrite):
             raise UsageError(
-                f"--out {self.path}: exists", "--overwrite makes it anew, --resume keeps it"
+                f"--out {self.location}: exists", "--overwrite makes it anew, --resume keeps it"
             )
-        unfinished = self._unfinished(runs)
+        unfinished = self._unfinished(runs, _folders(committed))
         goes_on = self._resume or self._part
         if goes_on and any(self._goes_on_from(record) for record in unfinished):
             return
-        if self._resume and committed and self._is_complete():
+        if self._resume and committed and self._is_complete(committed):
             return
         if goes_on and not committed and unfinished:
             self._refuse_difference(self._difference_from(unfinished[-1]))
         for run in unfinished:
             shutil.rmtree(run.parent)
+            if self._uploads:
+                self._uploads.remove(run.parent.name)
         self._start()
 
-    def _refuse_another_kind(self) -> None:
-        """Also with `overwrite`: what was named by mistake is not lost."""
-        kind = read_manifest(self.path).kind
-        if kind != self.kind:
+    def _names(self) -> set[str]:
+        """What the directory, or URI, holds."""
+        if self._uploads:
+            self._uploads.look()
+            return self._uploads.names()
+        return {entry.name for entry in self.path.iterdir()}
+
+    def _committed(self, names: set[str]) -> Manifest | None:
+        """The artifact that is there. Raises UsageError where it is of another kind, also with
+        `overwrite`: what was named by mistake is not lost."""
+        if MANIFEST not in names:
+            return None
+        manifest = read_manifest(self.location)
+        if manifest.kind != self.kind:
             raise UsageError(
-                f"--out {self.path}: holds an artifact of kind {kind}, not {self.kind}",
+                f"--out {self.location}: holds an artifact of kind {manifest.kind}, not "
+                f"{self.kind}",
                 "name another directory",
             )
+        return manifest
 
-    def _is_complete(self) -> bool:
+    def _is_complete(self, manifest: Manifest) -> bool:
         """Whether there is nothing to do. Raises UsageError where the settings were others."""
-        manifest = read_manifest(self.path)
-        difference = _difference(manifest.identity, self._identity)
+        difference = difference_of(manifest.identity, self._identity)
         if difference is None:
             self.finished = manifest
         else:
@@ -220,63 +274,53 @@ class Run:
         """Takes over the folder of an unfinished run, if it computes the same."""
         if self._difference_from(record) is not None:
             return False
-        self._started = self._read_record(record)[1]
+        self._started = read_record(record)[1]
         self.directory, self._kept = record.parent, True
         return True
 
     def _difference_from(self, record: Path) -> str | None:
-        return _difference(self._read_record(record)[0], {"kind": self.kind, **self._identity})
-
-    @staticmethod
-    def _read_record(record: Path) -> tuple[dict[str, Any], datetime]:
-        """What identifies an unfinished run, its kind included, and when it was started."""
-        try:
-            found = json.loads(record.read_text(encoding="utf-8"))
-            started = datetime.fromisoformat(found["started"])
-            return {"kind": found["kind"], **found["identity"]}, started
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{record}: damaged: {error}", "--overwrite starts anew") from None
+        return difference_of(read_record(record)[0], {"kind": self.kind, **self._identity})
 
     def _refuse_difference(self, difference: str | None) -> None:
         if difference is not None and not self._overwrite:
             raise UsageError(
-                f"--out {self.path}: cannot resume: {difference}",
+                f"--out {self.location}: cannot resume: {difference}",
                 "--overwrite makes it anew",
             )
 
-    def _unfinished(self, runs: Sequence[Path]) -> list[Path]:
+    def _unfinished(self, runs: Sequence[Path], named: set[str]) -> list[Path]:
         """Records of runs that hold work and that no manifest names."""
-        named = self._named_by_manifest()
         unfinished = [run for run in runs if run.parent.name not in named]
-        holding_work = [run for run in unfinished if len(list(run.parent.iterdir())) > 1]
+        holding_work = any(self._holds_work(run.parent) for run in unfinished)
         if holding_work and not (self._resume or self._overwrite or self._part):
             raise UsageError(
-                f"--out {self.path}: holds an unfinished run",
+                f"--out {self.location}: holds an unfinished run",
                 "--resume goes on with it, --overwrite starts anew",
             )
         return unfinished
 
-    def _named_by_manifest(self) -> set[str]:
-        if not (self.path / MANIFEST).exists():
-            return set()
-        content = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-        return {entry["name"].partition("/")[0] for entry in content["files"]}
+    def _holds_work(self, run: Path) -> bool:
+        uploaded = self._uploads.whole(run.name) if self._uploads else {}
+        return bool(uploaded) or len(list(run.iterdir())) > 1
 
     def _start(self) -> None:
-        name = _key(self._identity) if self._part else secrets.token_hex(4)
-        self.directory = self.path / f"{_RUN_PREFIX}{name}"
+        name = key_of(self._identity) if self._part else secrets.token_hex(4)
+        self.directory = self.path / f"{RUN_PREFIX}{name}"
         self.directory.mkdir(exist_ok=self._part)  # parts may start at the same moment
-        record = {
+        write_atomically(self.directory / RUN_RECORD, json.dumps(self._record(), indent=2) + "\n")
+
+    def _record(self) -> dict[str, Any]:
+        """What identifies this run, for one that resumes it."""
+        return {
             "kind": self.kind,
             "identity": self._identity,
             "started": self._started.isoformat(timespec="seconds"),
         }
-        write_atomically(self.directory / RUN_RECORD, json.dumps(record, indent=2) + "\n")
 
     def _collect(self, named: set[str]) -> None:
         """Removes what no manifest names. What cannot be removed now is left to the next commit."""
-        for run in self.path.glob(f"{_RUN_PREFIX}*"):
-            if run.name != self.directory.name:
+        for run in self.path.glob(f"{RUN_PREFIX}*"):
+            if self._uploads or run.name != self.directory.name:
                 shutil.rmtree(run, ignore_errors=True)
                 continue
             for file in run.iterdir():
@@ -287,55 +331,7 @@ class Run:
             leftover.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: str) -> None:
-    """Replaces `path` with `content`: a reader sees the old file or the new one, whole.
-
-    Raises InputOutputError.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputOutputError(f"{path}: {error.strerror}") from None
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Renames a finished file into place, durably."""
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            return f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-    return None
-
-
-def _key(identity: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits: the same for all parts of one run."""
-    text = json.dumps(identity, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _command_line() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
-def _git_revision() -> str | None:
-    try:
-        result = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None if result.returncode == 0 else None
+def _folders(manifest: Manifest | None) -> set[str]:
+    """Of the runs that wrote the files of an artifact."""
+    files = manifest.files if manifest else []
+    return {entry.name.partition("/")[0] for entry in files}

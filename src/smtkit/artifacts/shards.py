@@ -6,7 +6,8 @@ from typing import Self
 
 import pyarrow as pa
 
-from smtkit.artifacts.run import publish
+from smtkit.artifacts.files import publish
+from smtkit.artifacts.run import Run
 from smtkit.errors import ArtifactError, InputOutputError
 
 
@@ -53,13 +54,13 @@ class ShardWriter:
 class ShardSeries:
     """Shards `PREFIX-00000.arrow`, `PREFIX-00001.arrow`, ... in one directory; at least one.
 
-    Use as a context manager. A shard ends when what was written to it weighs `limit` or more.
-    `shards` are (name, rows) of those that are whole.
+    Use as a context manager. A shard ends when what was written to it weighs `limit` or more;
+    then the run takes it in.
     """
 
-    def __init__(self, directory: Path, prefix: str, schema: pa.Schema, limit: int) -> None:
-        self.shards: list[tuple[str, int]] = []
-        self._directory = directory
+    def __init__(self, run: Run, prefix: str, schema: pa.Schema, limit: int) -> None:
+        self._run = run
+        self._count = 0
         self._prefix = prefix
         self._schema = schema
         self._limit = limit
@@ -77,21 +78,24 @@ class ShardSeries:
             self._close(None)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if error is None and self._writer is None and not self.shards:
+        if error is None and self._writer is None and not self._count:
             self._open()
         self._close(error)
 
     def _open(self) -> ShardWriter:
-        path = self._directory / f"{self._prefix}-{len(self.shards):05d}.arrow"
+        path = self._run.directory / f"{self._prefix}-{self._count:05d}.arrow"
         self._writer = ShardWriter(path, self._schema).__enter__()
         self._weight = 0
         return self._writer
 
     def _close(self, error: BaseException | None) -> None:
-        if self._writer is not None:
-            self._writer.__exit__(type(error) if error else None, error, None)
-            self.shards.append((self._writer.path.name, self._writer.rows))
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        writer.__exit__(type(error) if error else None, error, None)
+        self._count += 1
+        if error is None:
+            self._run.add(writer.path.name, writer.rows)
 
 
 def read_shard(path: Path) -> pa.ipc.RecordBatchFileReader:

@@ -214,7 +214,7 @@ def synthesize(
 
 
 def inspect(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Any artifact.")],
+    artifact: Annotated[str, typer.Argument(metavar="ARTIFACT", help="Any artifact.")],
     verify: Annotated[bool, typer.Option("--verify", help="Check every file's checksum.")] = False,
     split: Annotated[str, typer.Option(help="Of tokens: the split to show rows of.")] = "train",
     rows: Annotated[int, typer.Option(metavar="N", help="Of tokens: how many rows.", min=0)] = 3,

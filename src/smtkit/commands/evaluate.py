@@ -1,11 +1,11 @@
 """eval."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from smtkit.commands.options import (
+    ARTIFACT,
     ConfigFile,
     Debug,
     Device,
@@ -22,11 +22,14 @@ from smtkit.commands.options import (
 
 
 def evaluate(
-    rnn: Annotated[Path, typer.Argument(metavar="RNN", help="An rnn artifact.")],
-    tokens: Annotated[Path, typer.Option(help="A tokens artifact of the same tokenizer.")],
+    rnn: Annotated[str, typer.Argument(metavar="RNN", help="An rnn artifact.")],
+    tokens: Annotated[
+        str, typer.Option(metavar=ARTIFACT, help="A tokens artifact of the same tokenizer.")
+    ],
     out: Out,
     encoder: Annotated[
-        Path | None, typer.Option(help="The encoder it learned from: adds teacher and drift.")
+        str | None,
+        typer.Option(metavar=ARTIFACT, help="The encoder it learned from: adds teacher and drift."),
     ] = None,
     split: Annotated[str | None, typer.Option(help="train, validation or test.")] = None,
     windows: Annotated[

@@ -6,14 +6,15 @@ from typing import Annotated
 
 import typer
 
-from smtkit.commands.options import ConfigFile, Debug, Device, Overwrite, Seed, Settings
+from smtkit.commands.options import ARTIFACT, ConfigFile, Debug, Device, Overwrite, Seed, Settings
 
 
 def generate(
-    rnn: Annotated[Path, typer.Argument(metavar="RNN", help="An rnn artifact.")],
+    rnn: Annotated[str, typer.Argument(metavar="RNN", help="An rnn artifact.")],
     prompt: Annotated[str | None, typer.Option(help="Text to go on from.")] = None,
     tokens: Annotated[
-        Path | None, typer.Option(help="A tokens artifact, for images or rows to go on from.")
+        str | None,
+        typer.Option(metavar=ARTIFACT, help="A tokens artifact, for images or rows to go on from."),
     ] = None,
     from_split: Annotated[
         str | None, typer.Option(help="Of --tokens: train, validation or test.")

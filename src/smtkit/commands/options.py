@@ -14,7 +14,17 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Directory of the new artifact.")]
+# Text, and no Path, which would make one slash of the two of a URI.
+ARTIFACT = "DIR|URI"
+Out = Annotated[
+    str,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar=ARTIFACT,
+        help="Directory of the new artifact, or its URI, as s3://bucket/name.",
+    ),
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file of settings.")]
 Settings = Annotated[
     list[str] | None,
@@ -59,7 +69,7 @@ def training_flags(max_steps: str | None, max_seconds: str | None) -> dict[str, 
 def run_stage(
     json: bool,
     quiet: bool,
-    out: Path,
+    out: str,
     stage: Callable[["Terminal"], "Manifest"],
 ) -> None:
     """Runs a stage and shows its manifest; everything it imports is imported only now."""
@@ -93,5 +103,5 @@ def run_on_ranks(
         show(terminal, result)
 
 
-def shown_in(out: Path) -> Callable[["Terminal", "Manifest"], None]:
+def shown_in(out: str) -> Callable[["Terminal", "Manifest"], None]:
     return lambda terminal, manifest: terminal.show(manifest, out)

@@ -1,11 +1,11 @@
 """train-encoder, extract-labels, train-rnn."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from smtkit.commands.options import (
+    ARTIFACT,
     ConfigFile,
     Debug,
     Device,
@@ -27,7 +27,7 @@ from smtkit.errors import UsageError
 
 
 def train_encoder(
-    tokens: Annotated[Path, typer.Argument(metavar="TOKENS", help="A tokens artifact.")],
+    tokens: Annotated[str, typer.Argument(metavar="TOKENS", help="A tokens artifact.")],
     out: Out,
     config: ConfigFile = None,
     settings: Settings = None,
@@ -61,8 +61,10 @@ def train_encoder(
 
 
 def extract_labels(
-    encoder: Annotated[Path, typer.Argument(metavar="ENCODER", help="An encoder artifact.")],
-    tokens: Annotated[Path, typer.Option(help="A tokens artifact of the same tokenizer.")],
+    encoder: Annotated[str, typer.Argument(metavar="ENCODER", help="An encoder artifact.")],
+    tokens: Annotated[
+        str, typer.Option(metavar=ARTIFACT, help="A tokens artifact of the same tokenizer.")
+    ],
     out: Out,
     max_windows: Annotated[
         str | None,
@@ -146,7 +148,7 @@ def _refuse(found: bool, flag: str, why: str) -> None:
 
 def train_rnn(
     source: Annotated[
-        Path, typer.Argument(metavar="LABELS|TOKENS", help="A labels artifact; of bptt, tokens.")
+        str, typer.Argument(metavar="LABELS|TOKENS", help="A labels artifact; of bptt, tokens.")
     ],
     out: Out,
     method: Annotated[
@@ -157,7 +159,7 @@ def train_rnn(
         ),
     ] = None,
     init: Annotated[
-        Path | None, typer.Option(metavar="RNN", help="Start from an rnn artifact.")
+        str | None, typer.Option(metavar="RNN", help="Start from an rnn artifact.")
     ] = None,
     init_from_labels: Annotated[
         bool | None,

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from smtkit.artifacts.run import Run
 from smtkit.artifacts.shards import ShardSeries, read_shard
 from smtkit.data.order import IntArray
 from smtkit.data.tokens import SHARD_TOKENS, token_type
@@ -30,20 +31,13 @@ def rows_schema(vocabulary_size: int, *, distance: bool, label: bool) -> pa.Sche
 
 
 class RowWriter:
-    """Writes the rows of one split. Use as a context manager.
+    """Writes the rows of one split. Use as a context manager."""
 
-    `shards` are (name, rows) of what was written.
-    """
-
-    def __init__(self, directory: Path, split: str, schema: pa.Schema) -> None:
+    def __init__(self, run: Run, split: str, schema: pa.Schema) -> None:
         self.split = split
         self.rows = self.tokens = 0
         self._schema = schema
-        self._series = ShardSeries(directory, split, schema, SHARD_TOKENS)
-
-    @property
-    def shards(self) -> list[tuple[str, int]]:
-        return self._series.shards
+        self._series = ShardSeries(run, split, schema, SHARD_TOKENS)
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from smtkit.artifacts.manifest import Artifact
+from smtkit.artifacts.run import Run
 from smtkit.artifacts.shards import ShardSeries, read_shard
 from smtkit.data.tokenizers import TokenArray
 from smtkit.errors import ArtifactError
@@ -34,24 +35,17 @@ def token_type(vocabulary_size: int) -> pa.DataType:
 
 
 class TokenWriter:
-    """Writes the documents of one split; holds one record batch. Use as a context manager.
+    """Writes the documents of one split; holds one record batch. Use as a context manager."""
 
-    `shards` are (name, rows) of what was written.
-    """
-
-    def __init__(self, directory: Path, split: str, vocabulary_size: int) -> None:
+    def __init__(self, run: Run, split: str, vocabulary_size: int) -> None:
         self.split = split
         self.tokens = 0
         self.documents = 0
         self._schema = tokens_schema(vocabulary_size)
-        self._series = ShardSeries(directory, split, self._schema, SHARD_TOKENS)
+        self._series = ShardSeries(run, split, self._schema, SHARD_TOKENS)
         self._dtype = token_type(vocabulary_size).to_pandas_dtype()
         self._rows: list[tuple[int, int, NDArray[Any]]] = []
         self._pending = 0
-
-    @property
-    def shards(self) -> list[tuple[str, int]]:
-        return self._series.shards
 
     def __enter__(self) -> Self:
         return self

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from smtkit.artifacts.files import write_atomically
 from smtkit.artifacts.manifest import Artifact, Manifest
-from smtkit.artifacts.run import Run, write_atomically
+from smtkit.artifacts.run import Run
 from smtkit.config import EvaluateConfig, TrainEncoderConfig
 from smtkit.convention import IGNORE
 from smtkit.data.ngrams import NgramModel

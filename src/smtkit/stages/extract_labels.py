@@ -74,8 +74,6 @@ def run(
         if ranks.size > 1:
             artifact.keep()  # what another rank has written, the first does not know
         extraction.write(own, progress or Silent())
-        for shard in own:
-            artifact.add(shard.name, len(shard.origin))
         if ranks.is_first:
             _save_what_rnns_need(artifact, teacher, extraction.empty_memory())
             load_tokenizer(source).save(artifact)
@@ -183,13 +181,12 @@ class _Extraction:
 
     def check_complete(self) -> None:
         """Raises ArtifactError that names what is missing."""
-        directory = self._artifact.directory
-        missing = [shard.name for shard in self.shards if not (directory / shard.name).exists()]
+        missing = [shard.name for shard in self.shards if not self._artifact.has(shard.name)]
         if missing:
             more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
             raise ArtifactError(
-                f"{self._artifact.path}: of {len(self.shards)} shards {len(missing)} are missing: "
-                f"{', '.join(missing[:_NAMED])}{more}",
+                f"{self._artifact.location}: of {len(self.shards)} shards {len(missing)} are "
+                f"missing: {', '.join(missing[:_NAMED])}{more}",
                 "run the parts that did not end with exit code 0 again",
             )
 
@@ -226,10 +223,11 @@ class _Extraction:
             rows = read_shard(path).get_batch(0).num_rows
             if rows != len(origin):
                 raise ArtifactError(f"{path}: {rows} rows, expected {len(origin)}")
-        else:
+        elif not self._artifact.has(shard.name):
             content = self._windows[shard.split].read(origin)
             write_labels(path, self.shape, content, self._memories(content), origin)
         self._artifact.keep()
+        self._artifact.add(shard.name, len(origin))
 
     @torch.inference_mode()
     def _memories(self, windows: Windows) -> NDArray[np.floating]:

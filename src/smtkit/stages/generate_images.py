@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smtkit.artifacts.run import publish
+from smtkit.artifacts.files import publish
 from smtkit.config import GenerateConfig
 from smtkit.data.pictures import BETWEEN, shades, write_grid
 from smtkit.data.tokenizers import PixelTokenizer

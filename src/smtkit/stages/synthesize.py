@@ -44,10 +44,7 @@ def run(
         schema = rows_schema(tokenizer.vocabulary_size, distance=True, label=False)
         block = max(1, _BLOCK_TOKENS // max(config.lengths))
         with ExitStack() as stack:
-            writers = [
-                stack.enter_context(RowWriter(artifact.directory, split, schema))
-                for split in SPLITS
-            ]
+            writers = [stack.enter_context(RowWriter(artifact, split, schema)) for split in SPLITS]
             for writer, count in zip(writers, counts, strict=True):
                 for rows in generate(settings, config.seed, writer.split, count, block):
                     writer.append(
@@ -59,9 +56,6 @@ def run(
                         },
                     )
                     (progress or Silent()).update(f"writing {writer.split}", writer.rows, count)
-        for writer in writers:
-            for name, number in writer.shards:
-                artifact.add(name, number)
         return artifact.commit(
             {
                 "layout": "rows",

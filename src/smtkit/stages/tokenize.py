@@ -66,14 +66,8 @@ def run(
         tokenizer.save(artifact)
         with ExitStack() as stack:
             size = tokenizer.vocabulary_size
-            writers = [
-                stack.enter_context(TokenWriter(artifact.directory, split, size))
-                for split in SPLITS
-            ]
+            writers = [stack.enter_context(TokenWriter(artifact, split, size)) for split in SPLITS]
             counts = work.write(corpus, tokenizer, writers)
-        for writer in writers:
-            for name, rows in writer.shards:
-                artifact.add(name, rows)
         return artifact.commit(
             {
                 "layout": "stream",

@@ -54,14 +54,8 @@ def run(
         codes = _assign(config, sets, test.count if test else 0)
         schema = rows_schema(tokenizer.vocabulary_size, distance=False, label=images.labelled)
         with ExitStack() as stack:
-            writers = [
-                stack.enter_context(RowWriter(artifact.directory, split, schema))
-                for split in SPLITS
-            ]
+            writers = [stack.enter_context(RowWriter(artifact, split, schema)) for split in SPLITS]
             _write(sets, codes, writers, progress or Silent())
-        for writer in writers:
-            for name, rows in writer.shards:
-                artifact.add(name, rows)
         return artifact.commit(
             {
                 "layout": "rows",
