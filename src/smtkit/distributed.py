@@ -175,6 +175,8 @@ class SharedRun(Run):
     ) -> None:
         if self._ranks.is_first:
             super().__exit__(kind, error, traceback)
+        elif self._uploads and error is not None and self.finished is None and not self._kept:
+            self._uploads.discard()
 
     def _join(self, directory: str, uploaded: Mapping[str, Any]) -> None:
         self.directory = self.path / directory

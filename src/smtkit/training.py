@@ -15,7 +15,7 @@ from smtkit.artifacts.manifest import METRICS
 from smtkit.config import TrainingConfig
 from smtkit.convention import FREE_RUNNING_ACCURACY
 from smtkit.distributed import ALONE, Ranks
-from smtkit.errors import NonFiniteLossError
+from smtkit.errors import ArtifactError, NonFiniteLossError
 from smtkit.interrupts import SIGNALS, stop_signals, stopped
 from smtkit.optimization import build_optimizer, schedule
 from smtkit.progress import Progress, Silent
@@ -72,6 +72,7 @@ class Trainer(Generic[BatchT]):
     def run(self) -> dict[str, float]:
         if self.state.load(self._directory):
             self._on_checkpoint()
+        self._check_steps(self._ranks.gather(self.state.step))
         if self._ranks.is_first:
             self._metrics.truncate(self.state.step)
         validated: dict[str, float] = {}
@@ -94,6 +95,14 @@ class Trainer(Generic[BatchT]):
                 if not self._finished() and self._checkpoint_is_due():
                     self._save()
         return validated or self._validate()
+
+    def _check_steps(self, steps: Sequence[int]) -> None:
+        """Raises ArtifactError where not all ranks see the same checkpoint."""
+        if len(set(steps)) > 1:
+            raise ArtifactError(
+                f"{self._directory}: the ranks see checkpoints of steps {sorted(set(steps))}",
+                "to resume, all need the folder of the run",
+            )
 
     def statistics(self) -> dict[str, int | float]:
         """What the run took, for the manifest."""
