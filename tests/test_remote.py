@@ -143,7 +143,11 @@ def test_a_location_is_a_path_or_a_uri(tmp_path: Path) -> None:
     assert locate("a//b") == Path("a/b")
     assert locate(tmp_path) == tmp_path
     assert locate(f"file://{tmp_path}/with%20space") == tmp_path / "with space"
-    for uri in ("s3://bucket/a/b", "gs://bucket/a", "s3://b/a?endpoint_override=h:1&scheme=http"):
+    for uri in (
+        "s3://bucket/a/b",
+        "gs://anonymous@bucket/a",
+        "s3://b/a?endpoint_override=h:1&scheme=http",
+    ):
         assert str(locate(uri)) == uri
     assert str(locate("s3://bucket/a/")) == "s3://bucket/a"
     assert at("s3://b/a?scheme=http").place("x") == "s3://b/a/x?scheme=http"

@@ -24,6 +24,7 @@ from smtkit.errors import InputOutputError, UsageError
 SCHEMES = ("file", "gs", "s3")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _BLOCK = 2**23  # bytes
+_GS_PATIENCE = "retry_limit_seconds="
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,11 @@ class Remote:
 
     @cached_property
     def _opened(self) -> tuple[fs.FileSystem, str]:
+        uri = self.uri
+        if uri.startswith("gs://") and _GS_PATIENCE not in uri:
+            uri += f"{'&' if '?' in uri else '?'}{_GS_PATIENCE}60"  # else it tries for 15 minutes
         try:
-            filesystem, root = fs.FileSystem.from_uri(self.uri)
+            filesystem, root = fs.FileSystem.from_uri(uri)
         except (OSError, pa.ArrowException) as error:
             raise InputOutputError(f"{self.uri}: {_reason(error)}") from None
         return filesystem, root.rstrip("/")
@@ -169,7 +173,7 @@ def locate(path: "str | os.PathLike[str] | Remote") -> Location:
         if parts.netloc not in ("", "localhost"):
             raise UsageError(f"{text}: host is {parts.netloc}, allowed: file:///path")
         return Path(unquote(parts.path))
-    if "@" in parts.netloc:  # manifests and messages repeat the URI
+    if "@" in parts.netloc.removeprefix("anonymous@"):  # manifests and messages repeat the URI
         raise UsageError(
             f"{parts.scheme}://...@{parts.netloc.rpartition('@')[2]}{parts.path}: a URI with "
             "credentials",
@@ -182,5 +186,6 @@ def locate(path: "str | os.PathLike[str] | Remote") -> Location:
 
 
 def _reason(error: Exception) -> str:
-    """pyarrow's words on one line, without the number of the request."""
-    return re.sub(r" \(Request ID: [^)]*\)", "", " ".join(str(error).split()))
+    """pyarrow's words on one line, without the number of the request or what repeats them."""
+    words = " ".join(str(error).split())
+    return re.sub(r" \(Request ID: [^)]*\)| error_info=.*", "", words)
