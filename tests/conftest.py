@@ -162,6 +162,23 @@ def numbered_labels(path: Path, lengths: list[int], window: int = 6) -> LabelSha
     return LabelShards([path])
 
 
+def label_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Every column of every row of label shards, by pyarrow alone; memory (T + 1, K, D)."""
+    found = []
+    for path in paths:
+        batch = pa.ipc.open_file(path).get_batch(0)
+        shape = LabelShape.of(batch.schema, path)
+        for row in range(batch.num_rows):
+            scalars = {name: batch[name][row] for name in batch.schema.names}
+            columns = {
+                name: scalar.values.to_numpy() if hasattr(scalar, "values") else scalar.as_py()
+                for name, scalar in scalars.items()
+            }
+            memory = columns["memory"].reshape(-1, shape.slots, shape.slot_width)
+            found.append({**columns, "memory": memory})
+    return found
+
+
 def write_keys_values(out: Path) -> Path:
     """A `tokens` artifact of rows of a task, of two lengths."""
     config = SynthesizeConfig(

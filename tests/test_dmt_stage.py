@@ -15,6 +15,7 @@ from conftest import (
     Pipeline,
     build_pipeline,
     encoder_config,
+    label_rows,
     model_bytes,
     shards,
 )
@@ -265,10 +266,9 @@ def test_validation_of_smt_is_of_windows_of_all_lengths(three_lengths, tmp_path,
     config = smt_config(data={"positions": 100}, **ONCE)
     train_rnn.run(config, three_lengths.labels, tmp_path)
     (validation,) = validations
-    labels = LabelShards(shards(three_lengths.labels, "validation"))
     lengths = {
         row["memory"][1].tobytes(): int(row["length"])
-        for row in (labels.row(number) for number in range(len(labels)))
+        for row in label_rows(shards(three_lengths.labels, "validation"))
     }
     for batch in _batches(validation):
         # So many positions are drawn that the first transition of each window is among them.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import encoder_config, numbered_labels, rnn_config
+from conftest import encoder_config, label_rows, numbered_labels, rnn_config, shards
 from smtkit import training
 from smtkit.artifacts.manifest import METRICS, Artifact
 from smtkit.config import (
@@ -137,9 +137,7 @@ def test_labels_of_short_rows_are_those_of_the_rows_alone(tmp_path, parity):
     train_encoder.run(encoder_config(data={"window": None}), parity, encoder)
     extract_labels.run(ExtractLabelsConfig(batch_size=5, dtype="float32"), encoder, parity, labels)
     teacher, _ = load_teacher(Artifact.open(encoder, "encoder"))
-    shards = train_rnn.LabelShards(Artifact.open(labels, "labels").files("train-"))
-    for number in range(len(shards)):
-        row = shards.row(number)
+    for row in label_rows(shards(labels, "train")):
         length = int(row["length"])
         tokens = torch.from_numpy(row["tokens"][:length].astype(np.int64))
         np.testing.assert_allclose(

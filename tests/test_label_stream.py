@@ -4,6 +4,7 @@ wrong byte."""
 import gc
 import json
 import os
+import resource
 import shutil
 import threading
 import time
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from conftest import model_bytes, numbered_labels, rnn_config, shards
+from conftest import label_rows, model_bytes, numbered_labels, rnn_config, shards
 from smtkit.config import (
     ExtractLabelsConfig,
     RolloutConfig,
@@ -33,7 +34,7 @@ from smtkit.data.order import SampleOrder
 from smtkit.data.prefetch import Prefetch
 from smtkit.data.transitions import RolloutSource, TransitionSource
 from smtkit.data.windows import Windows
-from smtkit.errors import ArtifactError
+from smtkit.errors import ArtifactError, InputOutputError
 from smtkit.stages import extract_labels, train_rnn
 
 DTYPES = list(STORED_TYPES)
@@ -221,8 +222,8 @@ def _flip(path: Path, content: bytes) -> None:
 
 def test_of_a_row_only_what_is_read_is_checked(tmp_path):
     path = tmp_path / "train-00000.arrow"
-    memory = _several_parts(path).row(1)["memory"].copy()
-    _flip(path, memory[3].tobytes())
+    _several_parts(path)
+    _flip(path, label_rows([path])[1]["memory"][3].tobytes())
     labels, rows = LabelShards([path]), np.array([0, 1, 2])
 
     for sound in ([0, 1], [0, 6], [2, 6]):
@@ -237,8 +238,8 @@ def test_of_a_row_only_what_is_read_is_checked(tmp_path):
 
 def test_training_stops_before_the_step_that_would_use_a_wrong_byte(tmp_path):
     path = tmp_path / "train-00000.arrow"
-    memory = _several_parts(path).row(2)["memory"].copy()
-    _flip(path, memory[4].tobytes())
+    _several_parts(path)
+    _flip(path, label_rows([path])[2]["memory"][4].tobytes())
     objective = TransitionObjectiveConfig()
     source = TransitionSource(LabelShards([path]), objective, batch_size=1, seed=0, positions=6)
     _, order = SampleOrder(3, 1, seed=0).rows(np.arange(3))
@@ -266,19 +267,18 @@ def test_checksums_are_those_that_are_documented(tmp_path, dtype):
     for row in range(2):
         head = b"".join(of(name, row) for name in ("tokens", "targets", "length", "origin"))
         expected = [xxhash.xxh3_64_intdigest(head)]
-        for first in range(0, 7, together):
-            part = of("memory", row)[first * size : (first + together) * size]
-            if dtype == "int8":
-                part += of("scale", row)[first * 8 : (first + together) * 8]
-            expected.append(xxhash.xxh3_64_intdigest(part))
+        for name, width in (("memory", size), ("scale", 8))[: 1 + (dtype == "int8")]:
+            for first in range(0, 7, together):
+                part = of(name, row)[first * width : (first + together) * width]
+                expected.append(xxhash.xxh3_64_intdigest(part))
         assert columns.column("xxh3").to_pylist()[row] == expected
     assert labels.shape.checked == together
 
 
 def test_a_flipped_bit_of_a_scale_is_found(tmp_path):
     path = tmp_path / "train-00000.arrow"
-    scale = _made(path, _normal(3, 7, 2, 8), "int8").row(1)["scale"].copy()
-    _flip(path, scale.tobytes())
+    _made(path, _normal(3, 7, 2, 8), "int8")
+    _flip(path, label_rows([path])[1]["scale"].tobytes())
     with pytest.raises(ArtifactError, match="row 1: damaged"):
         LabelShards([path]).memories(np.array([1]), range(7))
 
@@ -289,7 +289,7 @@ def test_a_shard_that_lost_bytes_in_its_middle_is_refused(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[:1000] + content[3000:])
     with pytest.raises(ArtifactError, match=str(path)):
-        LabelShards([path]).row(0)
+        LabelShards([path]).windows(np.array([0]))
 
 
 @pytest.mark.parametrize("positions", [range(7), np.array([[1, 5]])])
@@ -317,7 +317,38 @@ def test_labels_of_an_earlier_version_are_refused_in_one_line(pipeline, tmp_path
     result = command("train-rnn", copied, "--out", tmp_path / "rnn", "--max-steps", 1)
 
     assert result.code == 3
-    assert "format version is 2, this smtkit reads 3" in result.line()
+    assert "format version is 2, this smtkit reads 4" in result.line()
+
+
+def _open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+def test_a_shard_needs_one_open_file(tmp_path):
+    paths = [tmp_path / f"train-{number:05d}.arrow" for number in range(40)]
+    for path in paths:
+        numbered_labels(path, [6, 6])
+    before = _open_files()
+    labels = LabelShards(paths)
+    labels.memories(np.arange(80), range(7))
+    assert _open_files() <= before + 40
+    del labels
+    gc.collect()
+    assert _open_files() == before
+
+
+def test_too_many_open_files_are_one_line_that_says_what_to_do(tmp_path):
+    path = tmp_path / "train-00000.arrow"
+    numbered_labels(path, [6, 6])
+    few = _open_files() + 5
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+    try:
+        with pytest.raises(InputOutputError, match=f"{path}: Too many open files") as caught:
+            LabelShards([path] * 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "ulimit -n" in str(caught.value.hint)
 
 
 # Types.

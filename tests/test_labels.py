@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from conftest import (
     Pipeline,
     arrow_columns,
     encoder_config,
+    label_rows,
     model_bytes,
     numbered_labels,
     rnn_config,
@@ -41,8 +43,8 @@ def full_precision(pipeline, tmp_path_factory) -> Path:
     return out
 
 
-def _open(labels: Path, split: str) -> LabelShards:
-    return LabelShards(Artifact.open(labels, "labels").files(f"{split}-"))
+def _open(labels: Path, split: str) -> list[dict[str, Any]]:
+    return label_rows(Artifact.open(labels, "labels").files(f"{split}-"))
 
 
 def _encoded(pipeline: Pipeline, tokens: list[int]) -> np.ndarray:
@@ -52,14 +54,13 @@ def _encoded(pipeline: Pipeline, tokens: list[int]) -> np.ndarray:
         return teacher.encoder(torch.tensor([tokens], dtype=torch.int64))[0].numpy()
 
 
-def _some_rows(labels: LabelShards) -> list[int]:
-    return [0, 1, len(labels) // 2, len(labels) - 1]
+def _some_rows(labels: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [labels[number] for number in (0, 1, len(labels) // 2, -1)]
 
 
 def test_float32_labels_are_what_the_encoder_says(pipeline, full_precision):
     labels = _open(full_precision, "train")
-    for number in _some_rows(labels):
-        row = labels.row(number)
+    for row in _some_rows(labels):
         expected = _encoded(pipeline, row["tokens"].tolist())
         # Another batch size may add in another order.
         np.testing.assert_allclose(row["memory"], expected, atol=1e-5)
@@ -68,10 +69,9 @@ def test_float32_labels_are_what_the_encoder_says(pipeline, full_precision):
 def test_float16_labels_are_the_float32_labels_rounded(pipeline, full_precision):
     rounded, exact = _open(pipeline.labels, "train"), _open(full_precision, "train")
     assert len(rounded) == len(exact)
-    for number in range(len(exact)):
-        memory = rounded.row(number)["memory"]
-        assert memory.dtype == np.float16
-        assert (memory == exact.row(number)["memory"].astype(np.float16)).all()
+    for half, full in zip(rounded, exact, strict=True):
+        assert half["memory"].dtype == np.float16
+        assert (half["memory"] == full["memory"].astype(np.float16)).all()
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -99,8 +99,7 @@ def test_a_short_last_window_is_padded(pipeline):
     (short,) = [
         row
         for split in ("train", "validation")
-        for labels in [_open(pipeline.labels, split)]
-        for row in [labels.row(len(labels) - 1)]
+        for row in _open(pipeline.labels, split)[-1:]
         if row["length"] < WINDOW
     ][:1]
     length = int(short["length"])
@@ -115,8 +114,8 @@ def test_all_rows_start_from_the_same_empty_memory(pipeline, full_precision):
     stored = load(model_bytes(full_precision))["empty_memory"].numpy()
 
     np.testing.assert_allclose(stored, _encoded(pipeline, [])[0], atol=1e-6)
-    for number in range(len(labels)):
-        np.testing.assert_allclose(labels.row(number)["memory"][0], stored, atol=1e-5)
+    for row in labels:
+        np.testing.assert_allclose(row["memory"][0], stored, atol=1e-5)
 
 
 def test_the_shape_is_in_the_metadata_of_every_shard(pipeline, full_precision):
@@ -131,11 +130,11 @@ def test_the_shape_is_in_the_metadata_of_every_shard(pipeline, full_precision):
 
 
 def test_rows_of_many_shards_are_numbered_through(full_precision):
-    labels = _open(full_precision, "train")
+    labels = LabelShards(shards(full_precision, "train"))
     columns = arrow_columns(shards(full_precision, "train"))
 
     assert len(labels) == len(columns["origin"])
-    assert [int(labels.row(n)["origin"]) for n in range(len(labels))] == columns["origin"]
+    assert labels.windows(np.arange(len(labels))).tokens.tolist() == columns["tokens"]
 
 
 def test_a_sample_of_windows_is_drawn_by_the_seed(pipeline, tmp_path):
@@ -157,9 +156,8 @@ def test_the_batch_size_changes_no_label_beyond_rounding(pipeline, full_precisio
     config = ExtractLabelsConfig(dtype="float32", batch_size=7, max_windows=20)
     extract_labels.run(config, pipeline.encoder, pipeline.tokens, tmp_path)
     some, every = _open(tmp_path, "train"), _open(full_precision, "train")
-    for number in range(20):
-        row = some.row(number)
-        other = every.row(int(row["origin"]) // WINDOW)
+    for row in some[:20]:
+        other = every[int(row["origin"]) // WINDOW]
         np.testing.assert_allclose(row["memory"], other["memory"], atol=1e-5)
 
 
@@ -184,15 +182,19 @@ def _flip_bit(path: Path, column: str, number: int) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("column", ["tokens", "targets", "length", "memory"])
+@pytest.mark.parametrize("column", ["tokens", "targets", "length", "origin", "memory"])
 def test_a_flipped_bit_is_found_and_named(copied, column):
     (path,) = shards(copied, "train")
     _flip_bit(path, column, number=3)
     labels = LabelShards([path])
 
-    assert labels.row(2)["length"] == labels.row(4)["length"] == WINDOW
+    def read(rows: list[int]) -> None:
+        labels.windows(np.array(rows))
+        labels.memories(np.array(rows), range(WINDOW + 1))
+
+    read([2, 4])
     with pytest.raises(ArtifactError, match=f"{path.name}: row 3: damaged"):
-        labels.row(3)
+        read([2, 3])
 
 
 def test_training_stops_at_a_damaged_row(copied, tmp_path):

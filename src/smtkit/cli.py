@@ -3,8 +3,10 @@
 Stages are imported when their command runs: `smtkit --help` imports neither torch nor pyarrow.
 """
 
+import contextlib
 import io
 import os
+import resource
 import sys
 import traceback
 from typing import Annotated, NoReturn
@@ -59,7 +61,15 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every character
             stream.reconfigure(errors="backslashreplace")
+    _allow_open_files()
     ranks.end(_exit_code())
+
+
+def _allow_open_files() -> None:
+    """As many as this user may have: an artifact can be of thousands of shards."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems promise more than they give
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _exit_code() -> int:

@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 
 Kind = Literal["tokens", "encoder", "labels", "rnn", "evaluation", "report"]
-_FORMAT_VERSIONS: dict[str, int] = {"labels": 3}  # of the others: 1
+_FORMAT_VERSIONS: dict[str, int] = {"labels": 4}  # of the others: 1
 
 _MADE_BY: dict[str, str] = {  # of those that a stage reads
     "tokens": "smtkit tokenize or smtkit synthesize",

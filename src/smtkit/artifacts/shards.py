@@ -1,5 +1,6 @@
 """Arrow IPC file shards: one writer, one reader, uncompressed and memory-mapped."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Self
@@ -101,21 +102,50 @@ class ShardSeries:
 def read_shard(path: Path) -> pa.ipc.RecordBatchFileReader:
     """Opens a shard through a memory map: batches reach numpy and torch without a copy.
 
-    Raises ArtifactError where the file is not a whole Arrow IPC file.
+    Raises ArtifactError where the file is not a whole Arrow IPC file, InputOutputError where it
+    cannot be opened.
     """
-    return map_shard(path)[0]
+    return _open(path)[1]
 
 
-def map_shard(path: Path) -> tuple[pa.ipc.RecordBatchFileReader, int]:
-    """As `read_shard`, and the address of the file's first byte: what lies at an address of a
-    column lies as far from it in the file."""
+def map_shard(path: Path) -> tuple[pa.RecordBatch, int]:
+    """The only batch of a shard, mapped, and the address of the file's first byte: what lies at an
+    address of a column lies as far from it in the file. No file stays open.
+
+    Raises as `read_shard`, and ArtifactError where there is another number of batches.
+    """
+    file, reader = _open(path)
+    if reader.num_record_batches != 1:
+        raise ArtifactError(f"{path}: {reader.num_record_batches} record batches, expected 1")
+    try:
+        batch = reader.get_batch(0)
+        batch.validate()
+        file.seek(0)
+        return batch, file.read_buffer(1).address
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ArtifactError(f"{path}: damaged: {error}") from None
+    finally:
+        file.close()
+
+
+def cannot_open(path: Path, error: OSError) -> InputOutputError:
+    """What to raise for it."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    hint = "raise the limit of open files: ulimit -n" if error.errno == errno.EMFILE else None
+    return InputOutputError(f"{path}: {reason}", hint)
+
+
+def _open(path: Path) -> tuple[pa.MemoryMappedFile, pa.ipc.RecordBatchFileReader]:
     try:
         file = pa.memory_map(str(path))
-        reader = pa.ipc.open_file(file)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: the file is missing") from None
+    except OSError as error:
+        raise cannot_open(path, error) from None
+    try:
+        return file, pa.ipc.open_file(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise ArtifactError(f"{path}: not a whole Arrow file: {error}") from None
-    file.seek(0)
-    return reader, file.read_buffer(1).address
 
 
 def _flush(path: Path) -> None:

@@ -36,7 +36,7 @@ class Buffers:
         # No lock: a finalizer may run anywhere, and either end of a deque is atomic.
         while True:
             try:
-                buffer = self._free.popleft()
+                buffer = self._free.pop()
             except IndexError:
                 return np.empty(size, dtype=np.uint8)
             if buffer.nbytes >= size:

@@ -4,7 +4,6 @@ B: windows, T: window, K: slots, D: slot width, P: positions of each window.
 """
 
 import json
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from smtkit.errors import ArtifactError
 
 _METADATA = b"smtkit"
 HEAD = ("tokens", "targets", "length", "origin")
-STORED = ("memory", "scale")
 _CHECKED_BYTES = 2**17
 """A checksum is over about as much of a row's memories, or over one memory. Part of the format: as
 much is still in the cache when it is checked, and takes long beside Python's part of the call."""
@@ -52,7 +50,24 @@ class LabelShape:
 
     @property
     def row_bytes(self) -> int:
-        return (self.window + 1) * self.numbers * self.stored.array.itemsize
+        """Of memories, without their scales."""
+        return (self.window + 1) * self.width("memory")
+
+    @property
+    def memory_columns(self) -> tuple[str, ...]:
+        """The columns that memories are read from."""
+        return ("memory", "scale") if self.stored.scaled else ("memory",)
+
+    def width(self, column: str) -> int:
+        """Bytes a position of one of them."""
+        if column == "scale":
+            return self.slots * SCALE.itemsize
+        return self.numbers * self.stored.array.itemsize
+
+    def sums(self, column: str) -> slice:
+        """Those of the row's checksums that are of its parts in one of them."""
+        first = 1 + self.memory_columns.index(column) * self.parts
+        return slice(first, first + self.parts)
 
     @property
     def checked(self) -> int:
@@ -65,9 +80,9 @@ class LabelShape:
         """Runs of positions of a row that have a checksum each."""
         return -(-(self.window + 1) // self.checked)
 
-    def positions(self, parts: range) -> slice:
-        """Those of a run of parts."""
-        return slice(parts.start * self.checked, min(parts.stop * self.checked, self.window + 1))
+    def positions(self, part: int) -> slice:
+        """Those of a part."""
+        return slice(part * self.checked, min((part + 1) * self.checked, self.window + 1))
 
     def schema(self) -> pa.Schema:
         positions = self.window + 1
@@ -78,7 +93,7 @@ class LabelShape:
             "origin": pa.int64(),
             "memory": _list(self.stored.arrow, positions * self.numbers),
             "scale": _list(pa.from_numpy_dtype(SCALE), positions * self.slots),
-            "xxh3": _list(pa.uint64(), 1 + self.parts),
+            "xxh3": _list(pa.uint64(), 1 + len(self.memory_columns) * self.parts),
         }
         if not self.stored.scaled:
             del fields["scale"]
@@ -122,7 +137,7 @@ def write_labels(
     if scale is not None:
         arrays["scale"] = scale.numpy().reshape(rows, -1)
     arrays["xxh3"] = np.array(
-        [list(_checksums(shape, arrays, row)) for row in range(rows)], dtype=np.uint64
+        [_checksums(shape, arrays, row) for row in range(rows)], dtype=np.uint64
     )
     columns = [_column(arrays[field.name], field.type) for field in schema]
     with ShardWriter(path, schema) as writer:
@@ -130,21 +145,15 @@ def write_labels(
     return rows
 
 
-def checksum(pieces: Iterable[Any]) -> int:
-    """xxh3 of buffers, one after the other."""
-    digest = xxhash.xxh3_64()
-    for piece in pieces:
-        digest.update(piece)
-    return digest.intdigest()
-
-
-def _checksums(shape: LabelShape, arrays: dict[str, NDArray[Any]], row: int) -> Iterator[int]:
-    """That of the row's head, then one of each part: of its memories, and then of their scales."""
-    yield checksum(np.ascontiguousarray(arrays[name][row]).data for name in HEAD)
-    stored = [arrays[name][row].reshape(shape.window + 1, -1) for name in STORED if name in arrays]
-    for part in range(shape.parts):
-        positions = shape.positions(range(part, part + 1))
-        yield checksum(np.ascontiguousarray(column[positions]).data for column in stored)
+def _checksums(shape: LabelShape, arrays: dict[str, NDArray[Any]], row: int) -> list[int]:
+    """That of the row's head, then of each part of its memories, then of each of their scales."""
+    head = b"".join([arrays[name][row].tobytes() for name in HEAD])
+    pieces = [
+        arrays[name][row].reshape(shape.window + 1, -1)[shape.positions(part)].tobytes()
+        for name in shape.memory_columns
+        for part in range(shape.parts)
+    ]
+    return [xxhash.xxh3_64_intdigest(piece) for piece in (head, *pieces)]
 
 
 def _check_finite(

@@ -43,6 +43,8 @@ def stratified(key: int, entries: IntArray, draws: int, sizes: IntArray) -> IntA
 
     No integer comes twice where draws <= sizes[r]; all come where they are equal.
     """
+    if (sizes == draws).all():
+        return np.tile(np.arange(draws), (len(entries), 1))
     fractions = (np.arange(draws) + uniform(key, entries, 1)) / draws
     return np.minimum((fractions * sizes[:, None]).astype(np.int64), sizes[:, None] - 1)
 

@@ -337,7 +337,8 @@ def _sequences(windows: Windows) -> SequenceBatch:
 def _gathered(column: IntArray, positions: Any) -> Tensor:
     """A column (B, ...) of each window at its positions, windows after each other."""
     if isinstance(positions, np.ndarray) and positions.ndim == 2:
-        return torch.from_numpy(np.take_along_axis(column, positions, axis=1).reshape(-1))
+        flat = positions + np.arange(0, column.size, column.shape[1])[:, None]
+        return torch.from_numpy(column.take(flat.reshape(-1)))
     chosen = [row[at] for row, at in zip(column, positions, strict=True)]
     return torch.from_numpy(np.concatenate(chosen))
 
