@@ -17,7 +17,7 @@ import argparse
 import itertools
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,12 +45,15 @@ from smtkit.methods.dmt import DaggerMemoryTraining
 from smtkit.methods.smt import SupervisedMemoryTraining
 from smtkit.models.rnn import RecurrentNetwork
 from smtkit.optimization import build_optimizer
+from smtkit.records import added
 from smtkit.stages.networks import with_empty_memory
 from smtkit.training import moved
 
 VOCABULARY, SLOTS = 256, 4
 CELLS = ("mlp", "gru", "lstm", "transformer")
 FUSED = ("gru", "lstm")
+PARTS = (1, 4)
+"""In which an update of smt is computed (`training.accumulation`): parts stay in a CPU's cache."""
 ROLLOUTS = {
     "sequential": RolloutConfig(kind="sequential"),
     "segments of 16": RolloutConfig(depth=16),
@@ -142,33 +145,39 @@ def updates(
         return with_empty_memory(begun, begun.empty_memory.detach())
 
     transitions = TransitionSource(labels, objective, positions=length, **settings)
-    smt = SupervisedMemoryTraining(of_labels(), objective)
-    yield "smt", Update(update(smt, transitions.batch(0), device), "1")
+    for parts in PARTS:
+        if len(labels) % parts == 0:
+            smt = SupervisedMemoryTraining(of_labels(), objective)
+            batches = [transitions.batch(0, part, parts) for part in range(parts)]
+            name = f"smt, {parts} parts" if parts > 1 else "smt"
+            yield name, Update(update(smt, batches, device), "1")
     for name, rollout in ROLLOUTS.items():
         chains = RolloutSource(labels, objective, rollout, **settings).batch(0)
         calls = rollout.sweeps if rollout.kind == "jacobi" else chains.tokens.shape[1]
         dmt = DaggerMemoryTraining(of_labels(), objective, rollout)
-        yield f"dmt, {name}", Update(update(dmt, chains, device), str(calls))
+        yield f"dmt, {name}", Update(update(dmt, [chains], device), str(calls))
     windows = LabelSequenceSource(labels, **settings).batch(0)
     bptt = BackpropagationThroughTime(network(), None)
-    yield "bptt", Update(update(bptt, windows, device), str(length))
+    yield "bptt", Update(update(bptt, [windows], device), str(length))
     if cell in FUSED:
         fused = BackpropagationThroughTime(network("none"), None)
-        yield "bptt, fused", Update(update(fused, windows, device), f"1, of {length} steps")
+        yield "bptt, fused", Update(update(fused, [windows], device), f"1, of {length} steps")
 
 
-def update(method: Any, batch: Any, device: torch.device) -> Callable[[], None]:
+def update(method: Any, parts: Sequence[Any], device: torch.device) -> Callable[[], None]:
+    """Of a batch in parts, whose gradients are added up."""
     trained = method.network.to(device).train()
     method.state.to(device)
-    batch = moved(batch, device)
+    batches = [moved(part, device) for part in parts]
     config = TrainingConfig(max_steps=1)
     optimizer = build_optimizer(trained, config)
-    counts, weights = method.counts(batch), method.weights(0)
+    counts, weights = added(method.counts(batch) for batch in batches), method.weights(0)
 
     def run() -> None:
-        sums = method.losses(batch)
-        loss = sum(weights[name] * total / max(counts[name], 1) for name, total in sums.items())
-        loss.backward()
+        for batch in batches:
+            sums = method.losses(batch)
+            loss = sum(weights[name] * total / max(counts[name], 1) for name, total in sums.items())
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), config.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -148,15 +148,16 @@ class RmsNorm(nn.Module):
 def rotary(
     length: int, head_width: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (L, head_width / 2) of the rotation at each position."""
+    """What `rotate` multiplies each position by, (L, head_width) twice: cosines of the two halves
+    of the axis, and sines, negative for the first."""
     exponents = torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width
     positions = torch.arange(length, device=device, dtype=torch.float32)
     angles = positions[:, None] / _ROPE_BASE**exponents
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1)
 
 
 def rotate(heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Rotates pairs (first half, second half) of the last axis of (B, H, L, C / H)."""
     cosine, sine = rotation
-    first, second = heads.chunk(2, dim=-1)
-    return torch.cat((first * cosine - second * sine, first * sine + second * cosine), dim=-1)
+    return heads * cosine + heads.roll(heads.shape[-1] // 2, dims=-1) * sine
