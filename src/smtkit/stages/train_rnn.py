@@ -17,6 +17,7 @@ from smtkit.data.tokenizers import check_tokenizers, load_tokenizer
 from smtkit.data.transitions import (
     LabelSequenceSource,
     RolloutSource,
+    SequenceBatch,
     SequenceSource,
     TransitionSource,
 )
@@ -132,10 +133,7 @@ def _from_tokens(config: TrainRnnConfig, tokens: Artifact, begun: Artifact | Non
     validation = SequenceSource(windows[1], batch_size=size, seed=seed, by_length=False)
     method = BackpropagationThroughTime(network, config.bptt_window)
     batches = config.training.validation_batches(windows[1].per_epoch)
-    validations = [
-        Validation(method, validation, batches),
-        Validation(FreeRunning.of_network(network), validation, batches),
-    ]
+    validations = _validations(method, validation, network, validation, batches)
     return _Course(method, network, train, validations, windows[0].window)
 
 
@@ -158,11 +156,22 @@ def _from_labels(
     sequences = LabelSequenceSource(
         shards[1], batch_size=config.training.batch_size, seed=config.seed, by_length=False
     )
-    validations = [
-        Validation(method, validation, batches),
+    validations = _validations(method, validation, network, sequences, batches)
+    return _Course(method, network, train, validations, shape.window)
+
+
+def _validations(
+    method: Method[Any],
+    source: Source[Any],
+    network: RecurrentNetwork,
+    sequences: Source[SequenceBatch],
+    batches: int,
+) -> list[Validation[Any]]:
+    """By the method's own objective, and of the RNN on its own."""
+    return [
+        Validation(method, source, batches),
         Validation(FreeRunning.of_network(network), sequences, batches),
     ]
-    return _Course(method, network, train, validations, shape.window)
 
 
 def _network(
