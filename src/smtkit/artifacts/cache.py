@@ -4,7 +4,6 @@ The cache is `$SMTKIT_CACHE`, or `~/.cache/smtkit`: `files/XXH3/NAME`. It also h
 where runs that write to a URI work.
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import xxhash
 
+from smtkit.artifacts.locks import DirectoryLock
 from smtkit.artifacts.remote import Remote
 from smtkit.errors import ArtifactError, InputOutputError
 
@@ -65,13 +65,12 @@ def _fetch(remote: Remote, entry: "FileEntry") -> Path:
         return path
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory, os.O_RDONLY)
+        lock = DirectoryLock(directory, wait=True)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
             if not _is_here(path, entry):
                 _download(remote, entry, path)
         finally:
-            os.close(lock)
+            lock.release()
     except OSError as error:
         raise InputOutputError(f"{path}: {error.strerror}") from None
     return path

@@ -6,7 +6,6 @@ of a staging folder on this machine, from which finished files are uploaded.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -20,6 +19,7 @@ from typing import Any, Self
 import smtkit
 from smtkit.artifacts.files import write_atomically
 from smtkit.artifacts.identity import difference_of, key_of, read_record
+from smtkit.artifacts.locks import LOCK, DirectoryLock
 from smtkit.artifacts.manifest import (
     MANIFEST,
     Artifact,
@@ -90,19 +90,20 @@ class Run:
         self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path, os.O_RDONLY)
+            self._lock = DirectoryLock(self.path, shared=self._part)
+        except BlockingIOError:
+            raise LockedError(f"--out {self.location}: another run is writing it") from None
         except (FileExistsError, NotADirectoryError):
             raise UsageError(f"--out {self.path}: not a directory") from None
         except OSError as error:
             raise InputOutputError(f"--out {self.path}: {error.strerror}") from None
         try:
-            self._take_lock()
             self._take_place()
             if self._uploads and self.finished is None:
                 self._take_uploads(self._uploads.whole(self.directory.name))
                 self._uploads.announce()
         except BaseException:
-            os.close(self._lock)
+            self._lock.release()
             raise
         return self
 
@@ -116,10 +117,12 @@ class Run:
             shutil.rmtree(self.directory, ignore_errors=True)
             if self._uploads:
                 self._uploads.discard()
+            self._lock.release()
             with contextlib.suppress(OSError):
                 for directory in self._created:
                     directory.rmdir()
-        os.close(self._lock)
+        else:
+            self._lock.release()
 
     def keep(self) -> None:
         """From now on the folder holds something to resume from."""
@@ -201,13 +204,6 @@ class Run:
         self._collect({entry.name for entry in files})
         return manifest
 
-    def _take_lock(self) -> None:
-        try:
-            kind = fcntl.LOCK_SH if self._part else fcntl.LOCK_EX
-            fcntl.flock(self._lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LockedError(f"--out {self.location}: another run is writing it") from None
-
     def _take_place(self) -> None:
         names = self._names()
         committed = self._committed(names)
@@ -215,7 +211,9 @@ class Run:
             self._uploads.take_records(_folders(committed))
         runs = sorted(self.path.glob(f"{RUN_PREFIX}*/{RUN_RECORD}"))
         strangers = [
-            name for name in names if not name.startswith((MANIFEST, f".{MANIFEST}.", RUN_PREFIX))
+            name
+            for name in names
+            if not name.startswith((MANIFEST, f".{MANIFEST}.", RUN_PREFIX)) and name != LOCK
         ]
         if strangers and not committed and not runs:
             raise UsageError(
