@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--slots", type=int, default=16)
     found.add_argument("--slot-width", type=int, default=64)
     found.add_argument("--window", type=int, default=256)
-    found.add_argument("--windows", type=int, default=32, help="of one pass a window")
+    found.add_argument("--windows", type=int, default=64, help="of one pass a window")
     found.add_argument("--sampled", type=int, default=16, help="windows of a pass a label")
     return found
 
