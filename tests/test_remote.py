@@ -1,21 +1,14 @@
-"""Artifacts at URIs, on an S3 server of this machine; and what they are after all that goes wrong.
-
-The server is a process of its own: pyarrow closes a stream that is collected without letting other
-threads of its process run.
-"""
+"""Artifacts at URIs, on an S3 server of this machine; what they are when something goes wrong."""
 
 import gc
 import json
 import os
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pyarrow import fs
 
 from conftest import (
     Command,
@@ -29,111 +22,18 @@ from conftest import (
     shards,
     write_text,
 )
+from object_store import Width, at, make, named, objects, put
 from smtkit.artifacts import cache
-from smtkit.artifacts.manifest import MANIFEST, METRICS, Artifact, Manifest, read_manifest
+from smtkit.artifacts.manifest import MANIFEST, METRICS, Artifact, read_manifest
 from smtkit.artifacts.remote import Remote, locate
 from smtkit.artifacts.run import Run
-from smtkit.config import Config, ExtractLabelsConfig
+from smtkit.config import ExtractLabelsConfig
 from smtkit.errors import ArtifactError, InputOutputError, LockedError, UsageError
 from smtkit.stages import extract_labels, train_encoder
 from test_distributed import on_ranks
 
-BUCKET = "bucket"
 NAMES = ("tokens", "encoder", "labels", "rnn", "evaluation")
 SMALL_SHARDS = ExtractLabelsConfig(shard_bytes=20_000, max_windows=60)
-
-_SERVER = """
-import logging, threading
-from moto.server import ThreadedMotoServer
-logging.getLogger("werkzeug").setLevel(logging.ERROR)
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-threading.Event().wait()
-"""
-
-
-class Width(Config):
-    """A schema of one key."""
-
-    width: int = 1
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """A store with one bucket."""
-    server = subprocess.Popen(
-        [sys.executable, "-c", _SERVER],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"},
-    )
-    try:
-        assert server.stdout
-        where = f"http://127.0.0.1:{int(server.stdout.readline())}"
-        request = urllib.request.Request(f"{where}/{BUCKET}", method="PUT")
-        assert urllib.request.urlopen(request).status == 200
-        yield where
-    finally:
-        server.kill()
-        server.wait()
-
-
-@pytest.fixture
-def store(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URI of a directory of the test's own; this machine has an empty cache."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("SMTKIT_CACHE", str(tmp_path / "cache"))
-    return f"s3://{BUCKET}/{tmp_path.name}"
-
-
-@pytest.fixture
-def another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes this process one of another machine: nothing that it had locally is left."""
-    machines = iter(range(100))
-
-    def move() -> None:
-        monkeypatch.setenv("SMTKIT_CACHE", str(tmp_path / f"cache-{next(machines)}"))
-
-    return move
-
-
-def at(uri: str) -> Remote:
-    remote = locate(uri)
-    assert isinstance(remote, Remote)
-    return remote
-
-
-def objects(uri: str) -> set[str]:
-    return set(at(uri).sizes())
-
-
-def named(manifest: Manifest) -> set[str]:
-    return {MANIFEST, *(entry.name for entry in manifest.files)}
-
-
-def make(out: str, content: bytes = b"some content", width: int = 1, **options: Any) -> Manifest:
-    """An artifact of one shard, `data`, and metrics."""
-    with Run(out, "tokens", Width(width=width), **options) as run:
-        if run.finished:
-            return run.finished
-        (run.directory / "data").write_bytes(content)
-        run.add("data", rows=3)
-        (run.directory / METRICS).write_text("{}\n")
-        run.add(METRICS)
-        return run.commit({"answer": 42})
-
-
-def put(uri: str, name: str, content: bytes) -> None:
-    """Writes an object with nothing of smtkit."""
-    filesystem, root = fs.FileSystem.from_uri(uri)
-    with filesystem.open_output_stream(f"{root}/{name}") as stream:
-        stream.write(content)
 
 
 # --- where an artifact may be -------------------------------------------------------------------

@@ -11,14 +11,14 @@ from smtkit.errors import ArtifactError
 
 
 def read_record(record: Path) -> tuple[dict[str, Any], datetime]:
-    """What identifies an unfinished run, its kind included, and when it was started.
+    """What identifies an unfinished run, its kind and format included, and when it was started.
 
     Raises ArtifactError.
     """
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
         started = datetime.fromisoformat(found["started"])
-        return {"kind": found["kind"], **found["identity"]}, started
+        return {**found["identity"]}, started
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{record}: damaged: {error}", "--overwrite starts anew") from None
 

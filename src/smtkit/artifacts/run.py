@@ -33,7 +33,7 @@ from smtkit.artifacts.manifest import (
 )
 from smtkit.artifacts.provenance import command_line, git_revision, package_versions
 from smtkit.artifacts.remote import Remote, locate
-from smtkit.artifacts.uploads import RUN_PREFIX, RUN_RECORD, Uploads
+from smtkit.artifacts.uploads import RUN_RECORD, Uploads, run_of, runs_of
 from smtkit.config import Config
 from smtkit.errors import InputOutputError, LockedError, UsageError
 
@@ -81,6 +81,8 @@ class Run:
             **{f"input {parent.kind}": parent.digest for parent in self._parents},
             **(inputs or {}),
         }
+        # What a run must share that goes on from another's files.
+        self._same = {"kind": kind, "format_version": format_version(kind), **self._identity}
         self._entries: dict[str, FileEntry] = {}
         self._uploaded: dict[str, FileEntry] = {}
         self._kept = part
@@ -146,10 +148,10 @@ class Run:
                 rows=rows,
                 xxh3=hash_file(path),
             )
-        elif path.exists():
-            entry = self._upload(path, rows)
-        else:
+        elif logical_name in self._uploaded and not path.exists():
             entry = self._uploaded[logical_name]
+        else:
+            entry = self._upload(path, rows)
         self._entries[logical_name] = entry
         return entry
 
@@ -163,12 +165,14 @@ class Run:
         assert self._uploads
         try:
             entry = self._uploads.add(path, rows)
+        except FileNotFoundError:
+            raise LockedError(f"{path}: gone: another process writes the same file") from None
         except InputOutputError:
             self.keep()
             raise
         self._uploaded[path.name] = entry
         if rows is not None:
-            path.unlink()
+            path.unlink(missing_ok=True)
         return entry
 
     def commit(self, statistics: Mapping[str, Any], config: Config | None = None) -> Manifest:
@@ -207,13 +211,13 @@ class Run:
     def _take_place(self) -> None:
         names = self._names()
         committed = self._committed(names)
-        if self._uploads:
-            self._uploads.take_records(_folders(committed))
-        runs = sorted(self.path.glob(f"{RUN_PREFIX}*/{RUN_RECORD}"))
+        runs = self._runs()
         strangers = [
             name
             for name in names
-            if not name.startswith((MANIFEST, f".{MANIFEST}.", RUN_PREFIX)) and name != LOCK
+            if not name.startswith((MANIFEST, f".{MANIFEST}."))
+            and name != LOCK
+            and not run_of(name)
         ]
         if strangers and not committed and not runs:
             raise UsageError(
@@ -224,7 +228,7 @@ class Run:
             raise UsageError(
                 f"--out {self.location}: exists", "--overwrite makes it anew, --resume keeps it"
             )
-        unfinished = self._unfinished(runs, _folders(committed))
+        unfinished = self._unfinished(runs, runs_of(committed))
         goes_on = self._resume or self._part
         if goes_on and any(self._goes_on_from(record) for record in unfinished):
             return
@@ -244,6 +248,18 @@ class Run:
             self._uploads.look()
             return self._uploads.names()
         return {entry.name for entry in self.path.iterdir()}
+
+    def _runs(self) -> list[Path]:
+        """Records of runs that are at work here, or were and have not ended. At a URI, which others
+        may have written since, only of those that still lie there."""
+        if self._uploads:
+            self._uploads.take_records()
+        return sorted(
+            record
+            for record in self.path.glob(f"*/{RUN_RECORD}")
+            if run_of(record.parent.name)
+            and (self._uploads is None or self._uploads.announced(record.parent.name))
+        )
 
     def _committed(self, names: set[str]) -> Manifest | None:
         """The artifact that is there. Raises UsageError where it is of another kind, also with
@@ -277,7 +293,7 @@ class Run:
         return True
 
     def _difference_from(self, record: Path) -> str | None:
-        return difference_of(read_record(record)[0], {"kind": self.kind, **self._identity})
+        return difference_of(read_record(record)[0], self._same)
 
     def _refuse_difference(self, difference: str | None) -> None:
         if difference is not None and not self._overwrite:
@@ -286,7 +302,7 @@ class Run:
                 "--overwrite makes it anew",
             )
 
-    def _unfinished(self, runs: Sequence[Path], named: set[str]) -> list[Path]:
+    def _unfinished(self, runs: Sequence[Path], named: set[str | None]) -> list[Path]:
         """Records of runs that hold work and that no manifest names."""
         unfinished = [run for run in runs if run.parent.name not in named]
         holding_work = any(self._holds_work(run.parent) for run in unfinished)
@@ -302,22 +318,18 @@ class Run:
         return bool(uploaded) or len(list(run.iterdir())) > 1
 
     def _start(self) -> None:
-        name = key_of(self._identity) if self._part else secrets.token_hex(4)
-        self.directory = self.path / f"{RUN_PREFIX}{name}"
+        name = key_of(self._same) if self._part else secrets.token_hex(4)
+        self.directory = self.path / f"run-{name}"
         self.directory.mkdir(exist_ok=self._part)  # parts may start at the same moment
         write_atomically(self.directory / RUN_RECORD, json.dumps(self._record(), indent=2) + "\n")
 
     def _record(self) -> dict[str, Any]:
         """What identifies this run, for one that resumes it."""
-        return {
-            "kind": self.kind,
-            "identity": self._identity,
-            "started": self._started.isoformat(timespec="seconds"),
-        }
+        return {"identity": self._same, "started": self._started.isoformat(timespec="seconds")}
 
     def _collect(self, named: set[str]) -> None:
         """Removes what no manifest names. What cannot be removed now is left to the next commit."""
-        for run in self.path.glob(f"{RUN_PREFIX}*"):
+        for run in filter(lambda path: run_of(path.name), self.path.iterdir()):
             if self._uploads or run.name != self.directory.name:
                 shutil.rmtree(run, ignore_errors=True)
                 continue
@@ -329,7 +341,6 @@ class Run:
             leftover.unlink(missing_ok=True)
 
 
-def _folders(manifest: Manifest | None) -> set[str]:
-    """Of the runs that wrote the files of an artifact."""
-    files = manifest.files if manifest else []
-    return {entry.name.partition("/")[0] for entry in files}
+def _is_of_runs(name: str) -> bool:
+    drafts = f".{MANIFEST}."
+    return name in (MANIFEST, LOCK) or name.startswith(drafts) or run_of(name) is not None

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 from pathlib import Path
 from typing import Self
 
@@ -21,7 +22,8 @@ class ShardWriter:
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
         self.rows = 0
-        self._temporary = path.with_name(f".{path.name}")
+        # A name of its own: another process may write the same shard.
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         self._schema = schema
 
     def __enter__(self) -> "ShardWriter":

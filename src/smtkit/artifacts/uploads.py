@@ -7,6 +7,7 @@ xxh3. So one listing says what there is to go on from, on any machine.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +17,24 @@ from smtkit.artifacts.cache import staging
 from smtkit.artifacts.files import write_atomically
 from smtkit.artifacts.manifest import MANIFEST, FileEntry, Manifest
 from smtkit.artifacts.remote import Remote
-from smtkit.errors import ArtifactError, InputOutputError
+from smtkit.errors import InputOutputError, LockedError
 
-RUN_PREFIX = "run-"
 RUN_RECORD = "run.json"
 _WORK = ".work"
 _SEPARATOR = "~"
+_FOLDER = re.compile(r"(run-[0-9a-f]{8})(-[0-9a-f]{8}(\.work)?)?")
+
+
+def run_of(folder: str) -> str | None:
+    """The run whose folder this is, on a disk or at a URI, by its name; None of any other."""
+    found = _FOLDER.fullmatch(folder)
+    return found[1] if found else None
+
+
+def runs_of(manifest: Manifest | None) -> set[str | None]:
+    """That wrote the files of an artifact."""
+    files = manifest.files if manifest else []
+    return {run_of(entry.name.partition("/")[0]) for entry in files}
 
 
 class Uploads:
@@ -34,28 +47,39 @@ class Uploads:
         self._folder = ""
         self._record: bytes | None = None
         self._found: dict[str, int] = {}
+        self._manifest: bytes | None = None
 
     def look(self) -> None:
         """Lists what is there. Raises UsageError where there is no such bucket."""
         self.remote.check_writable()
         self._found = self.remote.sizes()
+        self._manifest = self._read_manifest()
 
     def names(self) -> set[str]:
         """What the directory holds."""
         return {name.partition("/")[0] for name in self._found}
 
-    def take_records(self, named: set[str]) -> None:
-        """Makes the runs of other processes, but those whose folders are `named` by a manifest,
-        known to the staging folder."""
-        for name in self._found:
-            work, _, file = name.partition("/")
-            folder = work.removesuffix(_WORK)
-            if file != RUN_RECORD or folder == work or folder in named:
-                continue
-            record = self.staging / folder.rpartition("-")[0] / RUN_RECORD
+    def announced(self, run: str) -> bool:
+        """Whether processes of `run` have said here that they are at work, and none has committed
+        since: what lies in the staging folder of another run is of the past."""
+        return any(run_of(folder) == run for folder in self._at_work())
+
+    def take_records(self) -> None:
+        """Makes the runs of other processes known to the staging folder."""
+        for folder in self._at_work():
+            record = self.staging / str(run_of(folder)) / RUN_RECORD
             if not record.exists():
                 record.parent.mkdir(exist_ok=True)
-                write_atomically(record, self.remote.read(name).decode())
+                content = self.remote.read(f"{folder}/{RUN_RECORD}")
+                write_atomically(record, content.decode(errors="replace"))
+
+    def _at_work(self) -> list[str]:
+        places = (name.partition("/") for name in self._found)
+        return [
+            folder
+            for folder, _, file in places
+            if file == RUN_RECORD and folder.endswith(_WORK) and run_of(folder)
+        ]
 
     def whole(self, run: str) -> dict[str, FileEntry]:
         """The files that processes of `run` have uploaded, by their logical names."""
@@ -64,7 +88,7 @@ class Uploads:
             entry.logical_name: entry
             for entry in entries
             if entry is not None
-            and entry.name.partition("/")[0].rpartition("-")[0] == run
+            and run_of(entry.name.partition("/")[0]) == run
             and self._found.get(entry.name) == entry.bytes
         }
 
@@ -89,8 +113,16 @@ class Uploads:
         return FileEntry(name=name, bytes=size, rows=rows, xxh3=checksum)
 
     def commit(self, manifest: Manifest) -> None:
-        """Replaces the manifest, and removes what it does not name."""
+        """Replaces the manifest, and removes what it does not name.
+
+        Raises LockedError where it is no longer the manifest that was there when the run began.
+        """
         listed = self.remote.sizes()
+        if self._read_manifest() != self._manifest:
+            raise LockedError(
+                f"--out {self.remote}: another run has written it meanwhile",
+                "--overwrite makes it anew",
+            )
         for entry in manifest.files:
             if listed.get(entry.name) != entry.bytes:
                 raise InputOutputError(
@@ -108,13 +140,13 @@ class Uploads:
                 self.remote.remove(name)
         draft_folder = draft.partition("/")[0]
         for folder in {draft_folder, *(name.partition("/")[0] for name in listed)} - folders:
-            if folder.startswith(RUN_PREFIX):
+            if run_of(folder):
                 self.remote.remove_directory(folder)
 
     def remove(self, run: str) -> None:
-        """Removes what processes of `run` have uploaded."""
+        """Removes what processes of `run`, which no manifest names, have uploaded."""
         for folder in self.names():
-            if folder.removesuffix(_WORK).rpartition("-")[0] == run:
+            if run_of(folder) == run:
                 self.remote.remove_directory(folder)
 
     def discard(self) -> None:
@@ -137,5 +169,11 @@ class Uploads:
                 rows=int(rows) if rows else None,
                 xxh3=checksum,
             )
-        except ValueError as error:
-            raise ArtifactError(f"{self.remote.place(name)}: not a receipt: {error}") from None
+        except ValueError:
+            return None
+
+    def _read_manifest(self) -> bytes | None:
+        try:
+            return self.remote.read(MANIFEST)
+        except FileNotFoundError:
+            return None
