@@ -194,6 +194,20 @@ def test_shards_of_another_format_are_not_taken_over(
     assert finalize(out, overwrite=True) == ["a", "b"]
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_an_artifact_of_another_format_is_made_anew_if_so_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    out = str(tmp_path / "out")
+    make(out)
+    monkeypatch.setitem(manifests._FORMAT_VERSIONS, "tokens", 2)
+
+    with pytest.raises(manifests.ArtifactError, match="format version is 1, this smtkit reads 2"):
+        make(out, resume=resume)
+    assert make(out, overwrite=True, resume=resume).format_version == 2
+    Artifact.open(out)
+
+
 def test_a_receipt_that_says_nonsense_is_no_receipt(store: str) -> None:
     part(store, "a", "b")
     (folder,) = {name.partition("/")[0] for name in objects(store) if ".work/" in name}

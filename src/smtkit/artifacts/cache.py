@@ -1,4 +1,4 @@
-"""Local copies of remote files, by content: a file is fetched once, by one process of the machine.
+"""Local copies of remote files, by content: of processes that need a file, one fetches it, once.
 
 The cache is `$SMTKIT_CACHE`, or `~/.cache/smtkit`: `files/XXH3/NAME`. It also holds `staging/`,
 where runs that write to a URI work.
@@ -10,27 +10,36 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import xxhash
 
+from smtkit.artifacts.files import publish
 from smtkit.artifacts.locks import DirectoryLock
 from smtkit.artifacts.remote import Remote
-from smtkit.errors import ArtifactError, InputOutputError
+from smtkit.errors import ArtifactError, InputOutputError, UsageError
 
 if TYPE_CHECKING:
     from smtkit.artifacts.manifest import FileEntry
 
 _FETCHED_TOGETHER = 8
 
+# Of copies that this process found whole: inode, time and size. One step of a dict is atomic.
+_whole: dict[Path, tuple[int, int, int]] = {}
+
 
 def staging(remote: Remote) -> Path:
-    """Where runs on this machine that write to `remote` work."""
-    key = hashlib.sha256(remote.uri.encode()).hexdigest()[:16]
-    return _root() / "staging" / key
+    """Where runs with this cache that write to `remote` work, however its URI is spelled."""
+    parts = urlsplit(remote.uri)
+    place = unquote(parts.netloc.rpartition("@")[2] + parts.path).rstrip("/")
+    endpoint = parse_qs(parts.query).get("endpoint_override", [""])[0]
+    key = f"{parts.scheme}://{place}" + (f"?endpoint_override={endpoint}" if endpoint else "")
+    return _root() / "staging" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def fetch(remote: Remote, entries: "Sequence[FileEntry]") -> list[Path]:
-    """Local copies of files of `remote`, whole and checked; those not yet here are read from there.
+    """Local copies of files of `remote`, whole and checked; those that are not here, or no longer
+    what they were, are read from there.
 
     Raises ArtifactError where what comes is not what the manifest says, InputOutputError where
     nothing comes or the disk is full.
@@ -61,13 +70,13 @@ def check(remote: Remote, entry: "FileEntry", sink: BinaryIO | None = None) -> N
 def _fetch(remote: Remote, entry: "FileEntry") -> Path:
     directory = _root() / "files" / entry.xxh3
     path = directory / entry.logical_name
-    if _is_here(path, entry):
+    if _is_whole(path, entry):
         return path
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = DirectoryLock(directory, wait=True)
         try:
-            if not _is_here(path, entry):
+            if not _is_whole(path, entry):
                 _download(remote, entry, path)
         finally:
             lock.release()
@@ -77,21 +86,39 @@ def _fetch(remote: Remote, entry: "FileEntry") -> Path:
 
 
 def _download(remote: Remote, entry: "FileEntry", path: Path) -> None:
-    temporary = path.with_name(f".{path.name}")
+    temporary = path.with_name(".part")  # one name: what a kill leaves is written over
     try:
         with temporary.open("wb") as file:
             check(remote, entry, file)
-        temporary.replace(path)
+            file.flush()
+            os.fsync(file.fileno())
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _is_here(path: Path, entry: "FileEntry") -> bool:
+def _is_whole(path: Path, entry: "FileEntry") -> bool:
+    """Whether a copy is here and right; read once a process, and again if it was touched."""
     try:
-        return path.stat().st_size == entry.bytes
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if status.st_size != entry.bytes:
+                return False
+            if _whole.get(path) != stamp:
+                if hashlib.file_digest(file, xxhash.xxh3_128).hexdigest() != entry.xxh3:
+                    return False
+                _whole[path] = stamp
     except OSError:
         return False
+    return True
 
 
 def _root() -> Path:
-    return Path(os.environ.get("SMTKIT_CACHE") or "~/.cache/smtkit").expanduser()
+    text = os.environ.get("SMTKIT_CACHE") or "~/.cache/smtkit"
+    if "://" in text:
+        raise UsageError(f"SMTKIT_CACHE is {text}, expected a path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{text}: there is no such home", "set SMTKIT_CACHE to a path") from None

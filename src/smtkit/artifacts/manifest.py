@@ -8,9 +8,9 @@ last.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 
 Kind = Literal["tokens", "encoder", "labels", "rnn", "evaluation", "report"]
+_READINGS = 5  # of a manifest that is replaced again and again
 _FORMAT_VERSIONS: dict[str, int] = {"labels": 4}  # of the others: 1
 
 _MADE_BY: dict[str, str] = {  # of those that a stage reads
@@ -32,6 +33,8 @@ _MADE_BY: dict[str, str] = {  # of those that a stage reads
     "rnn": "smtkit train-rnn",
 }
 
+_Read = TypeVar("_Read")
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,7 +43,7 @@ class _Record(BaseModel):
 class FileEntry(_Record):
     """One file: `name` is relative to the artifact, `<run>/<logical name>`; `xxh3` is 128 bits."""
 
-    name: str = Field(pattern=r"^[^/]+/[^/.][^/]*$")
+    name: str = Field(pattern=r"^[^/.\p{Cc}][^/\p{Cc}]*/[^/.\p{Cc}][^/\p{Cc}]*$")
     bytes: int
     rows: int | None
     xxh3: str = Field(pattern=r"^[0-9a-f]{32}$")
@@ -106,16 +109,14 @@ class Artifact:
         artifact of that kind and of this format version, or a file is missing or cut short.
         """
         location = locate(directory)
-        artifact = cls(location, read_manifest(location))
-        found = artifact.manifest.kind
-        if kinds and found not in kinds:
-            wanted = " or ".join(kinds)
-            hint = ", ".join(
-                f"{kind}: made by {_MADE_BY[kind]}" for kind in kinds if kind in _MADE_BY
-            )
-            raise ArtifactError(f"{location}: kind is {found}, expected {wanted}", hint or None)
-        _check_sizes(location, artifact.manifest.files)
-        return artifact
+
+        def checked(content: bytes) -> "Artifact":
+            manifest = _parse(location, content)
+            _check_kind(location, manifest.kind, kinds)
+            _check_sizes(location, manifest.files)
+            return cls(location, manifest)
+
+        return _read_steadily(location, checked)
 
     def file(self, logical_name: str) -> Path:
         """The path of a file of this artifact. Raises ArtifactError if it has none of the name."""
@@ -135,11 +136,9 @@ class Artifact:
         """The path of a file whose checksum was found right. Raises ArtifactError otherwise."""
         entry = self._entry(logical_name)
         (path,) = self._paths([entry])
-        found = hash_file(path)
-        if found != entry.xxh3 and isinstance(self.directory, Remote):
-            path.unlink()
-            return self._paths([entry])[0]
-        if found != entry.xxh3:
+        if isinstance(self.directory, Remote):
+            return path  # the cache has checked it
+        if (found := hash_file(path)) != entry.xxh3:
             raise ArtifactError(f"{path}: damaged: xxh3 is {found}, the manifest says {entry.xxh3}")
         return path
 
@@ -173,35 +172,12 @@ class Artifact:
         return self._entries[logical_name]
 
 
-def read_manifest(directory: Location) -> Manifest:
-    """Reads and checks `directory/manifest.json`. Raises UsageError or ArtifactError."""
-    path = place_in(directory, MANIFEST)
-    try:
-        content = json.loads(_read(directory, MANIFEST))
-    except (FileNotFoundError, NotADirectoryError):
-        exists = directory.sizes() if isinstance(directory, Remote) else directory.exists()
-        if not exists:
-            raise UsageError(f"{directory}: no such artifact") from None
-        raise ArtifactError(
-            f"{directory}: not a complete artifact: it holds no {MANIFEST}"
-        ) from None
-    except OSError as error:
-        raise InputOutputError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ArtifactError(f"{path}: not a manifest: {error}") from None
-    version = content.get("format_version") if isinstance(content, dict) else None
-    kind = str(content.get("kind")) if isinstance(content, dict) else ""
-    if version != (allowed := format_version(kind)):
-        raise ArtifactError(
-            f"{path}: format version is {version}, this smtkit reads {allowed}",
-            f"{kind} are made by {_MADE_BY[kind]}" if kind in _MADE_BY else None,
-        )
-    try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        detail = error.errors()[0]
-        key = ".".join(map(str, detail["loc"]))
-        raise ArtifactError(f"{path}: {key}: {detail['msg']}") from None
+def read_manifest(directory: Location, *, any_format: bool = False) -> Manifest:
+    """Reads and checks `directory/manifest.json`. Raises UsageError or ArtifactError.
+
+    `any_format`: also that of an artifact which this smtkit does not read.
+    """
+    return _read_steadily(directory, lambda content: _parse(directory, content, any_format))
 
 
 def format_version(kind: str) -> int:
@@ -239,10 +215,65 @@ def place_in(directory: Location, name: str) -> str:
     return str(directory / name)
 
 
-def _read(directory: Location, name: str) -> bytes:
-    if isinstance(directory, Remote):
-        return directory.read(name)
-    return (directory / name).read_bytes()
+def _read_steadily(directory: Location, checked: Callable[[bytes], _Read]) -> _Read:
+    """What `checked` makes of the manifest. A run that commits meanwhile may tear it as it is read
+    from a store, and removes files of the old one: an error counts if the manifest stays."""
+    content = _read(directory)
+    for _ in range(_READINGS - 1):
+        try:
+            return checked(content)
+        except ArtifactError:
+            before, content = content, _read(directory)
+            if content == before:
+                raise
+    return checked(content)
+
+
+def _read(directory: Location) -> bytes:
+    """The manifest as it lies there."""
+    try:
+        if isinstance(directory, Remote):
+            return directory.read(MANIFEST)
+        return (directory / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        exists = directory.sizes() if isinstance(directory, Remote) else directory.exists()
+        if not exists:
+            raise UsageError(f"{directory}: no such artifact") from None
+        raise ArtifactError(
+            f"{directory}: not a complete artifact: it holds no {MANIFEST}"
+        ) from None
+    except OSError as error:
+        raise InputOutputError(f"{place_in(directory, MANIFEST)}: {error.strerror}") from None
+
+
+def _parse(directory: Location, text: bytes, any_format: bool = False) -> Manifest:
+    path = place_in(directory, MANIFEST)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not a manifest: {error}") from None
+    version = content.get("format_version") if isinstance(content, dict) else None
+    kind = str(content.get("kind")) if isinstance(content, dict) else ""
+    if version != (allowed := format_version(kind)) and not any_format:
+        raise ArtifactError(
+            f"{path}: format version is {version}, this smtkit reads {allowed}",
+            f"{kind} are made by {_MADE_BY[kind]}" if kind in _MADE_BY else None,
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        key = ".".join(map(str, detail["loc"]))
+        raise ArtifactError(f"{path}: {key}: {detail['msg']}") from None
+
+
+def _check_kind(directory: Location, found: Kind, allowed: Sequence[Kind]) -> None:
+    if allowed and found not in allowed:
+        hint = ", ".join(
+            f"{kind}: made by {_MADE_BY[kind]}" for kind in allowed if kind in _MADE_BY
+        )
+        wanted = " or ".join(allowed)
+        raise ArtifactError(f"{directory}: kind is {found}, expected {wanted}", hint or None)
 
 
 def _check_sizes(directory: Location, files: Sequence[FileEntry]) -> None:

@@ -266,7 +266,7 @@ class Run:
         `overwrite`: what was named by mistake is not lost."""
         if MANIFEST not in names:
             return None
-        manifest = read_manifest(self.location)
+        manifest = read_manifest(self.location, any_format=self._overwrite)
         if manifest.kind != self.kind:
             raise UsageError(
                 f"--out {self.location}: holds an artifact of kind {manifest.kind}, not "
@@ -277,7 +277,8 @@ class Run:
 
     def _is_complete(self, manifest: Manifest) -> bool:
         """Whether there is nothing to do. Raises UsageError where the settings were others."""
-        difference = difference_of(manifest.identity, self._identity)
+        made = {"kind": manifest.kind, "format_version": manifest.format_version}
+        difference = difference_of({**made, **manifest.identity}, self._same)
         if difference is None:
             self.finished = manifest
         else:
