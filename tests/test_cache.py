@@ -97,7 +97,7 @@ def test_a_damaged_copy_and_a_damaged_file_are_an_error(store: Remote, tmp_path:
         artifact.file("data")
 
 
-def test_labels_whose_copies_were_damaged_are_trained_on(
+def test_damaged_copies_of_labels_go_when_the_artifact_is_verified(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
     labels = Remote(f"file://{pipeline.labels}")
@@ -111,6 +111,8 @@ def test_labels_whose_copies_were_damaged_are_trained_on(
         middle = len(content) // 2
         content[middle : middle + 1000] = b"\xff" * 1000
         copy.write_bytes(content)
+    Artifact.open(labels).verify()
+    assert not list((tmp_path / "cache" / "files").rglob("*.arrow"))
     assert train_rnn.run(config, labels, tmp_path / "again").digest == whole.digest
 
 

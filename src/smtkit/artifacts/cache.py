@@ -4,9 +4,10 @@ The cache is `$SMTKIT_CACHE`, or `~/.cache/smtkit`: `files/XXH3/NAME`. It also h
 where runs that write to a URI work.
 """
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -37,15 +38,27 @@ def staging(remote: Remote) -> Path:
     return _root() / "staging" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def fetch(remote: Remote, entries: "Sequence[FileEntry]") -> list[Path]:
+def fetch(
+    remote: Remote, entries: "Sequence[FileEntry]", *, rows_are_checked: bool = False
+) -> list[Path]:
     """Local copies of files of `remote`, whole and checked; those that are not here, or no longer
     what they were, are read from there.
 
-    Raises ArtifactError where what comes is not what the manifest says, InputOutputError where
-    nothing comes or the disk is full.
+    `rows_are_checked`: whoever reads files of rows finds damage in them, so that copies of these
+    are not read here for that alone. Raises ArtifactError where what comes is not what the manifest
+    says, InputOutputError where nothing comes or the disk is full.
     """
     with ThreadPoolExecutor(_FETCHED_TOGETHER) as pool:
-        return list(pool.map(lambda entry: _fetch(remote, entry), entries))
+        return list(pool.map(lambda entry: _fetch(remote, entry, rows_are_checked), entries))
+
+
+def drop_damaged(entry: "FileEntry") -> None:
+    """Removes a copy that is not what the manifest says, to be fetched again."""
+    path = _path(entry)
+    if path.exists():
+        with _locked(path):
+            if not _is_whole(path, entry):
+                path.unlink(missing_ok=True)
 
 
 def check(remote: Remote, entry: "FileEntry", sink: BinaryIO | None = None) -> None:
@@ -67,22 +80,31 @@ def check(remote: Remote, entry: "FileEntry", sink: BinaryIO | None = None) -> N
         )
 
 
-def _fetch(remote: Remote, entry: "FileEntry") -> Path:
-    directory = _root() / "files" / entry.xxh3
-    path = directory / entry.logical_name
-    if _is_whole(path, entry):
-        return path
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = DirectoryLock(directory, wait=True)
-        try:
+def _path(entry: "FileEntry") -> Path:
+    return _root() / "files" / entry.xxh3 / entry.logical_name
+
+
+def _fetch(remote: Remote, entry: "FileEntry", rows_are_checked: bool) -> Path:
+    path = _path(entry)
+    enough = _is_here if rows_are_checked and entry.rows is not None else _is_whole
+    if not enough(path, entry):
+        with _locked(path):
             if not _is_whole(path, entry):
                 _download(remote, entry, path)
+    return path
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = DirectoryLock(path.parent, wait=True)
+        try:
+            yield
         finally:
             lock.release()
     except OSError as error:
         raise InputOutputError(f"{path}: {error.strerror}") from None
-    return path
 
 
 def _download(remote: Remote, entry: "FileEntry", path: Path) -> None:
@@ -95,6 +117,14 @@ def _download(remote: Remote, entry: "FileEntry", path: Path) -> None:
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_here(path: Path, entry: "FileEntry") -> bool:
+    """Whether a copy is here, by its size."""
+    try:
+        return path.stat().st_size == entry.bytes
+    except OSError:
+        return False
 
 
 def _is_whole(path: Path, entry: "FileEntry") -> bool:

@@ -143,11 +143,12 @@ class Artifact:
         return path
 
     def verify(self) -> None:
-        """Reads every file, and at a URI no copies, and compares checksums. Raises ArtifactError at
-        the first difference."""
+        """Reads every file and compares checksums; at a URI the files there, and then copies of
+        them, which go if they are wrong. Raises ArtifactError at the first difference."""
         for name, entry in self._entries.items():
             if isinstance(self.directory, Remote):
                 cache.check(self.directory, entry)
+                cache.drop_damaged(entry)
             else:
                 self.verified(name)
 
@@ -161,7 +162,8 @@ class Artifact:
 
     def _paths(self, entries: Sequence[FileEntry]) -> list[Path]:
         if isinstance(self.directory, Remote):
-            return cache.fetch(self.directory, entries)
+            of_labels = self.manifest.kind == "labels"
+            return cache.fetch(self.directory, entries, rows_are_checked=of_labels)
         return [self.directory / entry.name for entry in entries]
 
     def _entry(self, logical_name: str) -> FileEntry:
