@@ -205,7 +205,7 @@ def test_what_is_not_there_is_said_in_one_line(store: str, command: Command, end
     assert result.code == 74
     assert result.line().startswith("s3://b/x")
     result = command("inspect", "s3://b/x?nonsense=1")
-    assert result.code == 74
+    assert result.code == 2
     assert "nonsense" in result.line()
 
 

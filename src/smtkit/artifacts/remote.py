@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, unquote_to_bytes
 
 import pyarrow as pa
 import xxhash
@@ -21,8 +21,29 @@ from pyarrow import fs
 
 from smtkit.errors import InputOutputError, UsageError
 
-SCHEMES = ("file", "gs", "s3")
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_EXPECTED = {"file": "file:///path", "gs": "gs://bucket/name", "s3": "s3://bucket/name"}
+_OPTIONS = {  # those that pyarrow reads in a URI
+    "gs": ("endpoint_override", "location", "project_id", "retry_limit_seconds", "scheme"),
+    "s3": (
+        "allow_bucket_creation",
+        "allow_bucket_deletion",
+        "allow_delayed_open",
+        "endpoint_override",
+        "region",
+        "scheme",
+        "smart_defaults",
+        "tls_ca_dir_path",
+        "tls_ca_file_path",
+        "tls_verify_certificates",
+    ),
+}
+
+_URI = re.compile(r"(?:file|gs|s3):|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"@|^[^/?#\[]*:(?!\d*(?:[/?#]|$))")  # or a colon, and not a port
+_UNENCODED = re.compile(r"%(?![0-9A-Fa-f]{2})|[^\w.~:/?@!$&'()*+,;=%-]", re.ASCII)
+_BUCKET = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
 _BLOCK = 2**23  # bytes
 _GS_PATIENCE = "retry_limit_seconds="
 
@@ -115,6 +136,8 @@ class Remote:
             uri += f"{'&' if '?' in uri else '?'}{_GS_PATIENCE}60"  # else it tries for 15 minutes
         try:
             filesystem, root = fs.FileSystem.from_uri(uri)
+        except pa.ArrowInvalid as error:
+            raise UsageError(f"{self.uri}: {_reason(error)}") from None
         except (OSError, pa.ArrowException) as error:
             raise InputOutputError(f"{self.uri}: {_reason(error)}") from None
         return filesystem, root.rstrip("/")
@@ -163,26 +186,106 @@ def locate(path: "str | os.PathLike[str] | Remote") -> Location:
     text = os.fspath(path)
     if not _URI.match(text):
         return Path(text)
-    parts = urlsplit(text)
-    if parts.scheme not in SCHEMES:
+    scheme, _, rest = text.partition(":")
+    scheme, slashes, rest = scheme.lower(), rest[:2], rest.removeprefix("//")
+    _refuse_credentials(scheme, rest)
+    shown = _shown(text)
+    if scheme not in _EXPECTED:
         raise UsageError(
-            f"{text}: scheme is {parts.scheme}, allowed: a path, or "
-            + ", ".join(f"{scheme}://" for scheme in SCHEMES)
+            f"{shown}: scheme is {scheme}, allowed: a path, or "
+            + ", ".join(f"{allowed}://" for allowed in _EXPECTED)
         )
-    if parts.scheme == "file":
-        if parts.netloc not in ("", "localhost"):
-            raise UsageError(f"{text}: host is {parts.netloc}, allowed: file:///path")
-        return Path(unquote(parts.path))
-    if "@" in parts.netloc.removeprefix("anonymous@"):  # manifests and messages repeat the URI
+    if slashes != "//":
+        raise UsageError(f"{shown}: expected {_EXPECTED[scheme]}")
+    return _file(shown, rest) if scheme == "file" else _remote(shown, scheme, rest)
+
+
+def _refuse_credentials(scheme: str, rest: str) -> None:
+    """Before all else, and nothing that may be one is shown: manifests and messages repeat URIs."""
+    if scheme == "gs":
+        rest = rest.removeprefix("anonymous@")
+    if _CREDENTIALS.search(rest):
         raise UsageError(
-            f"{parts.scheme}://...@{parts.netloc.rpartition('@')[2]}{parts.path}: a URI with "
-            "credentials",
-            "give them in the environment or the configuration of the store's own tools",
+            f"{scheme}://...: a URI with credentials, or with an @ that is not written %40",
+            "give credentials in the environment or the configuration of the store's own tools",
         )
-    if parts.fragment or not parts.netloc or not parts.path.strip("/"):
-        raise UsageError(f"{text}: expected {parts.scheme}://bucket/name")
-    query = f"?{parts.query}" if parts.query else ""
-    return Remote(f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}{query}")
+
+
+def _shown(text: str) -> str:
+    """A URI for messages: on one line, without options, which may be secrets."""
+    base = text.partition("?")[0]
+    return "".join(c if c.isprintable() else f"%{ord(c):02X}" for c in base)
+
+
+def _file(shown: str, rest: str) -> Path:
+    if found := re.search(r"[?#]", rest):
+        raise UsageError(
+            f"{shown}: {found[0]} in a URI, expected {_EXPECTED['file']}",
+            f"in a name it is written %{ord(found[0]):02X}",
+        )
+    host, slash, path = rest.partition("/")
+    decoded = os.fsdecode(unquote_to_bytes(os.fsencode(path)))
+    _refuse_control(shown, host + decoded)
+    if host not in ("", "localhost"):
+        raise UsageError(f"{shown}: host is {host}, allowed: {_EXPECTED['file']}")
+    if not slash:
+        raise UsageError(f"{shown}: expected {_EXPECTED['file']}")
+    return Path(f"/{decoded}")
+
+
+def _remote(shown: str, scheme: str, rest: str) -> Remote:
+    if found := _UNENCODED.search(rest):
+        raise UsageError(
+            f"{shown}: {found[0]!a} in a URI, expected {_EXPECTED[scheme]}",
+            "percent-encode what is not a letter, a digit or one of -._~: a space is %20, % is %25",
+        )
+    base, _, query = rest.partition("?")
+    authority, _, key = base.removesuffix("/").partition("/")
+    if not authority or not key:
+        raise UsageError(f"{shown}: expected {_EXPECTED[scheme]}")
+    _check_bucket(shown, authority.rpartition("@")[2])
+    _check_key(shown, key)
+    _check_options(shown, scheme, query)
+    return Remote(f"{scheme}://{authority}/{key}{'?' if query else ''}{query}")
+
+
+def _check_bucket(shown: str, bucket: str) -> None:
+    if ":" in bucket:
+        raise UsageError(
+            f"{shown}: a port after the bucket's name",
+            "a server is named by an option: s3://bucket/name?endpoint_override=host:port",
+        )
+    if not _BUCKET.fullmatch(bucket):
+        raise UsageError(
+            f"{shown}: bucket is {bucket}, allowed: a letter or digit, then these and -._"
+        )
+
+
+def _check_key(shown: str, key: str) -> None:
+    try:
+        decoded = unquote(key, errors="strict")  # before it is split: %2F is a slash to pyarrow
+    except UnicodeDecodeError:
+        raise UsageError(f"{shown}: a name that is not UTF-8") from None
+    _refuse_control(shown, decoded)
+    for name in decoded.split("/"):
+        if name in ("", ".", ".."):  # to be taken out on the way, which leads elsewhere
+            raise UsageError(f"{shown}: {name or 'nothing'} between slashes, expected a name")
+
+
+def _refuse_control(shown: str, decoded: str) -> None:
+    if found := _CONTROL.search(decoded):
+        raise UsageError(f"{shown}: a name with the control character {found[0]!a}")
+
+
+def _check_options(shown: str, scheme: str, query: str) -> None:
+    for option in query.split("&") if query else ():
+        name, _, value = option.partition("=")
+        if not value:
+            raise UsageError(f"{shown}: an option without a value, expected ?name=value&name=value")
+        if name not in _OPTIONS[scheme]:
+            raise UsageError(f"{shown}: option is {name}, allowed: {', '.join(_OPTIONS[scheme])}")
+        if name == "endpoint_override" and "@" in unquote(value):
+            raise UsageError(f"{shown}: endpoint_override with an @, expected host:port")
 
 
 def _reason(error: Exception) -> str:
