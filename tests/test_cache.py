@@ -252,7 +252,7 @@ def staging(uri: str) -> Path:
     [
         ("s3://bucket/a/sp", "s3://bucket/a/sp?region=us-east-1"),
         ("s3://bucket/a/sp", "s3://bucket/a/s%70/"),
-        ("s3://bucket/a/sp", "s3://bucket/a%2Fsp%2F?scheme=http"),
+        ("s3://bucket/a/sp", "s3://bucket/a%2Fsp/?scheme=http"),
         ("gs://bucket/a", "gs://anonymous@bucket/a?retry_limit_seconds=3"),
         ("s3://b/a?endpoint_override=h:1", "s3://b/a?scheme=http&endpoint_override=h%3A1"),
     ],
