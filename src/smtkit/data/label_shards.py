@@ -8,7 +8,8 @@ B: windows, T: window, K: slots, D: slot width, P: positions of each window.
 
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -106,24 +107,27 @@ class LabelShards:
         size, step = column.ends[parts], count * column.width
         lent = self._buffers.take((len(rows) - 1) * step + size)
         view = lent.numpy().data
-        for number, place in enumerate(self._places(column, rows)):
-            at = number * step
-            self._read(column, place, 0, parts, view[at : at + size])
+        into = [view[at : at + size] for at in range(0, len(rows) * step, step)]
+        self._read(column, zip(self._places(column, rows), repeat((0, parts)), into, strict=False))
         return lent[: len(rows) * step]
 
     def _some(self, column: "_Column", rows: IntArray, positions: IntArray) -> Tensor:
         """Memories of rows at positions (B, P): parts are read aside, and copied from."""
         lent = self._buffers.take(positions.size * column.width)
-        aside = self._scratch.take(column.ends[-1])
-        view = aside.numpy().data
-        source = aside.numpy().reshape(-1, column.width)
+        aside = self._scratch.take(column.ends[-1]).numpy()
+        view, source = aside.data, aside.reshape(-1, column.width)
         targets = lent.numpy().reshape(*positions.shape, -1)
         runs = _runs(positions // self.shape.checked)
-        for number, (place, parts) in enumerate(zip(self._places(column, rows), runs, strict=True)):
-            for first, stop in parts:
-                self._read(column, place, first, stop, view[column.ends[first] : column.ends[stop]])
-            # Positions are in range; `raise` would copy into a buffer of numpy's first.
-            source.take(positions[number], 0, targets[number], mode="clip")
+
+        def wanted() -> "Iterator[_Wanted]":
+            places = zip(self._places(column, rows), runs, strict=True)
+            for number, (place, parts) in enumerate(places):
+                for first, stop in parts:
+                    yield place, (first, stop), view[column.ends[first] : column.ends[stop]]
+                # Positions are in range; `raise` would copy into a buffer of numpy's first.
+                source.take(positions[number], 0, targets[number], mode="clip")
+
+        self._read(column, wanted())
         return lent
 
     def _places(self, column: "_Column", rows: IntArray) -> "Iterator[_Place]":
@@ -132,24 +136,20 @@ class LabelShards:
         sums = self._sums[rows, column.sums]
         return zip(shards.tolist(), within.tolist(), offsets.tolist(), sums.tolist(), strict=True)
 
-    def _read(
-        self, column: "_Column", place: "_Place", first: int, stop: int, into: memoryview
-    ) -> None:
-        """Reads parts `first` to `stop` of a row into a buffer, and checks what arrived there."""
-        shard, row, offset, sums = place
-        ends, start = column.ends, column.ends[first]
-        try:
-            count = os.preadv(self._files[shard], (into,), offset + start)
-        except OSError as error:
-            raise InputOutputError(f"{self._shards[shard].path}: {error.strerror}") from None
-        if count != len(into):
-            raise self._wrong(shard, row, "the file has been cut short")
-        found = [
-            xxh3_64_intdigest(into[ends[part] - start : ends[part + 1] - start])
-            for part in range(first, stop)
-        ]
-        if found != sums[first:stop]:
-            raise self._wrong(shard, row, "damaged: wrong checksum")
+    def _read(self, column: "_Column", wanted: "Iterable[_Wanted]") -> None:
+        """Reads each into its buffer, and checks what arrived there before it asks for the next."""
+        preadv, digest, files, known = os.preadv, xxh3_64_intdigest, self._files, None
+        for (shard, row, offset, sums), parts, into in wanted:
+            if parts != known:
+                known, (start, cuts) = parts, column.cuts(*parts)
+            try:
+                count = preadv(files[shard], (into,), offset + start)
+            except OSError as error:
+                raise InputOutputError(f"{self._shards[shard].path}: {error.strerror}") from None
+            if count != len(into):
+                raise self._wrong(shard, row, "the file has been cut short")
+            if [digest(into[cut]) for cut in cuts] != sums[parts[0] : parts[1]]:
+                raise self._wrong(shard, row, "damaged: wrong checksum")
 
     def _found(self, rows: IntArray) -> tuple[IntArray, IntArray]:
         """The shard of each row, and its number there."""
@@ -162,6 +162,8 @@ class LabelShards:
 
 _Place = tuple[int, int, int, list[int]]
 """Of a row: its shard, its number there, where it begins in the file, checksums of its parts."""
+_Wanted = tuple[_Place, tuple[int, int], memoryview]
+"""Of a row: its place, first part and the one after the last, and a buffer of their size."""
 
 
 class _Column:
@@ -173,6 +175,12 @@ class _Column:
         self.width = shape.width(name)
         self.ends = [0, *(shape.positions(part).stop * self.width for part in range(shape.parts))]
         self.sums = shape.sums(name)
+
+    def cuts(self, first: int, stop: int) -> tuple[int, list[slice]]:
+        """Where parts `first` to `stop` begin in a row, and each of them in what is read there."""
+        start = self.ends[first]
+        ends = [end - start for end in self.ends[first : stop + 1]]
+        return start, [slice(*pair) for pair in pairwise(ends)]
 
 
 class _Shard:
