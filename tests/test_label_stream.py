@@ -302,6 +302,48 @@ def test_a_shard_that_is_cut_short_while_it_is_read_is_an_error(tmp_path, positi
         labels.memories(np.array([2]), positions)
 
 
+def test_no_flipped_bit_is_more_than_an_error_or_a_right_row(tmp_path):
+    path = tmp_path / "train-00000.arrow"
+    _made(path, _normal(2, 4, 1, 2), "int8")
+    sound = path.read_bytes()
+    rows, expected = np.arange(2), LabelShards([path]).memories(np.arange(2), range(4))[0]
+    for place in range(0, len(sound), 3):
+        content = bytearray(sound)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        try:
+            labels = LabelShards([path])
+            labels.windows(rows)
+            assert torch.equal(labels.memories(rows, range(4))[0], expected)
+        except ArtifactError:
+            pass
+
+
+@pytest.mark.parametrize("window", [-1, 10**10, 1.5])
+def test_a_shape_that_cannot_be_is_refused(tmp_path, window):
+    path = tmp_path / "train-00000.arrow"
+    _made(path, _normal(2, 4, 1, 2), "float16")
+    table = pa.ipc.open_file(path).read_all()
+    told = {**json.loads(table.schema.metadata[b"smtkit"]), "window": window}
+    with pa.ipc.new_file(path, table.schema.with_metadata({"smtkit": json.dumps(told)})) as file:
+        file.write_table(table.replace_schema_metadata({"smtkit": json.dumps(told)}))
+    with pytest.raises(ArtifactError, match=str(path)):
+        LabelShards([path])
+
+
+def test_what_comes_in_pieces_is_put_together(tmp_path, monkeypatch):
+    path = tmp_path / "train-00000.arrow"
+    labels, rows = _several_parts(path), np.arange(3)
+    expected = labels.memories(rows, range(7))[0].clone()
+    read = os.preadv
+
+    def some(file: int, buffers: tuple[memoryview], offset: int) -> int:
+        return read(file, [buffers[0][:10_001]], offset)
+
+    monkeypatch.setattr(os, "preadv", some)
+    assert torch.equal(labels.memories(rows, range(7))[0], expected)
+
+
 def test_a_missing_shard_is_named(pipeline, tmp_path):
     copied = shutil.copytree(pipeline.labels, tmp_path / "copied")
     (path,) = shards(copied, "train")

@@ -83,6 +83,56 @@ def test_over_nfs_what_is_locked_is_open_for_writing(tmp_path, monkeypatch):
     DirectoryLock(tmp_path).release()
 
 
+def test_whoever_lost_its_file_takes_no_other(tmp_path):
+    lost = DirectoryLock(tmp_path)
+    (tmp_path / LOCK).unlink()
+    held = DirectoryLock(tmp_path)
+    lost.release()
+    with pytest.raises(BlockingIOError):
+        DirectoryLock(tmp_path)
+    held.release()
+
+
+def test_a_link_is_not_followed(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / LOCK).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        DirectoryLock(tmp_path / "in")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_that_cannot_be_removed_is_no_matter(tmp_path, monkeypatch):
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    held = DirectoryLock(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        held.release()
+    DirectoryLock(tmp_path).release()
+
+
+def test_a_file_that_nfs_calls_stale_is_opened_anew(tmp_path, monkeypatch):
+    lock, stale = fcntl.flock, [True]
+
+    def once(file: int, kind: int) -> None:
+        if stale and stale.pop():
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        lock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", once)
+    DirectoryLock(tmp_path).release()
+    assert not stale
+
+
+def test_in_vain_leaves_nothing_unless_another_shares_it(tmp_path):
+    first, second = (DirectoryLock(tmp_path, shared=True) for _ in range(2))
+    first.release(in_vain=True)
+    assert (tmp_path / LOCK).exists()
+    second.release(in_vain=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def none(file: int, kind: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

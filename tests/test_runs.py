@@ -1,7 +1,10 @@
 """Which work of earlier runs a run goes on from, which it lets lie, and what it never touches."""
 
 import contextlib
+import errno
+import fcntl
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +16,11 @@ import pytest
 from conftest import Command, KilledError
 from object_store import Width, at, make, objects, put
 from smtkit.artifacts import manifest as manifests
-from smtkit.artifacts.cache import staging
-from smtkit.artifacts.manifest import MANIFEST, Artifact
+from smtkit.artifacts.locks import DirectoryLock
+from smtkit.artifacts.manifest import Artifact
 from smtkit.artifacts.run import Run
 from smtkit.artifacts.shards import ShardWriter
-from smtkit.errors import LockedError, UsageError
+from smtkit.errors import InputOutputError, LockedError, UsageError
 
 SHARDS = ("a", "b")
 
@@ -179,6 +182,49 @@ def test_other_objects_are_not_taken_for_runs(store: str) -> None:
     assert at(store).read("run-1/thesis.txt") == b"mine"
 
 
+@pytest.mark.parametrize("options", [{}, {"part": True}, {"overwrite": True}, {"resume": True}])
+def test_a_refused_run_leaves_a_directory_as_it_was(tmp_path: Path, options: dict) -> None:
+    for name in (".lock", "notes.txt"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(UsageError, match="holds other files"):
+        make(str(tmp_path), **options)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        ".lock": "mine",
+        "notes.txt": "mine",
+    }
+
+
+def test_where_nothing_can_be_locked_no_directory_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(InputOutputError, match="cannot be locked"):
+        make(str(tmp_path / "a" / "b"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_whole_artifact_may_lie_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    made = make(str(tmp_path / "out"))
+
+    def refused(self: object, directory: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(directory / "lock"))
+
+    monkeypatch.setattr(DirectoryLock, "__init__", refused)
+    if width == 1:
+        assert make(str(tmp_path / "out"), resume=True) == made
+    else:
+        with pytest.raises(UsageError, match="width was 1, is 2"):
+            make(str(tmp_path / "out"), width=2, resume=True)
+    with pytest.raises(InputOutputError, match="out/lock: Read-only file system"):
+        make(str(tmp_path / "out"), overwrite=True)
+
+
 # --- what is of another format, or damaged -------------------------------------------------------
 
 
@@ -208,6 +254,29 @@ def test_an_artifact_of_another_format_is_made_anew_if_so_asked(
     Artifact.open(out)
 
 
+@pytest.mark.parametrize(("kind", "version"), [("tokens", 1), ("labels", 3)])
+def test_a_run_of_before_records_told_the_format_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, version: int
+) -> None:
+    monkeypatch.setitem(manifests._FORMAT_VERSIONS, kind, version)
+    folder = tmp_path / "run-01234567"
+    folder.mkdir()
+    record = {"kind": kind, "identity": {"width": 1}, "started": "2026-01-01T00:00:00+00:00"}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "checkpoint.json").write_text("{}")
+
+    with Run(tmp_path, kind, Width(), resume=True) as run:
+        assert run.has("checkpoint.json")
+
+
+def test_what_killed_processes_were_writing_goes_when_a_run_goes_on(tmp_path: Path) -> None:
+    stopped(str(tmp_path))
+    (folder,) = tmp_path.glob("run-*")
+    (folder / ".train-00000.arrow.01234567").write_bytes(b"half")
+    with Run(tmp_path, "tokens", Width(), resume=True) as run:
+        assert {path.name for path in run.directory.iterdir()} == {"run.json", "checkpoint.json"}
+
+
 def test_a_receipt_that_says_nonsense_is_no_receipt(store: str) -> None:
     part(store, "a", "b")
     (folder,) = {name.partition("/")[0] for name in objects(store) if ".work/" in name}
@@ -230,12 +299,11 @@ def test_a_record_that_is_not_text_is_said_to_be_damaged(
     Artifact.open(store)
 
 
-def test_records_elsewhere_are_not_fetched(store: str, another_machine: Callable[[], None]) -> None:
+def test_records_elsewhere_are_not_fetched(store: str, tmp_path: Path) -> None:
     put(store, "..-deadbeef.work/run.json", b"{}")
-    put(store, MANIFEST, b"")
-    with pytest.raises(manifests.ArtifactError):
+    with pytest.raises(UsageError, match="holds other files"):
         make(store)
-    assert not (staging(at(store)) / "run.json").exists()
+    assert not list((tmp_path / "cache").rglob("run.json"))
 
 
 # --- the same shard from two processes -----------------------------------------------------------

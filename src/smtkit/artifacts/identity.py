@@ -9,6 +9,9 @@ from typing import Any
 
 from smtkit.errors import ArtifactError
 
+_UNRECORDED_FORMATS = {"labels": 3}
+"""Of records that say nothing of the format, by kind; of other kinds 1."""
+
 
 def read_record(record: Path) -> tuple[dict[str, Any], datetime]:
     """What identifies an unfinished run, its kind and format included, and when it was started.
@@ -18,7 +21,11 @@ def read_record(record: Path) -> tuple[dict[str, Any], datetime]:
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
         started = datetime.fromisoformat(found["started"])
-        return {**found["identity"]}, started
+        identity = found["identity"]
+        if "kind" in found:
+            version = _UNRECORDED_FORMATS.get(found["kind"], 1)
+            identity = {"kind": found["kind"], "format_version": version, **identity}
+        return {**identity}, started
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{record}: damaged: {error}", "--overwrite starts anew") from None
 

@@ -259,7 +259,7 @@ def _parse(directory: Location, text: bytes, any_format: bool = False) -> Manife
     if version != (allowed := format_version(kind)) and not any_format:
         raise ArtifactError(
             f"{path}: format version is {version}, this smtkit reads {allowed}",
-            f"{kind} are made by {_MADE_BY[kind]}" if kind in _MADE_BY else None,
+            f"make it again: {_MADE_BY[kind]} ... --overwrite" if kind in _MADE_BY else None,
         )
     try:
         return Manifest.model_validate(content)

@@ -1,8 +1,8 @@
 """The commit protocol: how an artifact comes to be, and how the old one stays whole until then.
 
-A run writes into a folder of its own inside the artifact's directory, under a lock. `commit`
-replaces the manifest atomically, and then collects what no manifest names. At a URI the same holds
-of a staging folder on this machine, from which finished files are uploaded.
+A run writes into a folder of its own in the artifact's directory, under a lock; `commit` replaces
+the manifest atomically, and then collects what no manifest names. At a URI it is the same in a
+staging folder on this machine, from which finished files are uploaded.
 """
 
 import contextlib
@@ -12,14 +12,16 @@ import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import filterfalse
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import smtkit
 from smtkit.artifacts.files import write_atomically
+from smtkit.artifacts.folders import RUN_RECORD, collect, is_of_runs, run_of, runs_of
 from smtkit.artifacts.identity import difference_of, key_of, read_record
-from smtkit.artifacts.locks import LOCK, DirectoryLock
+from smtkit.artifacts.locks import DirectoryLock
 from smtkit.artifacts.manifest import (
     MANIFEST,
     Artifact,
@@ -33,7 +35,7 @@ from smtkit.artifacts.manifest import (
 )
 from smtkit.artifacts.provenance import command_line, git_revision, package_versions
 from smtkit.artifacts.remote import Remote, locate
-from smtkit.artifacts.uploads import RUN_RECORD, Uploads, run_of, runs_of
+from smtkit.artifacts.uploads import Uploads
 from smtkit.config import Config
 from smtkit.errors import InputOutputError, LockedError, UsageError
 
@@ -90,6 +92,7 @@ class Run:
 
     def __enter__(self) -> Self:
         self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
+        self._lock: DirectoryLock | None = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = DirectoryLock(self.path, shared=self._part)
@@ -98,14 +101,20 @@ class Run:
         except (FileExistsError, NotADirectoryError):
             raise UsageError(f"--out {self.path}: not a directory") from None
         except OSError as error:
-            raise InputOutputError(f"--out {self.path}: {error.strerror}") from None
+            if self._nothing_to_do():
+                return self
+            reason = f"{error.filename or self.path}: {error.strerror}"
+            raise InputOutputError(f"--out {reason}") from None
+        except InputOutputError:
+            self._withdraw()
+            raise
         try:
             self._take_place()
             if self._uploads and self.finished is None:
                 self._take_uploads(self._uploads.whole(self.directory.name))
                 self._uploads.announce()
         except BaseException:
-            self._lock.release()
+            self._withdraw()
             raise
         return self
 
@@ -119,12 +128,17 @@ class Run:
             shutil.rmtree(self.directory, ignore_errors=True)
             if self._uploads:
                 self._uploads.discard()
+            self._withdraw()
+        elif self._lock:
             self._lock.release()
-            with contextlib.suppress(OSError):
-                for directory in self._created:
-                    directory.rmdir()
-        else:
-            self._lock.release()
+
+    def _withdraw(self) -> None:
+        """Leaves the place as it was found."""
+        if self._lock:
+            self._lock.release(in_vain=True)
+        with contextlib.suppress(OSError):
+            for directory in self._created:
+                directory.rmdir()
 
     def keep(self) -> None:
         """From now on the folder holds something to resume from."""
@@ -212,16 +226,10 @@ class Run:
         names = self._names()
         committed = self._committed(names)
         runs = self._runs()
-        strangers = [
-            name
-            for name in names
-            if not name.startswith((MANIFEST, f".{MANIFEST}."))
-            and name != LOCK
-            and not run_of(name)
-        ]
+        strangers = sorted(filterfalse(is_of_runs, names))
         if strangers and not committed and not runs:
             raise UsageError(
-                f"--out {self.location}: holds other files ({sorted(strangers)[0]})",
+                f"--out {self.location}: holds other files ({strangers[0]})",
                 "name a new or empty directory",
             )
         if committed and not (self._resume or self._overwrite):
@@ -254,12 +262,9 @@ class Run:
         may have written since, only of those that still lie there."""
         if self._uploads:
             self._uploads.take_records()
-        return sorted(
-            record
-            for record in self.path.glob(f"*/{RUN_RECORD}")
-            if run_of(record.parent.name)
-            and (self._uploads is None or self._uploads.announced(record.parent.name))
-        )
+        announced = self._uploads.announced if self._uploads else run_of
+        records = sorted(self.path.glob(f"*/{RUN_RECORD}"))
+        return [record for record in records if announced(record.parent.name)]
 
     def _committed(self, names: set[str]) -> Manifest | None:
         """The artifact that is there. Raises UsageError where it is of another kind, also with
@@ -274,6 +279,13 @@ class Run:
                 "name another directory",
             )
         return manifest
+
+    def _nothing_to_do(self) -> bool:
+        """Whether a directory that cannot be written holds what is to be made."""
+        if not self._resume or self._uploads or not (self.path / MANIFEST).exists():
+            return False
+        manifest = self._committed({MANIFEST})
+        return manifest is not None and self._is_complete(manifest)
 
     def _is_complete(self, manifest: Manifest) -> bool:
         """Whether there is nothing to do. Raises UsageError where the settings were others."""
@@ -291,6 +303,9 @@ class Run:
             return False
         self._started = read_record(record)[1]
         self.directory, self._kept = record.parent, True
+        if not self._part:
+            for temporary in self.directory.glob(".*"):  # of a process that was killed
+                temporary.unlink(missing_ok=True)
         return True
 
     def _difference_from(self, record: Path) -> str | None:
@@ -329,19 +344,5 @@ class Run:
         return {"identity": self._same, "started": self._started.isoformat(timespec="seconds")}
 
     def _collect(self, named: set[str]) -> None:
-        """Removes what no manifest names. What cannot be removed now is left to the next commit."""
-        for run in filter(lambda path: run_of(path.name), self.path.iterdir()):
-            if self._uploads or run.name != self.directory.name:
-                shutil.rmtree(run, ignore_errors=True)
-                continue
-            for file in run.iterdir():
-                if f"{run.name}/{file.name}" not in named:
-                    with contextlib.suppress(OSError):
-                        file.unlink()
-        for leftover in self.path.glob(f".{MANIFEST}.*"):
-            leftover.unlink(missing_ok=True)
-
-
-def _is_of_runs(name: str) -> bool:
-    drafts = f".{MANIFEST}."
-    return name in (MANIFEST, LOCK) or name.startswith(drafts) or run_of(name) is not None
+        """Removes what no manifest names."""
+        collect(self.path, None if self._uploads else self.directory, named)

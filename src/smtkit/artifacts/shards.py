@@ -124,7 +124,7 @@ def map_shard(path: Path) -> tuple[pa.RecordBatch, int]:
         batch.validate()
         file.seek(0)
         return batch, file.read_buffer(1).address
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"{path}: damaged: {error}") from None
     finally:
         file.close()
@@ -146,7 +146,7 @@ def _open(path: Path) -> tuple[pa.MemoryMappedFile, pa.ipc.RecordBatchFileReader
         raise cannot_open(path, error) from None
     try:
         return file, pa.ipc.open_file(file)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"{path}: not a whole Arrow file: {error}") from None
 
 

@@ -7,7 +7,6 @@ xxh3. So one listing says what there is to go on from, on any machine.
 """
 
 import json
-import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,26 +14,13 @@ from typing import Any
 
 from smtkit.artifacts.cache import staging
 from smtkit.artifacts.files import write_atomically
+from smtkit.artifacts.folders import RUN_RECORD, run_of
 from smtkit.artifacts.manifest import MANIFEST, FileEntry, Manifest
 from smtkit.artifacts.remote import Remote
 from smtkit.errors import InputOutputError, LockedError
 
-RUN_RECORD = "run.json"
 _WORK = ".work"
 _SEPARATOR = "~"
-_FOLDER = re.compile(r"(run-[0-9a-f]{8})(-[0-9a-f]{8}(\.work)?)?")
-
-
-def run_of(folder: str) -> str | None:
-    """The run whose folder this is, on a disk or at a URI, by its name; None of any other."""
-    found = _FOLDER.fullmatch(folder)
-    return found[1] if found else None
-
-
-def runs_of(manifest: Manifest | None) -> set[str | None]:
-    """That wrote the files of an artifact."""
-    files = manifest.files if manifest else []
-    return {run_of(entry.name.partition("/")[0]) for entry in files}
 
 
 class Uploads:

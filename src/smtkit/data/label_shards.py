@@ -1,7 +1,8 @@
 """Reading label shards: rows in any order, into reused buffers, nothing unchecked.
 
-Memories are read, not mapped: under a map, a file that is cut short kills the process. Whatever is
-done for each row holds the interpreter, and threads wait for it: it is little, on purpose.
+Memories are read, not mapped: under a map, a file that is cut short kills the process. (One that is
+cut within its first columns still does: these are mapped.) Whatever is done for each row holds the
+interpreter, and threads wait for it: it is little, on purpose.
 
 B: windows, T: window, K: slots, D: slot width, P: positions of each window.
 """
@@ -146,8 +147,10 @@ class LabelShards:
                 count = preadv(files[shard], (into,), offset + start)
             except OSError as error:
                 raise InputOutputError(f"{self._shards[shard].path}: {error.strerror}") from None
-            if count != len(into):
-                raise self._wrong(shard, row, "the file has been cut short")
+            while count < len(into):
+                if not (more := preadv(files[shard], (into[count:],), offset + start + count)):
+                    raise self._wrong(shard, row, "the file has been cut short")
+                count += more
             if [digest(into[cut]) for cut in cuts] != sums[parts[0] : parts[1]]:
                 raise self._wrong(shard, row, "damaged: wrong checksum")
 
@@ -157,7 +160,10 @@ class LabelShards:
         return shards, rows - self._starts[shards]
 
     def _wrong(self, shard: int, row: int, what: str) -> ArtifactError:
-        return ArtifactError(f"{self._shards[shard].path}: row {row}: {what}")
+        return ArtifactError(
+            f"{self._shards[shard].path}: row {row}: {what}",
+            "smtkit inspect LABELS --verify checks every file; at a URI it removes bad copies",
+        )
 
 
 _Place = tuple[int, int, int, list[int]]

@@ -108,7 +108,7 @@ class LabelShape:
         try:
             shape = cls(**json.loads(schema.metadata[_METADATA]))
             expected = shape.schema()
-        except (KeyError, TypeError, ValueError):
+        except (ArithmeticError, KeyError, TypeError, ValueError):
             raise ArtifactError(f"{path}: not a label shard of smtkit") from None
         if not schema.equals(expected):
             raise ArtifactError(f"{path}: columns are not those of a label shard")

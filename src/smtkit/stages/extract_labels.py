@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from smtkit.artifacts.checkpoint import MODEL, load_tensors, save_tensors
 from smtkit.artifacts.manifest import Artifact, Manifest
 from smtkit.artifacts.run import Run
-from smtkit.artifacts.shards import read_shard
+from smtkit.artifacts.shards import map_shard
 from smtkit.config import ExtractLabelsConfig
 from smtkit.data.labels import LabelShape, write_labels
 from smtkit.data.order import IntArray, permute, random_key
@@ -220,7 +220,7 @@ class _Extraction:
     def _write(self, shard: _Shard) -> None:
         path, origin = self._artifact.directory / shard.name, shard.origin
         if path.exists():
-            rows = read_shard(path).get_batch(0).num_rows
+            rows = map_shard(path)[0].num_rows
             if rows != len(origin):
                 raise ArtifactError(f"{path}: {rows} rows, expected {len(origin)}")
         elif not self._artifact.has(shard.name):
