@@ -10,7 +10,7 @@ are counted as torch dispatches them: matrix products, on a CPU without those of
 fused kernel, which hides its own, those of the same cell step by step.
 
     python benchmarks/training.py [--cells mlp] [--lengths 64 256 1024] [--widths 128]
-    python benchmarks/training.py --widths 256 512 --lengths 256 --methods smt bptt --updates 1
+    python benchmarks/training.py --widths 64 256 512 --lengths 256 --methods smt bptt --updates 1
 """
 
 import argparse

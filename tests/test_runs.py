@@ -59,15 +59,22 @@ def stopped(out: str, **options: Any) -> None:
 # --- what is published stays until the new manifest ----------------------------------------------
 
 
-def test_what_is_published_stays_while_it_is_made_anew(
+@pytest.fixture
+def finalized_elsewhere(
     store: str, another_machine: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+) -> str:
+    """An artifact that another machine made of a part of this one and one of its own."""
     part(store, "a")
     first = str(tmp_path / "cache")
     another_machine()
     part(store, "b")
     finalize(store)
     monkeypatch.setenv("SMTKIT_CACHE", first)
+    return store
+
+
+def test_what_is_published_stays_while_it_is_made_anew(finalized_elsewhere: str) -> None:
+    store = finalized_elsewhere
     before = objects(store)
 
     with Run(store, "tokens", Width(width=2), overwrite=True):
@@ -96,16 +103,9 @@ def test_what_was_committed_outlives_the_death_of_its_run(
 
 
 def test_a_machine_that_made_a_part_finds_what_another_one_finalized(
-    store: str, another_machine: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    finalized_elsewhere: str,
 ) -> None:
-    part(store, "a")
-    first = str(tmp_path / "cache")
-    another_machine()
-    part(store, "b")
-    finalize(store)
-    monkeypatch.setenv("SMTKIT_CACHE", first)
-
-    assert finalize(store) == []
+    assert finalize(finalized_elsewhere) == []
 
 
 def test_an_interrupted_run_does_not_overwrite_what_was_published_since(

@@ -139,7 +139,7 @@ class TrainingConfig(Config):
     batch_size: Positive = 32
     """Windows a step, over all ranks and accumulation steps."""
     accumulation: Positive = 1
-    """Parts in which a batch is computed."""
+    """Parts in which a batch is computed: on a CPU, of some 2,000 tokens is fastest."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     """The highest."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
