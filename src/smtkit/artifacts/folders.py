@@ -9,7 +9,8 @@ from smtkit.artifacts.locks import LOCK
 from smtkit.artifacts.manifest import MANIFEST, Manifest
 
 RUN_RECORD = "run.json"
-_FOLDER = re.compile(r"(run-[0-9a-f]{8})(-[0-9a-f]{8}(\.work)?)?")
+RUN_PREFIX = "run-"
+_FOLDER = re.compile(rf"({RUN_PREFIX}[0-9a-f]{{8}})(-[0-9a-f]{{8}}(\.work)?)?")
 
 
 def run_of(folder: str) -> str | None:

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import smtkit
 from smtkit.artifacts.files import write_atomically
-from smtkit.artifacts.folders import RUN_RECORD, collect, is_of_runs, run_of, runs_of
+from smtkit.artifacts.folders import RUN_PREFIX, RUN_RECORD, collect, is_of_runs, run_of, runs_of
 from smtkit.artifacts.identity import difference_of, key_of, read_record
 from smtkit.artifacts.locks import DirectoryLock
 from smtkit.artifacts.manifest import (
@@ -260,11 +260,11 @@ class Run:
     def _runs(self) -> list[Path]:
         """Records of runs that are at work here, or were and have not ended. At a URI, which others
         may have written since, only of those that still lie there."""
-        if self._uploads:
-            self._uploads.take_records()
-        announced = self._uploads.announced if self._uploads else run_of
+        at_work = self._uploads.take_records() if self._uploads else None
         records = sorted(self.path.glob(f"*/{RUN_RECORD}"))
-        return [record for record in records if announced(record.parent.name)]
+        if at_work is not None:
+            return [record for record in records if record.parent.name in at_work]
+        return [record for record in records if run_of(record.parent.name)]
 
     def _committed(self, names: set[str]) -> Manifest | None:
         """The artifact that is there. Raises UsageError where it is of another kind, also with
@@ -335,7 +335,7 @@ class Run:
 
     def _start(self) -> None:
         name = key_of(self._same) if self._part else secrets.token_hex(4)
-        self.directory = self.path / f"run-{name}"
+        self.directory = self.path / f"{RUN_PREFIX}{name}"
         self.directory.mkdir(exist_ok=self._part)  # parts may start at the same moment
         write_atomically(self.directory / RUN_RECORD, json.dumps(self._record(), indent=2) + "\n")
 

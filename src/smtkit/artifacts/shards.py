@@ -117,9 +117,9 @@ def map_shard(path: Path) -> tuple[pa.RecordBatch, int]:
     Raises as `read_shard`, and ArtifactError where there is another number of batches.
     """
     file, reader = _open(path)
-    if reader.num_record_batches != 1:
-        raise ArtifactError(f"{path}: {reader.num_record_batches} record batches, expected 1")
     try:
+        if reader.num_record_batches != 1:
+            raise ArtifactError(f"{path}: {reader.num_record_batches} record batches, expected 1")
         batch = reader.get_batch(0)
         batch.validate()
         file.seek(0)

@@ -45,27 +45,22 @@ class Uploads:
         """What the directory holds."""
         return {name.partition("/")[0] for name in self._found}
 
-    def announced(self, run: str) -> bool:
-        """Whether processes of `run` have said here that they are at work, and none has committed
-        since: what lies in the staging folder of another run is of the past."""
-        return any(run_of(folder) == run for folder in self._at_work())
-
-    def take_records(self) -> None:
-        """Makes the runs of other processes known to the staging folder."""
-        for folder in self._at_work():
-            record = self.staging / str(run_of(folder)) / RUN_RECORD
+    def take_records(self) -> set[str]:
+        """Makes the runs that processes have announced here, and that none has committed since,
+        known to the staging folder. Returns their names: what lies there of others is of the past.
+        """
+        at_work = set()
+        for name in self._found:
+            folder, _, file = name.partition("/")
+            run = run_of(folder)
+            if file != RUN_RECORD or not folder.endswith(_WORK) or run is None:
+                continue
+            at_work.add(run)
+            record = self.staging / run / RUN_RECORD
             if not record.exists():
                 record.parent.mkdir(exist_ok=True)
-                content = self.remote.read(f"{folder}/{RUN_RECORD}")
-                write_atomically(record, content.decode(errors="replace"))
-
-    def _at_work(self) -> list[str]:
-        places = (name.partition("/") for name in self._found)
-        return [
-            folder
-            for folder, _, file in places
-            if file == RUN_RECORD and folder.endswith(_WORK) and run_of(folder)
-        ]
+                write_atomically(record, self.remote.read(name).decode(errors="replace"))
+        return at_work
 
     def whole(self, run: str) -> dict[str, FileEntry]:
         """The files that processes of `run` have uploaded, by their logical names."""
