@@ -22,7 +22,7 @@ from measure import library_tokens, machine, parser, ratio, seconds, spread, tab
 from torch import Tensor
 
 from smtkit.config import EncoderConfig, ExtractLabelsConfig, TrainEncoderConfig
-from smtkit.models.encoders import MemoryEncoder, build_encoder
+from smtkit.networks.encoders import MemoryEncoder, build_encoder
 from smtkit.stages import extract_labels, train_encoder
 
 VOCABULARY = 256

@@ -21,13 +21,13 @@ from measure import machine, parser, ratio, seconds, spread, table, take_turns
 from torch import Tensor
 
 from smtkit.config import CellConfig, DecoderConfig, EncoderConfig, ReadoutConfig
-from smtkit.models.cells import normalize_slots
-from smtkit.models.encoders import CausalEncoder
-from smtkit.models.rnn import RecurrentNetwork
-from smtkit.models.teacher import Teacher
-from smtkit.models.transformer import Block, rotary, rotate
-from smtkit.progress import Silent
-from smtkit.stages import inference_cost
+from smtkit.evaluation import inference_cost
+from smtkit.networks.cells import normalize_slots
+from smtkit.networks.encoders import CausalEncoder
+from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.networks.teacher import Teacher
+from smtkit.networks.transformer import Block, rotary, rotate
+from smtkit.training.progress import Silent
 
 VOCABULARY, SLOTS, SLOT_WIDTH = 256, 4, 64
 CELLS = ("mlp", "gru", "lstm", "transformer")

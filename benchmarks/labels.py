@@ -27,13 +27,13 @@ import torch
 from label_rivals import RIVALS, SHARD_BYTES, timed
 from measure import machine, ratio, spread, table, take_turns
 
-from smtkit.artifacts.shards import read_shard
 from smtkit.config import TransitionObjectiveConfig
-from smtkit.data.label_shards import LabelShards
-from smtkit.data.labels import LabelShape, write_labels
-from smtkit.data.prefetch import Prefetch
-from smtkit.data.transitions import TransitionSource
-from smtkit.data.windows import Windows
+from smtkit.corpus.windows import Windows
+from smtkit.labels.reader import LabelShards
+from smtkit.labels.writer import LabelShape, write_labels
+from smtkit.methods.smt import TransitionSampler
+from smtkit.storage.shards import read_shard
+from smtkit.training.prefetch import Prefetch
 
 WINDOWS = {4096: (64, 16), 256: (256, 4)}  # width: T, slots
 BATCHES = (4, 16, 64)
@@ -189,7 +189,7 @@ def make_labels(directory: Path, width: int, size: int) -> None:
 def batches(paths: list[Path], threads: int, size: int, shuffled: bool) -> Iterator[torch.Tensor]:
     """What `train-rnn` reads where it draws all positions; its order has no other setting."""
     labels = LabelShards(paths)
-    source = TransitionSource(
+    source = TransitionSampler(
         labels,
         TransitionObjectiveConfig(),
         batch_size=size,

@@ -88,7 +88,7 @@ def contenders(
     directory: Path, text: Path, sample: Path, vocab_size: int, others: str | None
 ) -> dict[str, list[str]]:
     """What to run, by name."""
-    smtkit = [sys.executable, "-m", "smtkit.cli"]
+    smtkit = [sys.executable, "-m", "smtkit.cli.app"]
     out = str(directory / "tokens")
     trained = directory / "trained"
     subprocess.run(

@@ -36,18 +36,18 @@ from smtkit.config import (
     TrainingConfig,
     TransitionObjectiveConfig,
 )
-from smtkit.data.label_shards import LabelShards
-from smtkit.data.labels import LabelShape, write_labels
-from smtkit.data.transitions import LabelSequenceSource, RolloutSource, TransitionSource
-from smtkit.data.windows import Windows
+from smtkit.corpus.windows import Windows
+from smtkit.labels.reader import LabelShards
+from smtkit.labels.writer import LabelShape, write_labels
 from smtkit.methods.bptt import BackpropagationThroughTime
-from smtkit.methods.dmt import DaggerMemoryTraining
-from smtkit.methods.smt import SupervisedMemoryTraining
-from smtkit.models.rnn import RecurrentNetwork
-from smtkit.optimization import build_optimizer
-from smtkit.records import added
-from smtkit.stages.networks import with_empty_memory
-from smtkit.training import moved
+from smtkit.methods.dmt import DaggerMemoryTraining, RolloutSampler
+from smtkit.methods.smt import SupervisedMemoryTraining, TransitionSampler
+from smtkit.methods.transitions import LabelSequenceSampler
+from smtkit.networks.loading import with_empty_memory
+from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.training.loop import moved
+from smtkit.training.metrics import added
+from smtkit.training.optimizer import build_optimizer
 
 VOCABULARY, SLOTS = 256, 4
 CELLS = ("mlp", "gru", "lstm", "transformer")
@@ -144,7 +144,7 @@ def updates(
         begun = network()
         return with_empty_memory(begun, begun.empty_memory.detach())
 
-    transitions = TransitionSource(labels, objective, positions=length, **settings)
+    transitions = TransitionSampler(labels, objective, positions=length, **settings)
     for parts in PARTS:
         if len(labels) % parts == 0:
             smt = SupervisedMemoryTraining(of_labels(), objective)
@@ -152,11 +152,11 @@ def updates(
             name = f"smt, {parts} parts" if parts > 1 else "smt"
             yield name, Update(update(smt, batches, device), "1")
     for name, rollout in ROLLOUTS.items():
-        chains = RolloutSource(labels, objective, rollout, **settings).batch(0)
+        chains = RolloutSampler(labels, objective, rollout, **settings).batch(0)
         calls = rollout.sweeps if rollout.kind == "jacobi" else chains.tokens.shape[1]
         dmt = DaggerMemoryTraining(of_labels(), objective, rollout)
         yield f"dmt, {name}", Update(update(dmt, [chains], device), str(calls))
-    windows = LabelSequenceSource(labels, **settings).batch(0)
+    windows = LabelSequenceSampler(labels, **settings).batch(0)
     bptt = BackpropagationThroughTime(network(), None)
     yield "bptt", Update(update(bptt, [windows], device), str(length))
     if cell in FUSED:

@@ -1,6 +1,9 @@
 """Tiny configs, and artifacts that are built once a session through the stages' Python API."""
 
+import json
+import os
 import random
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +16,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from smtkit import cli
+from smtkit.cli import app
 from smtkit.config import (
+    Config,
     EvaluateConfig,
     ExtractLabelsConfig,
     SynthesizeConfig,
@@ -22,10 +26,10 @@ from smtkit.config import (
     TrainEncoderConfig,
     TrainRnnConfig,
 )
-from smtkit.data.label_shards import LabelShards
-from smtkit.data.labels import LabelShape, write_labels
-from smtkit.data.tokens import TokenStream, tokens_schema
-from smtkit.data.windows import Windows
+from smtkit.corpus.stream import TokenStream, tokens_schema
+from smtkit.corpus.windows import Windows
+from smtkit.labels.reader import LabelShards
+from smtkit.labels.writer import LabelShape, write_labels
 from smtkit.stages import extract_labels, synthesize, tokenize, train_encoder, train_rnn
 
 # A deadline would be an assertion on the clock.
@@ -308,9 +312,60 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setattr(sys, "argv", ["smtkit", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as exited:
-            cli.main()
+            app.main()
         captured = capsys.readouterr()
         assert isinstance(exited.value.code, int)
         return Result(exited.value.code, captured.out, captured.err)
 
     return run
+
+
+_RANK = """
+import importlib, json, os, signal, sys
+import torch
+from smtkit import config
+from smtkit.training import distributed, loop
+from smtkit.errors import InterruptedRunError
+
+torch.set_num_threads(1)
+read = loop.Trainer._read
+
+def told_to_stop(trainer):
+    if trainer.state.step == int(os.environ.get("STOP_AT", -1)) and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return read(trainer)
+
+loop.Trainer._read = told_to_stop
+for stage, schema, settings, arguments in json.loads(sys.argv[1]):
+    run = importlib.import_module(f"smtkit.stages.{stage}").run
+    keywords = arguments[-1] if isinstance(arguments[-1], dict) else {}
+    places = [argument for argument in arguments if isinstance(argument, str)]
+    try:
+        run(getattr(config, schema).model_validate(settings), *places, **keywords)
+    except InterruptedRunError as error:
+        # In one piece: the ranks share what they write to.
+        os.write(1, f"{os.environ['RANK']}: {error}\\n".encode())
+distributed.leave()
+# As the command line ends a rank: torch's threads may abort a process that is torn down.
+os._exit(0)
+"""
+
+
+def on_ranks(count: int, *jobs: tuple[str, Config, Any], stop_at: int = -1) -> str:
+    """Runs stages (name, config, arguments) on ranks of torchrun; returns what they print."""
+    content = [
+        (stage, type(config).__name__, config.model_dump(exclude_unset=True), arguments)
+        for stage, config, *arguments in jobs
+    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    rank = [sys.executable, "-c", _RANK]
+    process = subprocess.run(
+        [sys.executable, *launcher, "--no-python", *rank, json.dumps(content, default=str)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "STOP_AT": str(stop_at)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout

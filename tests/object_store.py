@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from smtkit.artifacts.manifest import MANIFEST, METRICS, Manifest
-from smtkit.artifacts.remote import Remote, locate
-from smtkit.artifacts.run import Run
 from smtkit.config import Config
+from smtkit.storage.manifest import MANIFEST, METRICS, Manifest
+from smtkit.storage.remote import Remote, locate
+from smtkit.storage.run import Run
 
 BUCKET = "bucket"
 

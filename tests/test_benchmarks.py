@@ -8,17 +8,18 @@ import pytest
 import torch
 
 from smtkit.config import CellConfig, DecoderConfig, EncoderConfig, ReadoutConfig
-from smtkit.models.cells import MlpCell
-from smtkit.models.teacher import Teacher
-from smtkit.stages import inference_cost
+from smtkit.evaluation import inference_cost
+from smtkit.networks.cells import MlpCell
+from smtkit.networks.teacher import Teacher
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 import bill
 import extraction
 import generation
-import labels
 import measure
+
+import labels
 import training
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from typer.main import get_command
 
-from smtkit.cli import app
-from smtkit.models import cells
+from smtkit.cli.app import app
+from smtkit.networks import cells
 
 ROOT = Path(__file__).parent.parent
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -23,11 +23,7 @@ from study.matrix import (  # noqa: E402
 )
 from study.store import Store, merit, total  # noqa: E402
 
-from smtkit.config import (  # noqa: E402
-    ExtractLabelsConfig,
-    TrainEncoderConfig,
-    TrainRnnConfig,
-)
+from smtkit.config import ExtractLabelsConfig, TrainEncoderConfig, TrainRnnConfig  # noqa: E402
 
 CORE = ROOT / "pipelines" / "results" / "core.toml"
 FULL = CORE.with_name("full.toml")

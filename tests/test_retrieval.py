@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from conftest import evaluate_config
-from smtkit.artifacts.manifest import Manifest
 from smtkit.config import ExtractLabelsConfig, SynthesizeConfig, TrainEncoderConfig, TrainRnnConfig
 from smtkit.stages import evaluate, extract_labels, synthesize, train_encoder, train_rnn
+from smtkit.storage.manifest import Manifest
 
 WIDTHS = {"width": 64, "heads": 4}
 

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smtkit.artifacts.manifest import Artifact
 from smtkit.config import TrainEncoderConfig, TrainRnnConfig
-from smtkit.data.rows import RowStore
-from smtkit.data.tokens import is_stream
-from smtkit.data.windows import DEFAULT_WINDOW
+from smtkit.corpus.rows import RowStore
+from smtkit.corpus.stream import is_stream
+from smtkit.corpus.windows import DEFAULT_WINDOW
+from smtkit.storage.manifest import Artifact
 
 Lengths = NDArray[np.int64]
 _TRAINING = 3

@@ -12,8 +12,6 @@ from pathlib import Path
 import torch
 
 import smtkit
-from smtkit.artifacts.checkpoint import MODEL, load_tensors
-from smtkit.artifacts.manifest import METRICS, Artifact, Kind, Manifest
 from smtkit.config import (
     EvaluateConfig,
     ExtractLabelsConfig,
@@ -23,14 +21,9 @@ from smtkit.config import (
     TrainRnnConfig,
 )
 from smtkit.errors import NonFiniteLossError
-from smtkit.stages import (
-    evaluate,
-    extract_labels,
-    synthesize,
-    tokenize,
-    train_encoder,
-    train_rnn,
-)
+from smtkit.stages import evaluate, extract_labels, synthesize, tokenize, train_encoder, train_rnn
+from smtkit.storage.manifest import METRICS, Artifact, Kind, Manifest
+from smtkit.storage.tensors import MODEL, load_tensors
 from study import cost
 from study.matrix import Specification, Table, merged
 from study.store import total

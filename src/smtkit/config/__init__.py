@@ -1,8 +1,9 @@
 """What can be set: one schema a stage. `resolve.py` fills them in."""
 
 from smtkit.config.base import RUNTIME_KEYS, Config, Device, Only, Seed, flatten
-from smtkit.config.data import PixelConfig, SynthesizeConfig, TokenizeConfig
-from smtkit.config.models import (
+from smtkit.config.corpus import PixelConfig, SynthesizeConfig, TokenizeConfig
+from smtkit.config.evaluation import EvaluateConfig, GenerateConfig
+from smtkit.config.networks import (
     CellConfig,
     DecoderConfig,
     EncoderConfig,
@@ -21,7 +22,6 @@ from smtkit.config.training import (
     TransitionObjectiveConfig,
     WindowConfig,
 )
-from smtkit.config.use import EvaluateConfig, GenerateConfig
 
 __all__ = [
     "RUNTIME_KEYS",

@@ -15,7 +15,7 @@ from smtkit.config.base import (
     Weight,
     flatten,
 )
-from smtkit.config.models import (
+from smtkit.config.networks import (
     CellConfig,
     DecoderConfig,
     EncoderConfig,

@@ -7,16 +7,127 @@ cross-entropy at all positions.
 import math
 import operator
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from smtkit import objectives
+from smtkit import IGNORE
 from smtkit.config import PredictiveStateConfig
-from smtkit.convention import IGNORE
-from smtkit.data.windows import TeacherBatch
-from smtkit.models.encoders import select
-from smtkit.models.teacher import Teacher
+from smtkit.corpus.seeded import IntArray, random_key, stratified
+from smtkit.corpus.windows import WindowReader
+from smtkit.methods import losses
+from smtkit.networks.encoders import select
+from smtkit.networks.teacher import Teacher
+from smtkit.training.order import SampleOrder
+
+
+@dataclass(frozen=True)
+class TeacherBatch:
+    """Windows and the positions at which they are used.
+
+    tokens (B, T + F), targets (B, T + F + 1), length (B,) at most T; anchors (B, A) and
+    uniformity_positions (B, U) in 0..length; dynamics_positions (B, P) in 0..length - 1;
+    dense_positions (B, Q) in 0..length, or, of short rows, past it: there nothing is asked.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    length: Tensor
+    anchors: Tensor
+    dynamics_positions: Tensor
+    uniformity_positions: Tensor
+    dense_positions: Tensor
+
+    @property
+    def tokens_read(self) -> int:
+        return int(self.length.sum())
+
+
+class TeacherSampler:
+    """Batches for the teacher: a pure function of the seed and the step.
+
+    Where as many positions are asked for dynamics, or for uniformity, as there are anchors, they
+    are the anchors (or, where no transition leads on, the position before): an encoder that makes
+    one memory a pass then makes one and its successor for each.
+
+    `aligned`: so many windows, one after the other, draw the same uniformity positions, if they are
+    equally long. `dense_positions`: how many are drawn; None: all. `rest`: windows look ahead as
+    far as they are long. T is cut to the longest window of the batch. `by_length`: a batch takes
+    windows of one length; if not, of all that there are, in proportion.
+    """
+
+    def __init__(
+        self,
+        windows: WindowReader,
+        *,
+        batch_size: int,
+        seed: int,
+        anchors: int,
+        dynamics_positions: int,
+        uniformity_positions: int,
+        aligned: int = 1,
+        dense_positions: int | None = None,
+        rest: bool = False,
+        by_length: bool = True,
+    ) -> None:
+        self._windows = windows
+        lengths = windows.lengths() if by_length else None
+        self._order = SampleOrder(windows.per_epoch, batch_size, seed, lengths)
+        self._rest = rest
+        self._seed = seed
+        self._anchors = anchors
+        self._dynamics_positions = dynamics_positions
+        self._uniformity_positions = uniformity_positions
+        self._aligned = aligned
+        self._dense_positions = dense_positions
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> TeacherBatch:
+        entries = self._order.entries(step, part, parts)
+        epochs, rows = self._order.rows(entries)
+        windows = self._windows.read(self._windows.starts(epochs, rows, self._seed))
+        length = np.minimum(windows.length, self._windows.window)
+        positions = length + 1
+        longest = int(length.max())
+        anchors = self._draw("anchors", entries, self._anchors, positions)
+        if self._dynamics_positions == self._anchors:
+            dynamics = np.minimum(anchors, length[:, None] - 1)
+        else:
+            dynamics = self._draw("dynamics", entries, self._dynamics_positions, length)
+        if self._uniformity_positions == self._anchors and self._aligned == 1:
+            uniformity = anchors
+        else:
+            groups = entries // self._aligned
+            uniformity = self._draw("uniformity", groups, self._uniformity_positions, positions)
+        lookahead = longest if self._rest else windows.tokens.shape[1] - self._windows.window
+        width = longest + lookahead
+        return TeacherBatch(
+            *_tensors(
+                windows.tokens[:, :width],
+                windows.targets[:, : width + 1],
+                length,
+                anchors,
+                dynamics,
+                uniformity,
+                self._dense(entries, positions, longest),
+            )
+        )
+
+    def _dense(self, entries: IntArray, sizes: IntArray, longest: int) -> IntArray:
+        if self._dense_positions is None:
+            return np.tile(np.arange(longest + 1), (len(entries), 1))
+        return self._draw("dense", entries, self._dense_positions, sizes)
+
+    def _draw(self, purpose: str, entries: IntArray, draws: int, sizes: IntArray) -> IntArray:
+        return stratified(random_key(self._seed, purpose), entries, draws, sizes)
+
+
+def _tensors(*arrays: NDArray[Any]) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(array) for array in arrays)
+
 
 _AVERAGED_UPDATES = 10
 _COLLAPSE = {
@@ -129,15 +240,15 @@ class PredictiveState:
         predicted = self.network.cell(before.flatten(0, 1), tokens)  # (B P, K, D)
         sums = {
             "decoding": self._decoding(anchored.flatten(0, 1), batch),
-            "dynamics": objectives.dynamics(predicted, after.flatten(0, 1)),
-            "readout": objectives.cross_entropy(
+            "dynamics": losses.dynamics(predicted, after.flatten(0, 1)),
+            "readout": losses.cross_entropy(
                 self.network.read(predicted), self._transition_targets(batch)
             ),
             "uniformity": self._uniformity(compared),
         }
         if dense.numel():
             said = self.network.read(dense.flatten(0, 1))
-            sums["dense"] = objectives.cross_entropy(said, self._dense_targets(batch))
+            sums["dense"] = losses.cross_entropy(said, self._dense_targets(batch))
         return sums
 
     def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
@@ -149,7 +260,7 @@ class PredictiveState:
     def diagnostics(self, batch: TeacherBatch) -> dict[str, float]:
         """Health of the memories of the batch."""
         (memory,) = self._encode(batch, batch.uniformity_positions)
-        health = objectives.memory_health(memory.flatten(0, 1))
+        health = losses.memory_health(memory.flatten(0, 1))
         return {f"memory_{name}": value for name, value in health.items()}
 
     def concern(self, metrics: Mapping[str, float]) -> str | None:
@@ -182,7 +293,7 @@ class PredictiveState:
         offsets = torch.arange(self._future(batch), device=anchored.device)
         future = select(batch.tokens, self._from_anchors(batch, offsets))
         logits = self.network.decoder(anchored, future.reshape(len(anchored), -1))
-        return objectives.cross_entropy(logits, self._future_targets(batch))
+        return losses.cross_entropy(logits, self._future_targets(batch))
 
     def _future_targets(self, batch: TeacherBatch) -> Tensor:
         offsets = torch.arange(self._future(batch) + 1, device=batch.targets.device)
@@ -217,5 +328,5 @@ class PredictiveState:
         else:
             groups = groups.flatten(1, 2)  # (G, g U, K, D)
         if self._config.uniformity == "pooled":
-            groups = objectives.pool_slots(groups)
-        return objectives.uniformity(groups).sum() / positions
+            groups = losses.pool_slots(groups)
+        return losses.uniformity(groups).sum() / positions

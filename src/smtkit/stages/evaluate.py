@@ -13,32 +13,31 @@ from typing import Any
 import numpy as np
 import torch
 
-from smtkit.artifacts.files import write_atomically
-from smtkit.artifacts.manifest import Artifact, Manifest
-from smtkit.artifacts.run import Run
+from smtkit import IGNORE
 from smtkit.config import EvaluateConfig, TrainEncoderConfig
-from smtkit.convention import IGNORE
-from smtkit.data.ngrams import NgramModel
-from smtkit.data.order import IntArray
-from smtkit.data.tokenizers import TextTokenizer, Tokenizer, check_tokenizers, load_tokenizer
-from smtkit.data.tokens import BATCH_TOKENS, is_stream, open_stream
-from smtkit.data.windows import RowWindows, WindowSource, open_windows
-from smtkit.distributed import Ranks, SharedRun, join
+from smtkit.corpus.seeded import IntArray
+from smtkit.corpus.stream import BATCH_TOKENS, is_stream, open_stream
+from smtkit.corpus.tokenizers import TextTokenizer, Tokenizer, check_tokenizers, load_tokenizer
+from smtkit.corpus.windows import RowWindows, WindowReader, open_windows
 from smtkit.errors import ArtifactError
-from smtkit.metrics import (
+from smtkit.evaluation import gradients, inference_cost
+from smtkit.evaluation.gradients import TrainedTeacher
+from smtkit.evaluation.metrics import (
     Scores,
     summarize,
     summarize_by_distance,
     summarize_by_length,
     summarize_overall,
 )
-from smtkit.models.rnn import RecurrentNetwork
-from smtkit.progress import Progress, Silent
-from smtkit.stages import gradients, inference_cost
-from smtkit.stages.gradients import TrainedTeacher
-from smtkit.stages.networks import load_rnn
-from smtkit.stages.predictors import BASELINES, Predictors
-from smtkit.stages.train_encoder import load_teacher
+from smtkit.evaluation.ngrams import NgramModel
+from smtkit.evaluation.predictors import BASELINES, Predictors
+from smtkit.networks.loading import load_rnn, load_teacher
+from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.storage.files import write_atomically
+from smtkit.storage.manifest import Artifact, Manifest
+from smtkit.storage.run import Run
+from smtkit.training.distributed import Ranks, SharedRun, join
+from smtkit.training.progress import Progress, Silent
 
 EVALUATION = "evaluation.json"
 _HELD_BYTES = 2**27  # of the teacher's memories, at once
@@ -116,7 +115,7 @@ def _load_teacher(artifact: Artifact, device: torch.device) -> TrainedTeacher:
 class _Scored:
     """The windows that were read, and what every predictor says of them."""
 
-    windows: WindowSource
+    windows: WindowReader
     starts: IntArray
     scores: dict[str, Scores]
     predictors: Predictors
@@ -188,7 +187,7 @@ def _windows_at_once(subject: _Subject, length: int) -> int:
 
 
 def _of_rows(
-    scores: dict[str, Scores], windows: WindowSource, starts: IntArray, lengths: IntArray
+    scores: dict[str, Scores], windows: WindowReader, starts: IntArray, lengths: IntArray
 ) -> dict[str, Any]:
     """By distance where rows say it, and by length where theirs differ; of text, neither."""
     if not isinstance(windows, RowWindows):
@@ -271,7 +270,7 @@ def _row_batches(tokens: Artifact, limit: int) -> Iterator[tuple[IntArray, IntAr
         yield rows.tokens, rows.targets
 
 
-def _spread(windows: WindowSource, wanted: int) -> IntArray:
+def _spread(windows: WindowReader, wanted: int) -> IntArray:
     """Starts of at most `wanted` windows that do not overlap, evenly over the split."""
     tiles = windows.tiles()
     whole = tiles[: windows.per_epoch]

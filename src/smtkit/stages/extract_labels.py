@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smtkit.artifacts.checkpoint import MODEL, load_tensors, save_tensors
-from smtkit.artifacts.manifest import Artifact, Manifest
-from smtkit.artifacts.run import Run
-from smtkit.artifacts.shards import map_shard
 from smtkit.config import ExtractLabelsConfig
-from smtkit.data.labels import LabelShape, write_labels
-from smtkit.data.order import IntArray, permute, random_key
-from smtkit.data.tokenizers import check_tokenizers, load_tokenizer
-from smtkit.data.tokens import is_stream
-from smtkit.data.windows import Windows, open_windows
-from smtkit.distributed import SharedRun, join
+from smtkit.corpus.seeded import IntArray, permute, random_key
+from smtkit.corpus.stream import is_stream
+from smtkit.corpus.tokenizers import check_tokenizers, load_tokenizer
+from smtkit.corpus.windows import Windows, open_windows
 from smtkit.errors import ArtifactError, UsageError
-from smtkit.interrupts import stop_signals, stopped
-from smtkit.progress import Progress, Silent
-from smtkit.stages.train_encoder import load_teacher
+from smtkit.labels.writer import LabelShape, write_labels
+from smtkit.networks.loading import load_teacher
+from smtkit.storage.manifest import Artifact, Manifest
+from smtkit.storage.run import Run
+from smtkit.storage.shards import map_shard
+from smtkit.storage.tensors import MODEL, load_tensors, save_tensors
+from smtkit.training.distributed import SharedRun, join
+from smtkit.training.interrupts import stop_signals, stopped
+from smtkit.training.progress import Progress, Silent
 
 LABEL_SPLITS = ("train", "validation")
 _NOT_NEEDED = "encoder."

@@ -8,23 +8,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from smtkit.artifacts.manifest import Artifact
 from smtkit.config import GenerateConfig
-from smtkit.data.order import permute, random_key
-from smtkit.data.tokenizers import (
+from smtkit.corpus.seeded import permute, random_key
+from smtkit.corpus.tokenizers import (
     PixelTokenizer,
     TextTokenizer,
     Tokenizer,
     check_tokenizers,
     load_tokenizer,
 )
-from smtkit.data.windows import Windows, open_windows
-from smtkit.distributed import choose_device
+from smtkit.corpus.windows import Windows, open_windows
 from smtkit.errors import UsageError
-from smtkit.models.rnn import RecurrentNetwork, Sampling
+from smtkit.networks.loading import load_rnn
+from smtkit.networks.rnn import RecurrentNetwork, Sampling
 from smtkit.stages.generate_answers import answered_rows
 from smtkit.stages.generate_images import check_place, generated_images
-from smtkit.stages.networks import load_rnn
+from smtkit.storage.manifest import Artifact
+from smtkit.training.distributed import choose_device
 
 _SETTINGS = {
     "text": ("prompt", "max_tokens"),

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from smtkit.convention import IGNORE
-from smtkit.data.tokenizers import SymbolTokenizer, Tokenizer
-from smtkit.data.windows import Windows
-from smtkit.models.rnn import RecurrentNetwork, Sampling
+from smtkit import IGNORE
+from smtkit.corpus.tokenizers import SymbolTokenizer, Tokenizer
+from smtkit.corpus.windows import Windows
+from smtkit.networks.rnn import RecurrentNetwork, Sampling
 
 
 def answered_rows(

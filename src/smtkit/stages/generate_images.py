@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smtkit.artifacts.files import publish
 from smtkit.config import GenerateConfig
-from smtkit.data.pictures import BETWEEN, shades, write_grid
-from smtkit.data.tokenizers import PixelTokenizer
-from smtkit.data.windows import Windows
+from smtkit.corpus.pictures import BETWEEN, shades, write_grid
+from smtkit.corpus.tokenizers import PixelTokenizer
+from smtkit.corpus.windows import Windows
 from smtkit.errors import UsageError
-from smtkit.models.rnn import RecurrentNetwork, Sampling
+from smtkit.networks.rnn import RecurrentNetwork, Sampling
+from smtkit.storage.files import publish
 
 _DOT = "\N{MIDDLE DOT} "
 

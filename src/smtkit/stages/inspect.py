@@ -10,21 +10,21 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from smtkit.artifacts.manifest import Artifact, Manifest
-from smtkit.convention import IGNORE
-from smtkit.data.order import IntArray, permute, random_key
-from smtkit.data.pictures import write_grid
-from smtkit.data.rows import RowStore
-from smtkit.data.splits import SPLITS
-from smtkit.data.tokenizers import (
+from smtkit import IGNORE
+from smtkit.corpus.pictures import write_grid
+from smtkit.corpus.rows import RowStore
+from smtkit.corpus.seeded import IntArray, permute, random_key
+from smtkit.corpus.splits import SPLITS
+from smtkit.corpus.stream import BATCH_TOKENS, is_stream, open_stream
+from smtkit.corpus.tokenizers import (
     PixelTokenizer,
     SymbolTokenizer,
     TextTokenizer,
     Tokenizer,
     load_tokenizer,
 )
-from smtkit.data.tokens import BATCH_TOKENS, is_stream, open_stream
 from smtkit.errors import ArtifactError, UsageError
+from smtkit.storage.manifest import Artifact, Manifest
 
 _EXCERPT_TOKENS = 300
 

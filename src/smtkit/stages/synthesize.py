@@ -3,14 +3,14 @@
 import os
 from contextlib import ExitStack
 
-from smtkit.artifacts.manifest import Manifest
-from smtkit.artifacts.run import Run
 from smtkit.config import SynthesizeConfig
-from smtkit.data.rows import RowWriter, rows_schema
-from smtkit.data.splits import SPLITS
-from smtkit.data.tasks import TASKS, TaskSettings, generate, symbols
-from smtkit.data.tokenizers import SymbolTokenizer
-from smtkit.progress import Progress, Silent
+from smtkit.corpus.rows import RowWriter, rows_schema
+from smtkit.corpus.splits import SPLITS
+from smtkit.corpus.tasks import TASKS, TaskSettings, generate, symbols
+from smtkit.corpus.tokenizers import SymbolTokenizer
+from smtkit.storage.manifest import Manifest
+from smtkit.storage.run import Run
+from smtkit.training.progress import Progress, Silent
 
 _BLOCK_TOKENS = 2**20
 

@@ -14,22 +14,22 @@ from pathlib import Path
 
 import numpy as np
 
-from smtkit.artifacts.manifest import Manifest
-from smtkit.artifacts.run import Run
 from smtkit.config import TokenizeConfig
-from smtkit.data import splits
-from smtkit.data.corpus import SEGMENT_BYTES, Corpus, Segment
-from smtkit.data.files import STDIN, Meter, Reader, listing_digest, spool
-from smtkit.data.order import random_key, uniform
-from smtkit.data.parallel import ordered_map
-from smtkit.data.sources import TextSettings, TextSource, find_sources
-from smtkit.data.splits import SPLITS, Fractions
-from smtkit.data.subwords import SentencePieceTokenizer
-from smtkit.data.tokenizers import ByteTokenizer, CharTokenizer, TextTokenizer, TokenArray
-from smtkit.data.tokens import TokenWriter
+from smtkit.corpus import splits
+from smtkit.corpus.documents import SEGMENT_BYTES, Corpus, Segment
+from smtkit.corpus.files import STDIN, Meter, Reader, listing_digest, spool
+from smtkit.corpus.formats import TextSettings, TextSource, find_sources
+from smtkit.corpus.parallel import ordered_map
+from smtkit.corpus.seeded import random_key, uniform
+from smtkit.corpus.splits import SPLITS, Fractions
+from smtkit.corpus.stream import TokenWriter
+from smtkit.corpus.subwords import SentencePieceTokenizer
+from smtkit.corpus.tokenizers import ByteTokenizer, CharTokenizer, TextTokenizer, TokenArray
 from smtkit.errors import UsageError
-from smtkit.progress import Progress, Silent
 from smtkit.stages import tokenize_images
+from smtkit.storage.manifest import Manifest
+from smtkit.storage.run import Run
+from smtkit.training.progress import Progress, Silent
 
 
 def run(

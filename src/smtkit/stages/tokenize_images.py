@@ -8,18 +8,18 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from smtkit.artifacts.manifest import Manifest
-from smtkit.artifacts.run import Run
+from smtkit import IGNORE
 from smtkit.config import TokenizeConfig
-from smtkit.convention import IGNORE
-from smtkit.data import splits
-from smtkit.data.files import listing_digest
-from smtkit.data.images import ImageBlock, ImageSet, PixelSettings, open_images
-from smtkit.data.rows import RowWriter, rows_schema
-from smtkit.data.splits import SPLITS, Fractions
-from smtkit.data.tokenizers import PixelTokenizer
+from smtkit.corpus import splits
+from smtkit.corpus.files import listing_digest
+from smtkit.corpus.images import ImageBlock, ImageSet, PixelSettings, open_images
+from smtkit.corpus.rows import RowWriter, rows_schema
+from smtkit.corpus.splits import SPLITS, Fractions
+from smtkit.corpus.tokenizers import PixelTokenizer
 from smtkit.errors import UsageError
-from smtkit.progress import Progress, Silent
+from smtkit.storage.manifest import Manifest
+from smtkit.storage.run import Run
+from smtkit.training.progress import Progress, Silent
 
 
 def run(

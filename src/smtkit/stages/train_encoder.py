@@ -6,28 +6,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from smtkit.artifacts.checkpoint import MODEL, load_tensors, save_tensors
-from smtkit.artifacts.manifest import METRICS, Artifact, Manifest
+from smtkit import IGNORE
 from smtkit.config import (
-    CellConfig,
-    DecoderConfig,
-    EncoderConfig,
     PredictiveStateConfig,
-    ReadoutConfig,
     TrainEncoderConfig,
 )
-from smtkit.convention import IGNORE
-from smtkit.data.tokenizers import load_tokenizer
-from smtkit.data.transitions import SequenceSource
-from smtkit.data.windows import TeacherSource, WindowSource, open_windows
-from smtkit.distributed import Ranks, SharedRun, join
+from smtkit.corpus.tokenizers import load_tokenizer
+from smtkit.corpus.windows import WindowReader, open_windows
 from smtkit.errors import UsageError
-from smtkit.methods.free_running import FreeRunning
-from smtkit.methods.predictive_state import PredictiveState
-from smtkit.models.teacher import Teacher
-from smtkit.progress import Progress, Silent
-from smtkit.protocols import Validation
-from smtkit.training import Trainer
+from smtkit.evaluation.free_running import FreeRunning
+from smtkit.methods.bptt import SequenceSampler
+from smtkit.methods.predictive_state import PredictiveState, TeacherSampler
+from smtkit.networks.loading import build_teacher
+from smtkit.storage.manifest import METRICS, Artifact, Manifest
+from smtkit.storage.tensors import MODEL, save_tensors
+from smtkit.training.distributed import Ranks, SharedRun, join
+from smtkit.training.loop import Trainer
+from smtkit.training.progress import Progress, Silent
+from smtkit.training.protocols import Validation
 
 _UNIGRAM_WINDOWS = 4096
 
@@ -91,29 +87,7 @@ def run(
         return artifact.commit({**trainer.statistics(), "validation": validated})
 
 
-def build_teacher(config: TrainEncoderConfig, vocabulary_size: int, window: int) -> Teacher:
-    """The teacher with random weights."""
-    return Teacher(
-        vocabulary_size, window, config.encoder, config.decoder, config.cell, config.readout
-    )
-
-
-def load_teacher(encoder: Artifact) -> tuple[Teacher, int]:
-    """The teacher of an `encoder` artifact, for evaluation, and its window."""
-    tensors, header = load_tensors(encoder.verified(MODEL))
-    teacher = Teacher(
-        header["vocabulary_size"],
-        header["window"],
-        EncoderConfig(**header["encoder"]),
-        DecoderConfig(**header["decoder"]),
-        CellConfig(**header["cell"]),
-        ReadoutConfig(**header["readout"]),
-    )
-    teacher.load_state_dict(tensors)
-    return teacher.eval().requires_grad_(False), header["window"]
-
-
-def _windows(config: TrainEncoderConfig, tokens: Artifact, split: str) -> WindowSource:
+def _windows(config: TrainEncoderConfig, tokens: Artifact, split: str) -> WindowReader:
     """Windows with the look-ahead that the decoder wants."""
     future = config.objective.future_length
     if future == "rest":
@@ -123,9 +97,9 @@ def _windows(config: TrainEncoderConfig, tokens: Artifact, split: str) -> Window
 
 
 def _source(
-    config: TrainEncoderConfig, windows: WindowSource, *, by_length: bool = True
-) -> TeacherSource:
-    return TeacherSource(
+    config: TrainEncoderConfig, windows: WindowReader, *, by_length: bool = True
+) -> TeacherSampler:
+    return TeacherSampler(
         windows,
         batch_size=config.training.batch_size,
         seed=config.seed,
@@ -161,7 +135,7 @@ def _dense_positions(config: TrainEncoderConfig) -> int | None:
     return objective.dense_positions or objective.anchors
 
 
-def _unigram(config: TrainEncoderConfig, windows: WindowSource) -> float | None:
+def _unigram(config: TrainEncoderConfig, windows: WindowReader) -> float | None:
     """Nll of the targets by their frequency alone, where the start of dynamics depends on it."""
     if config.objective.dynamics_start != "auto":
         return None
@@ -179,7 +153,7 @@ def _validations(
     windows = _windows(config, tokens, "validation")
     alone = open_windows(tokens, "validation", config.data.window)
     batches = config.training.validation_batches(windows.per_epoch)
-    sequences = SequenceSource(
+    sequences = SequenceSampler(
         alone, batch_size=config.training.batch_size, seed=config.seed, by_length=False
     )
     return [

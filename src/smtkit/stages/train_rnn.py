@@ -7,31 +7,17 @@ from typing import Any
 
 import torch
 
-from smtkit.artifacts.checkpoint import MODEL, save_tensors
-from smtkit.artifacts.manifest import METRICS, Artifact, Manifest
 from smtkit.config import RolloutConfig, TrainRnnConfig
-from smtkit.data.label_shards import LabelShards
-from smtkit.data.labels import LabelShape
-from smtkit.data.prefetch import Prefetch
-from smtkit.data.tokenizers import check_tokenizers, load_tokenizer
-from smtkit.data.transitions import (
-    LabelSequenceSource,
-    RolloutSource,
-    SequenceBatch,
-    SequenceSource,
-    TransitionSource,
-)
-from smtkit.data.windows import open_windows
-from smtkit.distributed import SharedRun, join
+from smtkit.corpus.tokenizers import check_tokenizers, load_tokenizer
+from smtkit.corpus.windows import open_windows
 from smtkit.errors import ArtifactError, UsageError
-from smtkit.methods.bptt import BackpropagationThroughTime
-from smtkit.methods.dmt import DaggerMemoryTraining
-from smtkit.methods.free_running import FreeRunning
-from smtkit.methods.smt import SupervisedMemoryTraining
-from smtkit.models.rnn import RecurrentNetwork
-from smtkit.progress import Progress, Silent
-from smtkit.protocols import Method, Source, Validation
-from smtkit.stages.networks import (
+from smtkit.evaluation.free_running import FreeRunning
+from smtkit.labels.reader import LabelShards
+from smtkit.methods.bptt import BackpropagationThroughTime, SequenceBatch, SequenceSampler
+from smtkit.methods.dmt import DaggerMemoryTraining, RolloutSampler
+from smtkit.methods.smt import SupervisedMemoryTraining, TransitionSampler
+from smtkit.methods.transitions import LabelSequenceSampler
+from smtkit.networks.loading import (
     TeacherWeights,
     decoder_of,
     describing,
@@ -41,7 +27,14 @@ from smtkit.stages.networks import (
     teacher_weights,
     with_empty_memory,
 )
-from smtkit.training import Trainer
+from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.storage.manifest import METRICS, Artifact, Manifest
+from smtkit.storage.tensors import MODEL, save_tensors
+from smtkit.training.distributed import SharedRun, join
+from smtkit.training.loop import Trainer
+from smtkit.training.prefetch import Prefetch
+from smtkit.training.progress import Progress, Silent
+from smtkit.training.protocols import Method, Sampler, Validation
 
 _SPLITS = ("train", "validation")
 
@@ -119,7 +112,7 @@ class _Course:
 
     method: Method[Any]
     network: RecurrentNetwork
-    train: Source[Any]
+    train: Sampler[Any]
     validations: Sequence[Validation[Any]]
     window: int
 
@@ -129,8 +122,8 @@ def _from_tokens(config: TrainRnnConfig, tokens: Artifact, begun: Artifact | Non
     vocabulary_size = load_tokenizer(tokens).vocabulary_size
     network = network_of(config, begun) if begun else network_of_its_own(config, vocabulary_size)
     size, seed = config.training.batch_size, config.seed
-    train = SequenceSource(windows[0], batch_size=size, seed=seed)
-    validation = SequenceSource(windows[1], batch_size=size, seed=seed, by_length=False)
+    train = SequenceSampler(windows[0], batch_size=size, seed=seed)
+    validation = SequenceSampler(windows[1], batch_size=size, seed=seed, by_length=False)
     method = BackpropagationThroughTime(network, config.bptt_window)
     batches = config.training.validation_batches(windows[1].per_epoch)
     validations = _validations(method, validation, network, validation, batches)
@@ -144,7 +137,7 @@ def _from_labels(
     shards = [LabelShards(labels.files(f"{split}-"), pinned=pinned) for split in _SPLITS]
     shape = shards[0].shape
     teacher = teacher_weights(labels)
-    network = _network(config, teacher, begun, shape)
+    network = _network(config, teacher, begun)
     decoder = decoder_of(teacher).to(device) if config.objective.kl_weight else None
     method: Method[Any]
     if config.method == "smt":
@@ -153,7 +146,7 @@ def _from_labels(
         method = DaggerMemoryTraining(network, config.objective, config.rollout, decoder)
     train, validation = _label_sources(config, *shards)
     batches = config.training.validation_batches(len(shards[1]))
-    sequences = LabelSequenceSource(
+    sequences = LabelSequenceSampler(
         shards[1], batch_size=config.training.batch_size, seed=config.seed, by_length=False
     )
     validations = _validations(method, validation, network, sequences, batches)
@@ -162,9 +155,9 @@ def _from_labels(
 
 def _validations(
     method: Method[Any],
-    source: Source[Any],
+    source: Sampler[Any],
     network: RecurrentNetwork,
-    sequences: Source[SequenceBatch],
+    sequences: Sampler[SequenceBatch],
     batches: int,
 ) -> list[Validation[Any]]:
     """By the method's own objective, and of the RNN on its own."""
@@ -175,22 +168,22 @@ def _validations(
 
 
 def _network(
-    config: TrainRnnConfig, teacher: TeacherWeights, begun: Artifact | None, shape: LabelShape
+    config: TrainRnnConfig, teacher: TeacherWeights, begun: Artifact | None
 ) -> RecurrentNetwork:
     if begun is None:
-        return network_for_labels(config, teacher, shape)
+        return network_for_labels(config, teacher)
     # What bptt has made of the empty memory is not where the labels begin.
     return with_empty_memory(network_of(config, begun), teacher.tensors["empty_memory"])
 
 
 def _label_sources(
     config: TrainRnnConfig, train: LabelShards, validation: LabelShards
-) -> tuple[Source[Any], Source[Any]]:
+) -> tuple[Sampler[Any], Sampler[Any]]:
     objective, size, seed = config.objective, config.training.batch_size, config.seed
 
-    def source(labels: LabelShards, rollout: RolloutConfig, *, by_length: bool) -> Source[Any]:
+    def source(labels: LabelShards, rollout: RolloutConfig, *, by_length: bool) -> Sampler[Any]:
         if config.method == "smt":
-            return TransitionSource(
+            return TransitionSampler(
                 labels,
                 objective,
                 batch_size=size,
@@ -198,7 +191,7 @@ def _label_sources(
                 positions=config.data.positions,
                 by_length=by_length,
             )
-        return RolloutSource(
+        return RolloutSampler(
             labels, objective, rollout, batch_size=size, seed=seed, by_length=by_length
         )
 

@@ -1,1 +1,0 @@
-"""What lies on disk: manifests, shards, weights and training state."""

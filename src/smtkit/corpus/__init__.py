@@ -1,0 +1,1 @@
+"""Corpora: documents, images and task rows, their tokenizers, splits, shards and windows."""

@@ -1,0 +1,218 @@
+"""Tokenizers: from text, pixels and symbols to token numbers, and back."""
+
+import codecs
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smtkit.errors import ArtifactError
+from smtkit.storage.manifest import Artifact
+from smtkit.storage.run import Run
+
+TOKENIZER = "tokenizer.json"
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+TokenArray = NDArray[np.integer[Any]]
+
+
+class Tokenizer(ABC):
+    """What the token numbers of an artifact mean."""
+
+    vocabulary_size: int
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """What `tokenizer.json` holds: equal if and only if the tokenizers are."""
+
+    @abstractmethod
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        """Text of a stream of tokens, as soon as it is known."""
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return "".join(self.pieces(tokens))
+
+    def save(self, run: Run) -> None:
+        """Writes the tokenizer to the artifact that `run` makes."""
+        text = json.dumps(self.description(), ensure_ascii=True, sort_keys=True)
+        (run.directory / TOKENIZER).write_text(text + "\n", encoding="utf-8")
+        run.add(TOKENIZER)
+
+
+class TextTokenizer(Tokenizer):
+    """Encodes and decodes text."""
+
+    end_of_document: int
+    unknown: int | None = None
+    """The token of what the vocabulary lacks, where there is one."""
+
+    @abstractmethod
+    def encode(self, data: bytes) -> TokenArray:
+        """Tokens of UTF-8 bytes, without the end-of-document token. What is not UTF-8 counts as
+        U+FFFD, unless every byte is a token. May be called from many threads."""
+
+    @abstractmethod
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """(vocabulary,) bytes of text that each token stands for."""
+
+
+class ByteTokenizer(TextTokenizer):
+    """Every byte is a token; 256 is the end of a document. Any file can be encoded."""
+
+    vocabulary_size = 257
+    end_of_document = 256
+
+    def encode(self, data: bytes) -> TokenArray:
+        return np.frombuffer(data, dtype=np.uint8)
+
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token in tokens:
+            at_end = token == self.end_of_document
+            yield decoder.decode(b"" if at_end else bytes([token]), at_end)
+        yield decoder.decode(b"", True)
+
+    def byte_lengths(self) -> NDArray[np.int64]:
+        lengths = np.ones(self.vocabulary_size, dtype=np.int64)
+        lengths[self.end_of_document] = 0
+        return lengths
+
+    def description(self) -> dict[str, Any]:
+        return {"kind": "byte"}
+
+
+class CharTokenizer(TextTokenizer):
+    """Every character of the training split is a token; then come unknown and end of document."""
+
+    def __init__(self, characters: str) -> None:
+        if not isinstance(characters, str) or list(characters) != sorted(set(characters)):
+            raise ValueError("characters must be distinct and in order of code point")
+        self.characters = characters
+        self.unknown: int = len(characters)
+        self.end_of_document = len(characters) + 1
+        self.vocabulary_size = len(characters) + 2
+        points = _code_points(characters)
+        # One place more than the highest code point: all higher ones are looked up there.
+        self._tokens = np.full(int(points.max(initial=0)) + 2, self.unknown, dtype=np.int32)
+        self._tokens[points] = np.arange(len(points))
+
+    @classmethod
+    def fit(cls, segments: Iterable[bytes]) -> "CharTokenizer":
+        """The tokenizer of all characters that come in `segments` of UTF-8 bytes."""
+        seen = np.zeros(0x110000, dtype=bool)
+        for data in segments:
+            seen[_code_points(data.decode("utf-8", "replace"))] = True
+        return cls("".join(map(chr, np.flatnonzero(seen))))
+
+    def encode(self, data: bytes) -> TokenArray:
+        points = _code_points(data.decode("utf-8", "replace"))
+        return self._tokens[np.minimum(points, len(self._tokens) - 1)]
+
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        for token in tokens:
+            if token == self.unknown:
+                yield _REPLACEMENT
+            elif token != self.end_of_document:
+                yield self.characters[token]
+
+    def byte_lengths(self) -> NDArray[np.int64]:
+        lengths = [len(character.encode("utf-8")) for character in self.characters]
+        return np.array([*lengths, 0, 0], dtype=np.int64)
+
+    def description(self) -> dict[str, Any]:
+        return {"kind": "char", "characters": self.characters}
+
+
+class PixelTokenizer(Tokenizer):
+    """Every grey level is a token; a row is an image, line by line from its top left corner."""
+
+    def __init__(self, levels: int, height: int, width: int) -> None:
+        self.vocabulary_size = self.levels = levels
+        self.height, self.width = height, width
+
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        for token in tokens:
+            yield f"{token} "
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "kind": "pixel",
+            "levels": self.levels,
+            "height": self.height,
+            "width": self.width,
+            "order": "raster",
+        }
+
+
+class SymbolTokenizer(Tokenizer):
+    """The symbols of a synthetic task."""
+
+    def __init__(self, symbols: Sequence[str]) -> None:
+        self.symbols = list(symbols)
+        self.vocabulary_size = len(self.symbols)
+
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        for token in tokens:
+            yield f"{self.symbols[token]} "
+
+    def description(self) -> dict[str, Any]:
+        return {"kind": "symbols", "symbols": self.symbols}
+
+
+def load_tokenizer(artifact: Artifact) -> Tokenizer:
+    """The tokenizer that lies in an artifact. Raises ArtifactError."""
+    path = artifact.verified(TOKENIZER)
+    try:
+        return _from_description(json.loads(path.read_text(encoding="utf-8")), artifact)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: not a tokenizer of smtkit: {error}") from None
+
+
+def load_text_tokenizer(artifact: Artifact) -> TextTokenizer:
+    """As `load_tokenizer`. Raises ArtifactError where the tokens are not text."""
+    tokenizer = load_tokenizer(artifact)
+    if not isinstance(tokenizer, TextTokenizer):
+        kind = tokenizer.description()["kind"]
+        raise ArtifactError(f"{artifact.directory}: its tokens are {kind}, expected text")
+    return tokenizer
+
+
+def _from_description(description: dict[str, Any], artifact: Artifact) -> Tokenizer:
+    kind = description["kind"]
+    if kind == "byte":
+        return ByteTokenizer()
+    if kind == "char":
+        return CharTokenizer(description["characters"])
+    if kind == "pixel":
+        return PixelTokenizer(description["levels"], description["height"], description["width"])
+    if kind == "symbols":
+        return SymbolTokenizer(description["symbols"])
+    if kind == "sentencepiece":
+        from smtkit.corpus.subwords import MODEL_FILE, SentencePieceTokenizer
+
+        return SentencePieceTokenizer(artifact.verified(MODEL_FILE).read_bytes())
+    raise ValueError(f"kind is {kind}, expected byte, char, sentencepiece, pixel or symbols")
+
+
+def _code_points(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+def check_tokenizers(one: Artifact, other: Artifact) -> None:
+    """Raises ArtifactError where the tokenizers of two artifacts differ."""
+    first, second = (load_tokenizer(artifact).description() for artifact in (one, other))
+    if first != second:
+        raise ArtifactError(
+            f"{other.directory}: its tokenizer ({_summary(second)}) is not that of "
+            f"{one.directory} ({_summary(first)})",
+            "use tokens of the same `smtkit tokenize`",
+        )
+
+
+def _summary(description: dict[str, object]) -> str:
+    characters = description.get("characters")
+    size = f" of {len(characters)} characters" if isinstance(characters, str) else ""
+    return f"{description['kind']}{size}"

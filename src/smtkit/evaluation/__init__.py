@@ -1,0 +1,1 @@
+"""Evaluation: metrics, n-gram baselines, predictors, drift, gradients and inference cost."""

@@ -1,0 +1,1 @@
+"""Artifacts on disk or at a URI: manifest, commit, locks, shards and weights."""

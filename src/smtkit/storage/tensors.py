@@ -1,0 +1,44 @@
+"""Weights in safetensors, with a JSON header. Nothing is pickled or unpickled."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from smtkit.errors import ArtifactError, InputOutputError
+from smtkit.storage.files import publish
+
+MODEL = "model.safetensors"
+
+
+_HEADER = "smtkit"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Writes tensors, and `header` as JSON beside them, under the name `path` when whole."""
+    temporary = path.with_name(f".{path.name}")
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        # One key only: safetensors keeps its metadata in no fixed order.
+        save_file(on_cpu, temporary, {_HEADER: json.dumps(header, sort_keys=True)})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        publish(temporary, path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise InputOutputError(f"{path}: {error}") from None
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file of `save_tensors`, on the CPU, and its header. Raises ArtifactError."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_HEADER])
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{path}: not weights of smtkit: {error}") from None

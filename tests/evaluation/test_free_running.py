@@ -1,0 +1,197 @@
+"""What validation says of an RNN on its own; and when training stops, by its own clock."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import encoder_config, label_rows, numbered_labels, rnn_config, shards
+from smtkit import IGNORE
+from smtkit.config import (
+    CellConfig,
+    DecoderConfig,
+    ExtractLabelsConfig,
+    ReadoutConfig,
+    SynthesizeConfig,
+    TrainRnnConfig,
+)
+from smtkit.evaluation.free_running import FreeRunning
+from smtkit.methods.bptt import SequenceBatch
+from smtkit.methods.transitions import LabelSequenceSampler
+from smtkit.networks.loading import load_teacher
+from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.stages import extract_labels, synthesize, train_encoder, train_rnn
+from smtkit.storage.manifest import METRICS, Artifact
+from smtkit.training import loop
+
+VOCABULARY = 11
+
+
+def sequences(*lengths: int, width: int = 80) -> SequenceBatch:
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, VOCABULARY, (len(lengths), width))
+    targets = random.integers(-1, VOCABULARY, (len(lengths), width + 1))
+    for row, length in enumerate(lengths):
+        tokens[row, length:], targets[row, length + 1 :] = 0, IGNORE
+    return SequenceBatch(*map(torch.from_numpy, (tokens, targets, np.array(lengths))))
+
+
+@pytest.mark.parametrize("normalize", ["slot", "none"])
+@pytest.mark.parametrize("kind", ["mlp", "gru", "lstm"])
+def test_means_are_those_of_a_loop_over_targets(kind, normalize):
+    torch.manual_seed(0)
+    network = RecurrentNetwork(
+        VOCABULARY,
+        2,
+        4,
+        CellConfig(kind=kind, width=8, normalize=normalize),
+        ReadoutConfig(),
+        DecoderConfig(width=8, heads=2),
+    )
+    batch = sequences(80, 33, 1)
+    nll, right, asked = 0.0, 0, 0
+    with torch.no_grad():
+        for row, length in enumerate(batch.length.tolist()):
+            memory = network.start(1)
+            for i in range(length + 1):
+                target = int(batch.targets[row, i])
+                if target != IGNORE:
+                    logits = network.readout(memory)[0]
+                    nll -= float(logits.log_softmax(-1)[target])
+                    right += int(int(logits.argmax()) == target)
+                    asked += 1
+                if i < length:
+                    memory = network.step(memory, batch.tokens[row, i : i + 1])
+    measure = FreeRunning.of_network(network)
+    found = measure.losses(batch)
+    assert measure.counts(batch) == {"free_running_nll": asked, "free_running_accuracy": asked}
+    assert math.isclose(float(found["free_running_nll"]), nll, rel_tol=1e-5)
+    assert int(found["free_running_accuracy"]) == right
+
+
+def test_labels_give_the_tokens_and_targets_of_their_windows(tmp_path):
+    labels = numbered_labels(tmp_path / "labels.arrow", [4, 2, 4], window=6)
+    batch = LabelSequenceSampler(labels, batch_size=3, seed=0).batch(0)
+    assert sorted(zip(batch.tokens.tolist(), batch.length.tolist(), strict=True)) == [
+        ([100 * row + i for i in range(4)], length) for row, length in enumerate([4, 2, 4])
+    ]
+    assert torch.equal(batch.targets[:, :4], batch.tokens + 50)
+
+
+@pytest.fixture(scope="module")
+def parity(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("parity") / "tokens"
+    settings = {"sequences": 64, "validation_sequences": 16, "test_sequences": 16}
+    synthesize.run(SynthesizeConfig(task="parity", lengths=[4, 9], **settings), out)
+    return out
+
+
+def bptt_config(**training) -> TrainRnnConfig:
+    tiny = {"batch_size": 8, "max_steps": 12, "validate_every": 6, "validation_windows": 16}
+    return TrainRnnConfig(
+        method="bptt", cell={"kind": "gru", "width": 16}, training={**tiny, **training}
+    )
+
+
+def validations(artifact: Path) -> list[dict]:
+    manifest = Artifact.open(artifact, json.loads((artifact / "manifest.json").read_text())["kind"])
+    lines = manifest.file(METRICS).read_text(encoding="utf-8").splitlines()
+    return [record for line in lines if (record := json.loads(line))["split"] == "validation"]
+
+
+def test_every_training_stage_says_how_the_rnn_does_on_its_own(tmp_path, parity):
+    encoder, labels, smt, bptt = (tmp_path / name for name in ("encoder", "labels", "smt", "bptt"))
+    train_encoder.run(encoder_config(data={"window": None}), parity, encoder)
+    extract_labels.run(ExtractLabelsConfig(), encoder, parity, labels)
+    train_rnn.run(rnn_config(), labels, smt)
+    train_rnn.run(bptt_config(), parity, bptt)
+    for artifact in (encoder, smt, bptt):
+        last = validations(artifact)[-1]
+        assert 0 <= last["free_running_accuracy"] <= 1
+        assert last["free_running_nll"] > 0
+    # What bptt minimises is the nll of the RNN on its own.
+    last = validations(bptt)[-1]
+    assert last["free_running_nll"] == pytest.approx(last["readout"], rel=1e-5)
+
+
+def test_of_the_teacher_it_is_the_cotrained_cell_from_the_empty_memory(tmp_path, parity):
+    train_encoder.run(encoder_config(data={"window": None}), parity, tmp_path / "encoder")
+    teacher, _ = load_teacher(Artifact.open(tmp_path / "encoder", "encoder"))
+    batch = SequenceBatch(
+        torch.tensor([[1, 0, 1]]), torch.tensor([[-1, 1, 1, 0]]), torch.tensor([3])
+    )
+    memory = teacher.encoder(batch.tokens)[:, 0]
+    nll = 0.0
+    for i in range(3):
+        memory = teacher.cell(memory, batch.tokens[:, i])
+        nll -= float(teacher.read(memory).log_softmax(-1)[0, batch.targets[0, i + 1]])
+    found = FreeRunning.of_teacher(teacher).losses(batch)
+    assert float(found["free_running_nll"]) == pytest.approx(nll, rel=1e-5)
+
+
+def test_labels_of_short_rows_are_those_of_the_rows_alone(tmp_path, parity):
+    """Padding is neither encoded nor read: whatever else is in the batch."""
+    encoder, labels = tmp_path / "encoder", tmp_path / "labels"
+    train_encoder.run(encoder_config(data={"window": None}), parity, encoder)
+    extract_labels.run(ExtractLabelsConfig(batch_size=5, dtype="float32"), encoder, parity, labels)
+    teacher, _ = load_teacher(Artifact.open(encoder, "encoder"))
+    for row in label_rows(shards(labels, "train")):
+        length = int(row["length"])
+        tokens = torch.from_numpy(row["tokens"][:length].astype(np.int64))
+        np.testing.assert_allclose(
+            row["memory"][: length + 1], teacher.encoder(tokens[None])[0], atol=1e-5
+        )
+
+
+def test_stops_at_the_first_validation_that_reaches_the_goal(tmp_path, parity):
+    config = bptt_config(max_steps=2000, validate_every=5, stop_at_accuracy=0.7, learning_rate=0.02)
+    manifest = train_rnn.run(config, parity, tmp_path / "rnn")
+    *before, last = [record["free_running_accuracy"] for record in validations(tmp_path / "rnn")]
+    assert last >= 0.7
+    assert all(accuracy < 0.7 for accuracy in before)
+    assert manifest.statistics["steps"] == 5 * (len(before) + 1) < 2000
+    assert manifest.statistics["validation"]["free_running_accuracy"] == last
+
+
+def test_seconds_are_those_of_training_by_the_clock_that_was_chosen(tmp_path, parity, monkeypatch):
+    """A step takes a second of CPU and ten on the wall, a validation a thousand of both."""
+    now = {"cpu": 0.0, "wall": 0.0}
+    monkeypatch.setattr(loop.time, "process_time", lambda: now["cpu"])
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now["wall"])
+    step, validate = loop.Trainer._step, loop.Trainer._validate
+
+    def timed_step(self, *given):
+        now["cpu"], now["wall"] = now["cpu"] + 1, now["wall"] + 10
+        step(self, *given)
+
+    def timed_validation(self):
+        now["cpu"], now["wall"] = now["cpu"] + 1000, now["wall"] + 1000
+        return validate(self)
+
+    monkeypatch.setattr(loop.Trainer, "_step", timed_step)
+    monkeypatch.setattr(loop.Trainer, "_validate", timed_validation)
+    for clock, steps in (("cpu", 20), ("wall", 2)):
+        limits = {"max_steps": None, "max_seconds": 20, "clock": clock, "validate_every": 1}
+        config = bptt_config(**limits)
+        manifest = train_rnn.run(config, parity, tmp_path / clock)
+        assert manifest.statistics["steps"] == steps
+        assert manifest.statistics["seconds"] == 20
+
+
+def test_validations_are_so_many_seconds_of_training_apart(tmp_path, parity, monkeypatch):
+    """A step takes a second."""
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "process_time", lambda: now[0])
+    step = loop.Trainer._step
+
+    def timed_step(self, *given):
+        now[0] += 1
+        step(self, *given)
+
+    monkeypatch.setattr(loop.Trainer, "_step", timed_step)
+    config = bptt_config(max_steps=12, clock="cpu", validate_seconds=4.5, validate_every=1)
+    train_rnn.run(config, parity, tmp_path / "rnn")
+    assert [record["step"] for record in validations(tmp_path / "rnn")] == [5, 10, 12]

@@ -1,0 +1,408 @@
+"""dmt: what its chains learn, against slow loops; the decoder's divergence; noise."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, kl_divergence
+
+from conftest import encoder_config, rnn_config
+from smtkit import IGNORE
+from smtkit.config import RolloutConfig, TransitionObjectiveConfig
+from smtkit.corpus.windows import Windows
+from smtkit.labels.reader import LabelShards
+from smtkit.labels.writer import LabelShape, write_labels
+from smtkit.methods.dmt import DaggerMemoryTraining, RolloutBatch, RolloutSampler
+from smtkit.networks.decoder import FutureDecoder
+from smtkit.networks.loading import with_empty_memory
+from smtkit.networks.rnn import RecurrentNetwork
+
+VOCABULARY, WINDOW, SLOTS, SLOT_WIDTH = 13, 9, 2, 8
+DECODER = encoder_config().decoder
+ROLLOUTS = [
+    {"kind": "segments", "depth": 4},
+    {"kind": "segments", "depth": 4, "loss_every": 2},
+    {"kind": "sequential"},
+    {"kind": "jacobi", "sweeps": 3},
+]
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory) -> LabelShards:
+    """Eight rows of random memories, all of which start from ones; half of the targets asked."""
+    draw = np.random.default_rng(0)
+    memory = draw.normal(size=(8, WINDOW + 1, SLOTS, SLOT_WIDTH)).astype(np.float32)
+    memory[:, 0] = 1
+    targets = draw.integers(VOCABULARY, size=(8, WINDOW + 1))
+    targets[draw.random(targets.shape) < 0.5] = IGNORE
+    tokens = draw.integers(VOCABULARY, size=(8, WINDOW))
+    windows = Windows(tokens, targets, np.array([9, 9, 9, 5, 9, 1, 9, 8]))
+    path = tmp_path_factory.mktemp("labels") / "train-00000.arrow"
+    shape = LabelShape(WINDOW, SLOTS, SLOT_WIDTH, VOCABULARY, "float32")
+    write_labels(path, shape, windows, memory, np.arange(8))
+    return LabelShards([path])
+
+
+def _made(
+    labels: LabelShards,
+    rollout: dict,
+    decoder: FutureDecoder | None = None,
+    **objective: object,
+) -> tuple[DaggerMemoryTraining, RolloutBatch]:
+    """The method, on a network with random weights, and a batch of all eight rows."""
+    settings = TransitionObjectiveConfig(**{"kl_positions": 3, "kl_future": 4, **objective})
+    config = rnn_config()
+    network = RecurrentNetwork(VOCABULARY, SLOTS, SLOT_WIDTH, config.cell, config.readout, DECODER)
+    with_empty_memory(network, torch.ones(SLOTS, SLOT_WIDTH))
+    source = RolloutSampler(labels, settings, RolloutConfig(**rollout), batch_size=8, seed=0)
+    method = DaggerMemoryTraining(network, settings, RolloutConfig(**rollout), decoder)
+    return method, source.batch(1)
+
+
+def _decoder() -> FutureDecoder:
+    return FutureDecoder(DECODER, VOCABULARY, SLOTS, SLOT_WIDTH)
+
+
+def _inputs(module: nn.Module) -> list[Tensor]:
+    """What comes first into a module, call by call, from now on."""
+    seen: list[Tensor] = []
+    module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    return seen
+
+
+def _predicted(method: DaggerMemoryTraining, batch: RolloutBatch) -> Tensor:
+    """Memories that are learned from: what the readout is shown first."""
+    seen = _inputs(method.network.readout)
+    method.losses(batch)
+    return seen[0]
+
+
+def _rolled_alone(network: RecurrentNetwork, batch: RolloutBatch) -> list[tuple[int, Tensor]]:
+    """Number of each step and the memory before it, one chain and one step at a time."""
+    chains, steps = batch.tokens.shape
+    states = []
+    with torch.no_grad():
+        for chain in range(chains):
+            memory = batch.start[chain]
+            for step in range(steps):
+                if batch.restarts[chain, step]:
+                    memory = network.empty_memory
+                states.append((chain * steps + step, memory))
+                memory = network.cell(memory[None], batch.tokens[chain, step][None])[0]
+    return states
+
+
+def _one_step_sums(network: RecurrentNetwork, batch: RolloutBatch) -> dict[str, Tensor]:
+    """The sums of a loop over the steps that are learned from, each from its detached state."""
+    sums = {"dynamics": torch.zeros(()), "readout": torch.zeros(())}
+    learned, after = set(batch.learned.tolist()), batch.after.flatten(0, 1)
+    targets = batch.target.flatten()
+    for number, memory in _rolled_alone(network, batch):
+        if number in learned:
+            token = batch.tokens.flatten()[number]
+            predicted = network.cell(memory[None], token[None])[0]
+            sums["dynamics"] += (predicted - after[number]).square().mean()
+            sums["readout"] += _nll(network, predicted, targets[number])
+    for target in batch.first_target:
+        sums["readout"] += _nll(network, network.empty_memory, target)
+    return sums
+
+
+def _nll(network: RecurrentNetwork, memory: Tensor, target: Tensor) -> Tensor:
+    if target == IGNORE:
+        return torch.zeros(())
+    return -network.readout(memory[None])[0].log_softmax(-1)[target]
+
+
+@pytest.mark.parametrize("rollout", ROLLOUTS[:3], ids=str)
+def test_chains_equal_a_loop_of_one_step_at_a_time(labels, rollout):
+    method, batch = _made(labels, rollout)
+    losses, expected = method.losses(batch), _one_step_sums(method.network, batch)
+
+    for name, total in expected.items():
+        assert losses[name].item() == pytest.approx(total.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("rollout", ROLLOUTS[:3], ids=str)
+def test_the_gradient_is_that_of_one_step_from_where_the_network_has_come_to(labels, rollout):
+    method, batch = _made(labels, rollout)
+    parameters = [p for p in method.network.parameters() if p.requires_grad]
+    sums = method.losses(batch), _one_step_sums(method.network, batch)
+    found, expected = (torch.autograd.grad(sum(each.values()), parameters) for each in sums)
+
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_no_gradient_comes_back_through_an_earlier_step(labels, monkeypatch):
+    method, batch = _made(labels, {"kind": "segments", "depth": 3})
+    own, before = torch.arange(batch.tokens.numel()).view_as(batch.tokens), batch.start
+    for learned, reached in ((own[:, 0], True), (own[:, 2], False)):
+        start = before.clone().requires_grad_()
+        monkeypatch.setattr(RolloutBatch, "start", start)
+        method.losses(dataclasses.replace(batch, learned=learned))["dynamics"].backward()
+        assert (start.grad is not None and bool(start.grad.any())) == reached
+
+
+def test_a_sequential_rollout_is_that_of_the_network(labels):
+    method, batch = _made(labels, {"kind": "sequential"})
+    memories = method.network.rollout(batch.tokens)[:, 1:].flatten(0, 1)
+
+    torch.testing.assert_close(_predicted(method, batch), memories[batch.learned])
+
+
+@pytest.mark.parametrize("sweeps", [1, 2, 5, 9, 12])
+def test_after_k_sweeps_a_memory_is_k_steps_from_a_label(labels, sweeps):
+    method, batch = _made(labels, {"kind": "jacobi", "sweeps": sweeps})
+    predicted = _predicted(method, batch)
+    for number, memory in zip(batch.learned.tolist(), predicted, strict=True):
+        chain, step = divmod(number, WINDOW)
+        begin = max(0, step + 1 - sweeps)
+        label = batch.after[chain, begin - 1] if begin else method.network.empty_memory
+        tokens = batch.tokens[chain, begin : step + 1][None]
+        expected = method.network.rollout(tokens, label[None])[0, -1]
+        torch.testing.assert_close(memory, expected)
+
+
+def test_a_sweep_passes_no_gradient_to_the_sweeps_before(labels):
+    method, batch = _made(labels, {"kind": "jacobi", "sweeps": 3})
+    seen = _inputs(method.network.cell)
+    method.losses(batch)["dynamics"].backward()
+    found, calls = method.network.cell.embedding.weight.grad, len(seen)
+    last = method.network.cell(seen[2], batch.tokens.flatten()[batch.learned])
+    error = (last - batch.after.flatten(0, 1)[batch.learned]).square().flatten(1).mean(1).sum()
+    (expected,) = torch.autograd.grad(error, [method.network.cell.embedding.weight])
+
+    assert calls == 3
+    torch.testing.assert_close(found, expected)
+
+
+def _all_with_a_graph(method: DaggerMemoryTraining, batch: RolloutBatch) -> dict[str, Tensor]:
+    """The sums where every step has a graph and those that are learned from are selected at the
+    end."""
+    network, settings = method.network, method._rollout
+    if settings.kind == "jacobi":
+        first, memory = network.start(len(batch.tokens))[:, None], batch.after
+        for _ in range(settings.sweeps):
+            before = torch.cat((first, memory.detach()[:, :-1]), dim=1).flatten(0, 1)
+            memory = network.step(before, batch.tokens.flatten()).unflatten(0, batch.tokens.shape)
+    else:
+        memory, steps = batch.start, []
+        for step in range(batch.tokens.shape[1]):
+            begins = batch.restarts[:, step, None, None]
+            before = torch.where(begins, network.empty_memory, memory.detach())
+            memory = network.step(before, batch.tokens[:, step])
+            steps.append(memory)
+        memory = torch.stack(steps, dim=1)
+    return method._sums(
+        memory.flatten(0, 1)[batch.learned],
+        batch.after.flatten(0, 1)[batch.learned],
+        batch.target.flatten()[batch.learned],
+        batch,
+    )
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 50])
+@pytest.mark.parametrize("rollout", [ROLLOUTS[0], *ROLLOUTS[2:]], ids=str)
+def test_steps_without_a_graph_change_neither_loss_nor_gradient(labels, rollout, every):
+    rollout = {**rollout, "loss_every": every}
+    method, batch = _made(labels, rollout, _decoder(), kl_weight=1.0)
+    parameters = [p for p in method.network.parameters() if p.requires_grad]
+    sums = method.losses(batch), _all_with_a_graph(method, batch)
+    found, expected = (torch.autograd.grad(sum(each.values()), parameters) for each in sums)
+
+    for name, total in sums[1].items():
+        torch.testing.assert_close(sums[0][name], total)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def _calls_of_the_cell(method: DaggerMemoryTraining, batch: RolloutBatch) -> list[tuple[bool, int]]:
+    """Of each: whether it leaves a graph, and how many memories it takes."""
+    calls: list[tuple[bool, int]] = []
+    handle = method.network.cell.register_forward_hook(
+        lambda _, inputs, output: calls.append((output.requires_grad, len(inputs[0])))
+    )
+    method.losses(batch)
+    handle.remove()
+    return calls
+
+
+def _without_short_rows(batch: RolloutBatch) -> RolloutBatch:
+    """Of a sequential rollout: short rows would learn at steps of their own."""
+    steps, last = batch.tokens.shape[1], batch.learned.max() % batch.tokens.shape[1]
+    whole = torch.unique(batch.learned[batch.learned % steps == last] // steps)
+    learned = batch.learned[torch.isin(batch.learned // steps, whole)]
+    return dataclasses.replace(batch, learned=learned)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4, 5, 9, 50])
+def test_only_steps_that_are_learned_from_leave_a_graph(labels, every):
+    method, batch = _made(labels, {"kind": "sequential", "loss_every": every})
+    calls = _calls_of_the_cell(method, _without_short_rows(batch))
+    last = min(every, WINDOW) - 1
+    learned = list(range(last, WINDOW, every))
+
+    # Nothing is rolled past the last step that is learned from.
+    assert [graph for graph, _ in calls] == [i in learned for i in range(learned[-1] + 1)]
+
+
+def test_of_segments_only_steps_that_are_learned_from_leave_a_graph(labels):
+    method, batch = _made(labels, {"kind": "segments", "depth": 4, "loss_every": 2})
+    steps = {int(number) % 4 for number in batch.learned}
+    calls = _calls_of_the_cell(method, batch)
+
+    assert [graph for graph, _ in calls] == [step in steps for step in range(4)]
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_last_sweep_is_of_the_steps_that_are_learned_from(labels, every):
+    method, batch = _made(labels, {"kind": "jacobi", "sweeps": 3, "loss_every": every})
+    everything = batch.tokens.numel()
+
+    assert _calls_of_the_cell(method, batch) == [
+        (False, everything),
+        (False, everything),
+        (True, len(batch.learned)),
+    ]
+
+
+@pytest.mark.parametrize("rollout", [ROLLOUTS[1], ROLLOUTS[3]], ids=str)
+def test_under_autocast_a_gradient_reaches_every_weight_of_the_cell(labels, rollout):
+    """Steps without a graph cast the weights first; the casts must not be taken by the others."""
+    method, batch = _made(labels, rollout)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = method.losses(batch)
+    losses["dynamics"].backward()
+
+    assert all(p.grad is not None and p.grad.any() for p in method.network.cell.parameters())
+
+
+@pytest.mark.parametrize("rollout", ROLLOUTS, ids=str)
+def test_counts_equal_naive_counts(labels, rollout):
+    method, batch = _made(labels, rollout, _decoder(), kl_weight=1.0)
+    asked = [batch.target.flatten()[number] for number in batch.learned]
+    counts = method.counts(batch)
+
+    assert counts["dynamics"] == len(asked)
+    assert counts["readout"] == sum(t != IGNORE for t in [*asked, *batch.first_target])
+    assert counts["divergence"] == sum(1 + int(there) for there in batch.future_length)
+    assert method.losses(batch).keys() == counts.keys() == method.weights(0).keys()
+
+
+def test_a_detached_readout_does_not_move_the_cell(labels):
+    for detached in (True, False):
+        method, batch = _made(labels, ROLLOUTS[0], detach_readout=detached)
+        method.losses(batch)["readout"].backward()
+        moved = [p.grad is not None for p in method.network.cell.parameters()]
+        assert moved == [not detached] * len(moved)
+        assert all(p.grad.any() for p in method.network.readout.parameters())
+
+
+# What the decoder says of label and predicted memory.
+
+
+@pytest.mark.parametrize("rollout", ROLLOUTS, ids=str)
+def test_divergence_is_that_of_torchs_distributions_inside_the_window(labels, rollout):
+    decoder = _decoder()
+    method, batch = _made(labels, rollout, decoder, kl_weight=1.0)
+    chosen = batch.learned[batch.compared]
+    predicted, expected = _predicted(method, batch)[batch.compared], 0.0
+    for n, number in enumerate(chosen.tolist()):
+        there = int(batch.future_length[n])
+        future = batch.future[n : n + 1, :there]
+        label = decoder(batch.after.flatten(0, 1)[number][None], future)[0]
+        said = decoder(predicted[n][None], future)[0]
+        assert len(said) == there + 1
+        expected += float(kl_divergence(Categorical(logits=label), Categorical(logits=said)).sum())
+
+    assert method.losses(batch)["divergence"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_futures_past_the_window_change_nothing(labels):
+    method, batch = _made(labels, ROLLOUTS[2], _decoder(), kl_weight=1.0)
+    past = torch.arange(4) >= batch.future_length[:, None]
+    changed = dataclasses.replace(batch, future=torch.where(past, 5, batch.future))
+
+    assert (changed.future != batch.future).any()
+    assert torch.equal(method.losses(changed)["divergence"], method.losses(batch)["divergence"])
+
+
+def test_equal_memories_do_not_diverge(labels, monkeypatch):
+    method, batch = _made(labels, ROLLOUTS[2], _decoder(), kl_weight=1.0)
+    assert method.losses(batch)["divergence"].item() > 1e-3
+
+    monkeypatch.setattr(RolloutBatch, "learned_after", _predicted(method, batch))
+    assert method.losses(batch)["divergence"].item() == pytest.approx(0, abs=1e-5)
+
+
+def test_divergence_moves_the_cell_and_neither_decoder_nor_readout(labels):
+    decoder = _decoder()
+    method, batch = _made(labels, ROLLOUTS[0], decoder, kl_weight=1.0)
+    method.losses(batch)["divergence"].backward()
+
+    assert all(p.grad is None and not p.requires_grad for p in decoder.parameters())
+    assert all(p.grad is None for p in method.network.readout.parameters())
+    assert method.network.cell.output.weight.grad.any()
+
+
+# Noise.
+
+
+@pytest.mark.parametrize("noise", [0.5, 3.0])
+@pytest.mark.parametrize("rollout", [{"depth": 1}, {"kind": "jacobi", "sweeps": 1}], ids=str)
+def test_memories_are_disturbed_by_multiples_of_the_last_measured_error(labels, rollout, noise):
+    method, batch = _made(labels, rollout, noise=noise)
+    seen = _inputs(method.network.cell)
+    method.losses(batch)
+    method.observe(0, {"dynamics": torch.tensor(0.04)})
+    method.losses(batch)
+    clean, disturbed = seen
+    chosen = ~batch.restarts.flatten()[batch.learned]
+    added = (disturbed - clean)[chosen]
+
+    assert added.square().mean().sqrt().item() == pytest.approx(noise * 0.2, rel=0.1)
+    assert abs(added.mean().item()) < 0.1 * noise * 0.2
+
+
+def test_validation_is_without_noise(labels):
+    method, batch = _made(labels, {"depth": 1}, noise=5.0)
+    method.observe(0, {"dynamics": torch.tensor(1.0)})
+    method.network.eval()
+    seen = _inputs(method.network.cell)
+    method.losses(batch)
+
+    assert torch.equal(seen[0], torch.where(batch.restarts[..., None], 1.0, batch.start))
+
+
+def test_the_empty_memory_of_a_chain_is_not_disturbed(labels):
+    method, batch = _made(labels, ROLLOUTS[0], noise=5.0)
+    method.observe(0, {"dynamics": torch.tensor(1.0)})
+    seen = _inputs(method.network.cell)
+    method.losses(batch)
+
+    for step in range(4):
+        assert (seen[step][batch.restarts[:, step]] == 1).all()
+
+
+def test_without_noise_memories_are_left_as_they_are(labels):
+    method, batch = _made(labels, {"depth": 1})
+    seen = _inputs(method.network.cell)
+    method.losses(batch)
+
+    assert len(seen) == 1
+    assert torch.equal(seen[0], batch.start)
+
+
+def test_noise_is_the_same_again(labels):
+    method, batch = _made(labels, ROLLOUTS[0], noise=1.0)
+    method.observe(0, {"dynamics": torch.tensor(1.0)})
+
+    assert torch.equal(method.losses(batch)["dynamics"], method.losses(batch)["dynamics"])

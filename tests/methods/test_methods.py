@@ -1,0 +1,523 @@
+"""The two methods: what they count, weigh and sum, and that neither unrolls its cell."""
+
+import dataclasses
+import math
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from conftest import encoder_config, model_bytes, rnn_config, write_stream
+from smtkit import IGNORE
+from smtkit.config import EncoderConfig, PredictiveStateConfig, TransitionObjectiveConfig
+from smtkit.corpus.windows import TextWindows
+from smtkit.methods.predictive_state import PredictiveState, TeacherBatch, TeacherSampler
+from smtkit.methods.smt import SupervisedMemoryTraining, TransitionBatch
+from smtkit.networks.encoders import select
+from smtkit.networks.loading import with_empty_memory
+from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.networks.teacher import Teacher
+from smtkit.stages import train_encoder, train_rnn
+
+VOCABULARY, WINDOW, LOOKAHEAD = 257, 16, 4
+CONFIG = encoder_config()
+RECIPES = Path(__file__).parents[2] / "pipelines"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def _teacher_batch(tmp_path, length: int, window: int = WINDOW) -> TeacherBatch:
+    stream = write_stream(tmp_path, [[[1 + (7 * i) % 250 for i in range(length)]]])
+    source = TeacherSampler(
+        TextWindows(stream, window, LOOKAHEAD),
+        batch_size=8,
+        seed=0,
+        anchors=3,
+        dynamics_positions=8,
+        uniformity_positions=4,
+    )
+    return source.batch(0)
+
+
+@pytest.fixture
+def batch(tmp_path) -> TeacherBatch:
+    """Whole windows."""
+    return _teacher_batch(tmp_path, 500)
+
+
+@pytest.fixture
+def short_batch(tmp_path) -> TeacherBatch:
+    """Windows of a short stream, which cuts some of them, or their look-ahead."""
+    batch = _teacher_batch(tmp_path, 26)
+    missing = (batch.targets == IGNORE).sum(1)
+    assert (batch.length < 16).any()
+    assert ((missing > 0) & (missing < LOOKAHEAD)).any()
+    assert (missing == 0).any()
+    return batch
+
+
+def _teacher() -> Teacher:
+    return Teacher(VOCABULARY, WINDOW, CONFIG.encoder, CONFIG.decoder, CONFIG.cell, CONFIG.readout)
+
+
+def _method(**changes: float) -> PredictiveState:
+    settings = {**CONFIG.objective.model_dump(), **changes}
+    return PredictiveState(_teacher(), PredictiveStateConfig(**settings))
+
+
+class _Calls:
+    """How often a module is called, and with what."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.inputs: list[tuple[Tensor, ...]] = []
+        module.register_forward_pre_hook(lambda _, inputs: self.inputs.append(inputs))
+
+
+def test_the_teachers_cell_is_called_once_a_batch(batch):
+    method = _method()
+    calls = _Calls(method.network.cell)
+    method.losses(batch)
+
+    assert len(calls.inputs) == 1
+    assert len(calls.inputs[0][0]) == batch.dynamics_positions.numel()
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(RECIPES.glob("*/paper/encoder.toml")), ids=lambda path: path.parts[-3]
+)
+def test_the_papers_recipes_encode_one_memory_and_its_successor_a_window(tmp_path, recipe):
+    found = tomllib.loads(recipe.read_text(encoding="utf-8"))["objective"]
+    counts = {name: found[name] for name in ("anchors", "dynamics_positions")}
+    settings = {**CONFIG.objective.model_dump(), **found, "uniformity_group": 8}
+    encoder = {"kind": "bidirectional", "slots": 2, "slot_width": 8, "width": 16, "heads": 2}
+    teacher = Teacher(
+        VOCABULARY, WINDOW, EncoderConfig(**encoder), CONFIG.decoder, CONFIG.cell, CONFIG.readout
+    )
+    method = PredictiveState(teacher, PredictiveStateConfig(**settings))
+    stream = write_stream(tmp_path, [[[1 + (7 * i) % 250 for i in range(900)]]])
+    source = TeacherSampler(
+        TextWindows(stream, WINDOW, found["future_length"]),
+        batch_size=8,
+        seed=0,
+        **counts,
+        uniformity_positions=found["uniformity_positions"],
+        dense_positions=0,
+    )
+    calls = _Calls(method.network.encoder.trunk)
+    for step in range(20):
+        losses = method.losses(source.batch(step))
+        passes = sum(len(inputs[0]) for inputs in calls.inputs)
+        assert losses["decoding"].isfinite()
+        assert passes == 2 * 8 * (step + 1)
+
+
+class _FixedMemory(nn.Module):
+    """Stands for an encoder; its memories are leaves of the graph."""
+
+    def __init__(self, memory: Tensor) -> None:
+        super().__init__()
+        self.memory = memory.requires_grad_()
+
+    def encode_at(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return select(self.memory, positions)
+
+
+@pytest.mark.parametrize("position", [0, 7, 15])
+def test_dynamics_reach_the_memories_of_one_transition_alone(batch, position):
+    method = _method()
+    method.network.encoder = _FixedMemory(torch.randn(8, 17, 2, 8))
+    positions = torch.full((8, 1), position)
+    losses = method.losses(dataclasses.replace(batch, dynamics_positions=positions))
+    losses["dynamics"].backward()
+    touched = method.network.encoder.memory.grad.flatten(2).abs().sum((0, 2)) > 0
+
+    assert touched.nonzero().flatten().tolist() == [position, position + 1]
+
+
+def test_dynamics_equal_a_loop_over_transitions(short_batch):
+    method = _method()
+    memory = method.network.encoder(short_batch.tokens[:, :16])
+    expected = 0.0
+    for row in range(8):
+        for i in short_batch.dynamics_positions[row].tolist():
+            token = short_batch.tokens[row, i : i + 1]
+            predicted = method.network.cell(memory[row, i : i + 1], token)[0]
+            expected += float((predicted - memory[row, i + 1]).square().mean().detach())
+
+    assert method.losses(short_batch)["dynamics"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def _minus_log_probability(logits: Tensor, target: int) -> float:
+    return -float(logits.log_softmax(-1)[target].detach())
+
+
+def test_decoding_equals_a_loop_over_anchors_and_offsets(short_batch):
+    method = _method()
+    batch = short_batch
+    memory = method.network.encoder(batch.tokens[:, :16])
+    expected = 0.0
+    for row in range(8):
+        for i in batch.anchors[row].tolist():
+            for offset in range(LOOKAHEAD + 1):
+                if batch.targets[row, i + offset] == IGNORE:
+                    continue
+                # Decoding an unfinished future must say the same.
+                future = batch.tokens[row, i : i + offset][None]
+                logits = method.network.decoder(memory[row, i][None], future)[0, offset]
+                expected += _minus_log_probability(logits, batch.targets[row, i + offset])
+
+    assert method.losses(batch)["decoding"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_dense_term_equals_a_loop_over_positions_of_the_window(short_batch):
+    method = _method()
+    batch = short_batch
+    memory = method.network.encoder(batch.tokens[:, :16])
+    expected = 0.0
+    for row in range(8):
+        for i in range(17):
+            if batch.targets[row, i] != IGNORE:
+                logits = method.network.read(memory[row, i][None])[0]
+                expected += _minus_log_probability(logits, batch.targets[row, i])
+
+    assert method.losses(batch)["dense"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_readout_term_equals_a_loop_over_transitions(short_batch):
+    method = _method()
+    batch = short_batch
+    memory = method.network.encoder(batch.tokens[:, :16])
+    expected, count = 0.0, 0
+    for row in range(8):
+        for i in batch.dynamics_positions[row].tolist():
+            if batch.targets[row, i + 1] == IGNORE:
+                continue
+            token = batch.tokens[row, i : i + 1]
+            predicted = method.network.cell(memory[row, i : i + 1], token)
+            logits = method.network.read(predicted)[0]
+            expected += _minus_log_probability(logits, batch.targets[row, i + 1])
+            count += 1
+
+    assert method.losses(batch)["readout"].item() == pytest.approx(expected, rel=1e-4)
+    assert method.counts(batch)["readout"] == count
+
+
+def test_counts_equal_naive_counts(short_batch):
+    batch = short_batch
+    naive = {"decoding": 0, "dense": 0, "dynamics": 0, "uniformity": 4}
+    for row in range(8):
+        targets = batch.targets[row].tolist()
+        naive["dense"] += sum(target != IGNORE for target in targets[:17])
+        naive["dynamics"] += len(batch.dynamics_positions[row])
+        for anchor in batch.anchors[row].tolist():
+            asked = targets[anchor : anchor + LOOKAHEAD + 1]
+            naive["decoding"] += sum(target != IGNORE for target in asked)
+    counts = _method().counts(batch)
+
+    assert {name: counts[name] for name in naive} == naive
+
+
+def test_every_loss_has_a_count_and_a_weight(batch):
+    method = _method()
+
+    assert method.losses(batch).keys() == method.counts(batch).keys()
+    assert method.losses(batch).keys() <= method.weights(0).keys()
+
+
+def _values(losses: dict[str, Tensor]) -> dict[str, float]:
+    return {name: total.item() for name, total in losses.items()}
+
+
+def test_tokens_past_the_end_change_nothing(short_batch):
+    method, batch = _method(), short_batch
+    there = batch.targets[:, :-1] != IGNORE
+    garbage = torch.randint(VOCABULARY, batch.tokens.shape)
+    changed = dataclasses.replace(batch, tokens=torch.where(there, batch.tokens, garbage))
+
+    assert (changed.tokens != batch.tokens).any()
+    assert _values(method.losses(changed)) == pytest.approx(_values(method.losses(batch)))
+
+
+def test_targets_past_the_length_change_nothing(short_batch):
+    method, batch = _method(), short_batch
+    positions = torch.arange(batch.targets.shape[1])
+    # What follows a whole window is look-ahead, not padding.
+    padding = (positions > batch.length[:, None]) & (batch.length[:, None] < 16)
+    garbage = torch.randint(VOCABULARY, batch.targets.shape)
+    changed = dataclasses.replace(batch, targets=torch.where(padding, garbage, batch.targets))
+
+    assert method.counts(changed) == method.counts(batch)
+    assert _values(method.losses(changed)) == pytest.approx(_values(method.losses(batch)))
+
+
+def test_dynamics_count_where_no_answer_is_asked(batch):
+    method = _method()
+    silent = dataclasses.replace(batch, targets=torch.full_like(batch.targets, IGNORE))
+    counts, losses = method.counts(silent), method.losses(silent)
+
+    assert counts["decoding"] == counts["dense"] == 0
+    assert losses["decoding"].item() == losses["dense"].item() == 0
+    assert counts["dynamics"] == 64
+    assert losses["dynamics"].item() == pytest.approx(method.losses(batch)["dynamics"].item())
+
+
+def test_rows_of_one_uniformity_group_are_compared_and_no_others(batch):
+    method = _method(uniformity_group=4)
+    changed_tokens = batch.tokens.clone()
+    changed_tokens[:4] = torch.randint(VOCABULARY, (4, batch.tokens.shape[1]))
+    changed = dataclasses.replace(batch, tokens=changed_tokens)
+    of_last_half = {
+        name: torch.stack([method.losses(half)["uniformity"] for half in _halves(each)])
+        for name, each in (("before", batch), ("after", changed))
+    }
+    before, after = of_last_half["before"], of_last_half["after"]
+
+    assert before[1].item() == after[1].item()
+    assert before[0].item() != after[0].item()
+    assert method.losses(batch)["uniformity"].item() == pytest.approx(before.sum().item())
+
+
+def test_aligned_pairs_are_of_one_position_in_different_sequences(batch):
+    """Against a loop over groups, positions, slots and pairs."""
+    method = _method(uniformity_group=4, uniformity_pairs="aligned")
+    tokens = batch.tokens[:, : batch.tokens.shape[1] - 4]
+    memory = method.network.encoder.encode_at(tokens, batch.uniformity_positions)
+    unit = nn.functional.normalize(memory.detach(), dim=-1)
+    rows, positions, slots, _ = unit.shape
+    total = 0.0
+    for first in range(0, rows, 4):
+        for position in range(positions):
+            for slot in range(slots):
+                some = unit[first : first + 4, position, slot]
+                potentials = [
+                    math.exp(-2 * float((some[a] - some[b]).square().sum()))
+                    for a in range(4)
+                    for b in range(4)
+                    if a != b
+                ]
+                total += math.log(sum(potentials) / len(potentials)) / slots / positions
+
+    assert method.counts(batch)["uniformity"] == rows // 4
+    assert method.losses(batch)["uniformity"].item() == pytest.approx(total, rel=1e-4)
+
+
+def _halves(batch: TeacherBatch) -> list[TeacherBatch]:
+    fields = {name: values.chunk(2) for name, values in vars(batch).items()}
+    return [
+        dataclasses.replace(batch, **{name: values[half] for name, values in fields.items()})
+        for half in range(2)
+    ]
+
+
+def test_sums_and_counts_of_halves_add_up(short_batch):
+    method = _method()
+    whole, halves = method.losses(short_batch), _halves(short_batch)
+    for name, total in whole.items():
+        parts = sum(method.losses(half)[name].item() for half in halves)
+        assert parts == pytest.approx(total.item(), rel=1e-4), name
+    for name, count in method.counts(short_batch).items():
+        assert count == sum(method.counts(half)[name] for half in halves), name
+
+
+def test_dynamics_are_ramped_in_and_the_other_weights_are_constant():
+    method = _method(dynamics_weight=0.8, dynamics_start=3, dynamics_ramp=4)
+    weights = [method.weights(step) for step in range(10)]
+    ramp = [0, 0, 0, 0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8]
+
+    assert [each["dynamics"] for each in weights] == pytest.approx(ramp)
+    for name in ("decoding", "dense", "uniformity"):
+        assert len({each[name] for each in weights}) == 1
+
+
+def test_the_readout_of_predicted_memories_is_ramped_in_with_dynamics():
+    method = _method(readout_weight=0.4, dynamics_start=1, dynamics_ramp=2)
+
+    assert [method.weights(step)["readout"] for step in range(4)] == pytest.approx(
+        [0, 0.2, 0.4, 0.4]
+    )
+
+
+def test_without_a_ramp_dynamics_start_at_full_weight():
+    method = _method(dynamics_weight=0.8, dynamics_start=2, dynamics_ramp=0)
+
+    assert [method.weights(step)["dynamics"] for step in range(4)] == [0, 0, 0.8, 0.8]
+
+
+@pytest.mark.parametrize("term", ["decoding", "dense", "uniformity"])
+def test_terms_that_need_no_cell_reach_the_encoder(batch, term):
+    method = _method()
+    method.losses(batch)[term].backward()
+    gradients = {name: p.grad for name, p in method.network.named_parameters()}
+
+    assert gradients["encoder.projection.weight"].abs().sum() > 0
+    assert all(g is None for name, g in gradients.items() if name.startswith("cell."))
+
+
+def test_dynamics_reach_both_the_cell_and_the_encoder(batch):
+    method = _method()
+    method.losses(batch)["dynamics"].backward()
+
+    assert method.network.encoder.projection.weight.grad.abs().sum() > 0
+    assert method.network.cell.output.weight.grad.abs().sum() > 0
+
+
+def test_diagnostics_leave_no_gradient(batch):
+    method = _method()
+    method.diagnostics(batch)
+
+    assert all(parameter.grad is None for parameter in method.network.parameters())
+
+
+def _healthy() -> dict[str, float]:
+    return {"memory_uniformity": -2.0, "memory_variance": 0.9, "memory_effective_rank": 9.0}
+
+
+def test_healthy_memories_are_of_no_concern():
+    assert _method().concern(_healthy()) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("memory_uniformity", -0.01), ("memory_variance", 1e-4), ("memory_effective_rank", 1.01)],
+)
+def test_each_sign_of_collapse_is_a_concern(name, value):
+    concern = _method().concern({**_healthy(), name: value})
+
+    assert concern is not None
+    assert name in concern
+    assert "objective.dynamics_weight" in concern
+
+
+def _network() -> RecurrentNetwork:
+    config = rnn_config()
+    network = RecurrentNetwork(VOCABULARY, 2, 8, config.cell, config.readout, CONFIG.decoder)
+    return with_empty_memory(network, torch.randn(2, 8))
+
+
+def _smt() -> SupervisedMemoryTraining:
+    return SupervisedMemoryTraining(_network(), TransitionObjectiveConfig())
+
+
+def _transitions(count: int = 6, rows: int = 2) -> TransitionBatch:
+    return TransitionBatch(
+        memory=torch.randn(2 * count, 2, 8),
+        scale=torch.empty(0),
+        place=torch.arange(0, 2 * count, 2),
+        token=torch.randint(VOCABULARY, (count,)),
+        target=torch.randint(VOCABULARY, (count,)),
+        first_target=torch.randint(VOCABULARY, (rows,)),
+        compared=torch.empty(0, dtype=torch.int64),
+        future=torch.empty(0, 8, dtype=torch.int64),
+        future_length=torch.empty(0, dtype=torch.int64),
+        noise=torch.empty(0, 2, 8),
+    )
+
+
+def test_smt_calls_the_cell_once_a_batch():
+    method = _smt()
+    calls = _Calls(method.network.cell)
+    method.losses(_transitions())
+
+    assert [len(memory) for memory, _ in calls.inputs] == [6]
+
+
+def test_smt_reads_stored_memories_alone():
+    method, transitions = _smt(), _transitions()
+    calls = _Calls(method.network.cell)
+    method.losses(transitions)
+
+    assert (calls.inputs[0][0] == transitions.before).all()
+    assert not calls.inputs[0][0].requires_grad
+
+
+@pytest.mark.parametrize("index", [0, 3, 5])
+def test_a_transition_of_smt_reaches_no_other(index):
+    method = _smt()
+    transitions = _transitions()
+    together = transitions.memory.clone().requires_grad_()
+    method.losses(dataclasses.replace(transitions, memory=together))["dynamics"].backward()
+    own, memories = slice(index, index + 1), slice(2 * index, 2 * index + 2)
+    alone = transitions.memory[memories].clone().requires_grad_()
+    one = dataclasses.replace(
+        transitions,
+        memory=alone,
+        place=transitions.place[:1],
+        token=transitions.token[own],
+        target=transitions.target[own],
+        first_target=transitions.first_target[:1],
+    )
+    method.losses(one)["dynamics"].backward()
+
+    torch.testing.assert_close(together.grad[memories], alone.grad)
+
+
+def test_smt_equals_a_loop_over_transitions():
+    method, transitions = _smt(), _transitions()
+    transitions.target[1] = transitions.first_target[0] = IGNORE
+    network = method.network
+    expected = {"dynamics": 0.0, "readout": 0.0}
+    for n in range(6):
+        predicted = network.cell(transitions.before[n][None], transitions.token[n][None])
+        error = (predicted[0] - transitions.after[n]).square().mean()
+        expected["dynamics"] += float(error.detach())
+        if n != 1:
+            logits = network.readout(predicted)[0]
+            expected["readout"] += _minus_log_probability(logits, transitions.target[n])
+    logits = network.readout(network.empty_memory[None])[0]
+    expected["readout"] += _minus_log_probability(logits, transitions.first_target[1])
+    losses, counts = method.losses(transitions), method.counts(transitions)
+
+    for name, total in expected.items():
+        assert losses[name].item() == pytest.approx(total, rel=1e-4)
+    assert counts["dynamics"] == 6
+    assert counts["readout"] == 6
+
+
+def test_smt_without_targets_learns_dynamics_alone():
+    method, transitions = _smt(), _transitions()
+    silent = dataclasses.replace(
+        transitions,
+        target=torch.full_like(transitions.target, IGNORE),
+        first_target=torch.full_like(transitions.first_target, IGNORE),
+    )
+    losses, counts = method.losses(silent), method.counts(silent)
+    losses["readout"].backward()
+
+    assert counts["readout"] == 0
+    assert losses["readout"].item() == 0
+    assert all((p.grad == 0).all() for p in method.network.readout.parameters())
+    assert losses["dynamics"].item() == method.losses(transitions)["dynamics"].item()
+
+
+def _weights(artifact) -> dict[str, Tensor]:
+    return load(model_bytes(artifact))
+
+
+def _assert_near(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        torch.testing.assert_close(values, other[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_gradient_accumulation_of_the_teacher_equals_the_full_batch(pipeline, tmp_path, parts):
+    for accumulation in (1, parts):
+        config = encoder_config(training={"max_steps": 5, "accumulation": accumulation})
+        train_encoder.run(config, pipeline.tokens, tmp_path / str(accumulation))
+
+    _assert_near(_weights(tmp_path / "1"), _weights(tmp_path / str(parts)))
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_gradient_accumulation_of_smt_equals_the_full_batch(pipeline, tmp_path, parts):
+    for accumulation in (1, parts):
+        config = rnn_config(training={"max_steps": 5, "accumulation": accumulation})
+        train_rnn.run(config, pipeline.labels, tmp_path / str(accumulation))
+
+    _assert_near(_weights(tmp_path / "1"), _weights(tmp_path / str(parts)))

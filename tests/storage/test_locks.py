@@ -1,0 +1,142 @@
+"""Locks on directories: one holder, whoever comes and goes, also where directories have none."""
+
+import errno
+import fcntl
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from smtkit.errors import InputOutputError
+from smtkit.storage.locks import LOCK, DirectoryLock
+
+ROUNDS = 200
+
+
+def test_there_is_one_holder_and_nothing_stays(tmp_path):
+    first = DirectoryLock(tmp_path)
+    with pytest.raises(BlockingIOError):
+        DirectoryLock(tmp_path)
+    with pytest.raises(BlockingIOError):
+        DirectoryLock(tmp_path, shared=True)
+    first.release()
+
+    assert not list(tmp_path.iterdir())
+    DirectoryLock(tmp_path).release()
+
+
+def test_many_may_share_it_and_keep_one_out(tmp_path):
+    shared = [DirectoryLock(tmp_path, shared=True) for _ in range(3)]
+    for holder in shared:
+        with pytest.raises(BlockingIOError):
+            DirectoryLock(tmp_path)
+        holder.release()
+    DirectoryLock(tmp_path).release()
+
+
+def test_what_a_killed_process_leaves_locks_nobody_out(tmp_path):
+    code = (
+        "import os, sys, pathlib, smtkit.storage.locks as locks\n"
+        "lock = locks.DirectoryLock(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, tmp_path], check=False).returncode == -9
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
+
+    DirectoryLock(tmp_path).release()
+    assert not list(tmp_path.iterdir())
+
+
+def _count(directory: Path) -> None:
+    for _ in range(ROUNDS):
+        lock = DirectoryLock(directory, wait=True)
+        counter = directory / "counter"
+        counter.write_text(str(int(counter.read_text()) + 1))
+        lock.release()
+
+
+def test_who_waits_gets_it_alone_though_its_file_comes_and_goes(tmp_path):
+    (tmp_path / "counter").write_text("0")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_count, args=(tmp_path,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+    assert int((tmp_path / "counter").read_text()) == 3 * ROUNDS
+
+
+def test_over_nfs_what_is_locked_is_open_for_writing(tmp_path, monkeypatch):
+    """As fcntl(2) has it of NFS: flock becomes a lock on the file's bytes, and asks for as much."""
+    lock = fcntl.flock
+
+    def of_nfs(file: int, kind: int) -> None:
+        writable = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        if kind & fcntl.LOCK_EX and not writable:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        lock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", of_nfs)
+    DirectoryLock(tmp_path).release()
+
+
+def test_whoever_lost_its_file_takes_no_other(tmp_path):
+    lost = DirectoryLock(tmp_path)
+    (tmp_path / LOCK).unlink()
+    held = DirectoryLock(tmp_path)
+    lost.release()
+    with pytest.raises(BlockingIOError):
+        DirectoryLock(tmp_path)
+    held.release()
+
+
+def test_a_link_is_not_followed(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / LOCK).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        DirectoryLock(tmp_path / "in")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_that_cannot_be_removed_is_no_matter(tmp_path, monkeypatch):
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    held = DirectoryLock(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        held.release()
+    DirectoryLock(tmp_path).release()
+
+
+def test_a_file_that_nfs_calls_stale_is_opened_anew(tmp_path, monkeypatch):
+    lock, stale = fcntl.flock, [True]
+
+    def once(file: int, kind: int) -> None:
+        if stale and stale.pop():
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        lock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", once)
+    DirectoryLock(tmp_path).release()
+    assert not stale
+
+
+def test_in_vain_leaves_nothing_unless_another_shares_it(tmp_path):
+    first, second = (DirectoryLock(tmp_path, shared=True) for _ in range(2))
+    first.release(in_vain=True)
+    assert (tmp_path / LOCK).exists()
+    second.release(in_vain=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def none(file: int, kind: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(InputOutputError, match=f"{tmp_path}.*cannot be locked: No locks available"):
+        DirectoryLock(tmp_path)

@@ -1,0 +1,468 @@
+"""Artifacts at URIs, on an S3 server of this machine; what they are when something goes wrong."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import (
+    Command,
+    KilledError,
+    Killer,
+    Pipeline,
+    encoder_config,
+    evaluate_config,
+    model_bytes,
+    on_ranks,
+    rnn_config,
+    shards,
+    write_text,
+)
+from object_store import Width, at, make, named, objects, put
+from smtkit.config import ExtractLabelsConfig
+from smtkit.errors import ArtifactError, InputOutputError, LockedError, UsageError
+from smtkit.stages import extract_labels, train_encoder
+from smtkit.storage import cache
+from smtkit.storage.manifest import MANIFEST, METRICS, Artifact, read_manifest
+from smtkit.storage.remote import Remote, locate
+from smtkit.storage.run import Run
+
+NAMES = ("tokens", "encoder", "labels", "rnn", "evaluation")
+SMALL_SHARDS = ExtractLabelsConfig(shard_bytes=20_000, max_windows=60)
+
+
+# --- where an artifact may be -------------------------------------------------------------------
+
+
+def test_a_location_is_a_path_or_a_uri(tmp_path: Path) -> None:
+    assert locate("a//b") == Path("a/b")
+    assert locate(tmp_path) == tmp_path
+    assert locate(f"file://{tmp_path}/with%20space") == tmp_path / "with space"
+    for uri in (
+        "s3://bucket/a/b",
+        "gs://anonymous@bucket/a",
+        "s3://b/a?endpoint_override=h:1&scheme=http",
+    ):
+        assert str(locate(uri)) == uri
+    assert str(locate("s3://bucket/a/")) == "s3://bucket/a"
+    assert at("s3://b/a?scheme=http").place("x") == "s3://b/a/x?scheme=http"
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("ftp://host/x", r"ftp://host/x: scheme is ftp, allowed: a path, or file://, gs://, s3://"),
+        ("file://host/x", "host is host"),
+        ("s3://bucket", "expected s3://bucket/name"),
+        ("s3:///x", "expected s3://bucket/name"),
+        ("s3://bucket/x#1", "expected s3://bucket/name"),
+    ],
+)
+def test_other_locations_are_refused(uri: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        locate(uri)
+
+
+def test_credentials_are_kept_out_of_manifests_and_messages() -> None:
+    with pytest.raises(UsageError) as caught:
+        locate("s3://key:secret@bucket/x")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_uri_is_a_directory(tmp_path: Path) -> None:
+    make(f"file://{tmp_path}/a")
+    assert Artifact.open(tmp_path / "a").file("data").read_bytes() == b"some content"
+
+
+# --- one artifact, there and back ---------------------------------------------------------------
+
+
+def test_an_artifact_is_what_it_is_on_a_disk(store: str, tmp_path: Path) -> None:
+    remote, local = make(store), make(str(tmp_path / "local"))
+    assert remote.digest == local.digest
+    assert objects(store) == named(remote)
+    artifact = Artifact.open(store, "tokens")
+    assert artifact.file("data").read_bytes() == b"some content"
+    assert artifact.files("d") == [artifact.file("data")]
+    assert artifact.rows("d") == [3]
+    assert artifact.verified(METRICS).read_text() == "{}\n"
+    artifact.verify()
+    assert artifact.as_parent().path == store
+    assert [p for p in cache.staging(at(store)).rglob("*") if p.is_file()] == []
+
+
+def test_the_endpoint_may_be_part_of_the_uri(
+    store: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    uri = f"{store}?endpoint_override={endpoint.removeprefix('http://')}&scheme=http"
+    manifest = make(uri)
+    assert Artifact.open(uri).manifest == manifest
+    assert Artifact.open(uri).file("data").read_bytes() == b"some content"
+
+
+def test_a_file_is_fetched_once(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(store)
+    path = Artifact.open(store).file("data")
+    monkeypatch.setattr(Remote, "blocks", None)
+    assert Artifact.open(store).file("data") == path
+
+
+def test_processes_fetch_a_file_once_together(store: str, tmp_path: Path) -> None:
+    make(store, os.urandom(2**20))
+    program = (
+        "import sys; from smtkit.storage import remote; from smtkit.storage.manifest import "
+        "Artifact\n"
+        "read = remote.Remote.blocks\n"
+        "def counted(self, name):\n"
+        "    print('fetched'); return read(self, name)\n"
+        "remote.Remote.blocks = counted\n"
+        "path = Artifact.open(sys.argv[1]).file('data')\n"
+        "assert path.stat().st_size == 2**20\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, store], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    fetched = [process.communicate(timeout=100)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted(fetched) == ["", "fetched\n"]
+
+
+# --- damage -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"some", "4 bytes, the manifest says 12"), (b"some content!", "13 bytes, the manifest says")],
+)
+def test_a_file_of_another_size_is_refused(store: str, content: bytes, message: str) -> None:
+    entry = make(store).files[0]
+    put(store, entry.name, content)
+    with pytest.raises(ArtifactError, match=f"{store}/{entry.name}: {message}"):
+        Artifact.open(store)
+
+
+def test_a_missing_file_is_named(store: str) -> None:
+    entry = make(store).files[0]
+    artifact = Artifact.open(store)
+    at(store).remove(entry.name)
+    message = f"{store}/{entry.name}: missing, though the manifest names it"
+    with pytest.raises(ArtifactError, match=message):
+        Artifact.open(store)
+    with pytest.raises(ArtifactError, match=message):
+        artifact.file("data")
+
+
+def test_what_was_damaged_does_not_reach_the_cache(store: str, tmp_path: Path) -> None:
+    entry = make(store).files[0]
+    put(store, entry.name, b"some c0ntent")
+    artifact = Artifact.open(store)
+    for read in (lambda: artifact.file("data"), artifact.verify):
+        with pytest.raises(ArtifactError, match=f"{store}/{entry.name}: damaged: 12 bytes, xxh3"):
+            read()
+    assert [p for p in (tmp_path / "cache" / "files").rglob("*") if p.is_file()] == []
+    put(store, entry.name, b"some content")
+    assert artifact.file("data").read_bytes() == b"some content"
+
+
+def test_a_damaged_copy_is_fetched_again(store: str) -> None:
+    make(store)
+    artifact = Artifact.open(store)
+    artifact.file("data").write_bytes(b"some c0ntent")
+    assert artifact.verified("data").read_bytes() == b"some content"
+
+
+def test_what_lies_elsewhere_cannot_be_named(store: str) -> None:
+    manifest = json.loads(make(store).model_dump_json())
+    for key, value in (("name", "run/.."), ("xxh3", "../../x")):
+        changed = {**manifest["files"][0], key: value}
+        put(store, MANIFEST, json.dumps({**manifest, "files": [changed]}).encode())
+        with pytest.raises(ArtifactError, match=key):
+            Artifact.open(store)
+
+
+def test_what_is_not_there_is_said_in_one_line(store: str, command: Command, endpoint: str) -> None:
+    result = command("inspect", store)
+    assert (result.code, result.line()) == (2, f"{store}: no such artifact")
+    put(store, "other", b"")
+    result = command("inspect", store)
+    assert result.code == 3
+    assert result.line() == f"{store}: not a complete artifact: it holds no {MANIFEST}"
+    result = command("inspect", "s3://nowhere/x")
+    assert (result.code, result.line()) == (2, "s3://nowhere/x: no such artifact")
+    result = command(
+        "synthesize", "parity", "--out", "s3://nowhere/x", "--length=8", "--sequences=1"
+    )
+    assert result.code == 2
+    assert result.line().startswith("s3://nowhere/x: no such bucket: nowhere")
+    result = command("inspect", "s3://b/x?endpoint_override=127.0.0.1:9&scheme=http")
+    assert result.code == 74
+    assert result.line().startswith("s3://b/x")
+    result = command("inspect", "s3://b/x?nonsense=1")
+    assert result.code == 2
+    assert "nonsense" in result.line()
+
+
+# --- writing, and what goes wrong ---------------------------------------------------------------
+
+
+def test_the_refusals_are_those_of_a_disk(store: str) -> None:
+    first = make(store)
+    with pytest.raises(UsageError, match=f"--out {store}: exists"):
+        make(store)
+    with pytest.raises(UsageError, match="kind tokens, not labels"), Run(store, "labels", Width()):
+        pass
+    with pytest.raises(UsageError, match="cannot resume: width was 1, is 2"):
+        make(store, width=2, resume=True)
+    assert make(store, resume=True) == first
+    put(f"{store}/strange", "notes.txt", b"")
+    with pytest.raises(UsageError, match=r"holds other files \(notes.txt\)"):
+        make(f"{store}/strange", overwrite=True)
+
+
+def test_two_runs_of_a_machine_do_not_write_one_artifact(store: str) -> None:
+    with Run(store, "tokens", Width()), pytest.raises(LockedError, match=store):
+        make(store)
+
+
+def test_the_old_artifact_stays_readable_until_the_new_one_is_whole(store: str) -> None:
+    first = make(store, b"old")
+    with Run(store, "tokens", Width(), overwrite=True) as run:
+        (run.directory / "data").write_bytes(b"new")
+        run.add("data", rows=3)
+        artifact = Artifact.open(store)
+        assert artifact.manifest == first
+        assert artifact.file("data").read_bytes() == b"old"
+        second = run.commit({})
+    assert Artifact.open(store).file("data").read_bytes() == b"new"
+    assert objects(store) == named(second)
+
+
+def test_a_failed_run_leaves_nothing(store: str) -> None:
+    def fail() -> None:
+        with Run(store, "tokens", Width()) as run:
+            (run.directory / "data").write_bytes(b"half")
+            run.add("data", rows=1)
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fail()
+    assert objects(store) == set()
+    make(store)
+
+
+class Failing:
+    """A file that ends in an error, midway."""
+
+    def __init__(self) -> None:
+        self._blocks = [b"x" * 1000]
+
+    def __enter__(self) -> "Failing":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def read(self, size: int) -> bytes:
+        if not self._blocks:
+            raise OSError("the disk is gone")
+        return self._blocks.pop()
+
+
+def upload_half(store: str, monkeypatch: pytest.MonkeyPatch, *, removed: bool) -> None:
+    """An upload that stops midway; `removed`: what it left could be removed."""
+
+    def opened(path: Path, *arguments: Any, **options: Any) -> Any:
+        return Failing() if path.name == "data" else whole(path, *arguments, **options)
+
+    whole = Path.open
+    with Run(store, "tokens", Width(), resume=True) as run, monkeypatch.context() as patch:
+        (run.directory / "data").write_bytes(b"x" * 2000)
+        patch.setattr(Path, "open", opened)
+        if not removed:
+            patch.setattr(Remote, "remove", lambda remote, name: None)
+        run.add("data", rows=2)
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_half_an_upload_is_not_taken_for_a_file(
+    store: str, monkeypatch: pytest.MonkeyPatch, another_machine: Any, removed: bool
+) -> None:
+    with pytest.raises(InputOutputError, match="the disk is gone"):
+        upload_half(store, monkeypatch, removed=removed)
+    gc.collect()
+    halves = [size for name, size in at(store).sizes().items() if name.endswith("/data")]
+    assert halves == ([] if removed else [1000])  # the stream publishes what it has
+    with Run(store, "tokens", Width(), resume=True) as run:
+        assert (run.directory / "data").stat().st_size == 2000  # nothing is lost here
+    another_machine()
+    with Run(store, "tokens", Width(), resume=True) as run:
+        assert not run.has("data")
+        (run.directory / "data").write_bytes(b"x" * 2000)
+        run.add("data", rows=2)
+        manifest = run.commit({})
+    assert objects(store) == named(manifest)
+
+
+def test_a_manifest_that_cannot_be_uploaded_leaves_the_old_one(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make(store, b"old")
+
+    write = Remote.write
+
+    def fail(remote: Remote, name: str, content: bytes) -> None:
+        if name.endswith(MANIFEST):
+            content = content[:100]
+        write(remote, name, content)
+        if name.endswith(MANIFEST):
+            raise InputOutputError("the network is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Remote, "write", fail)
+        with pytest.raises(InputOutputError, match="the network is gone"):
+            make(store, b"new", overwrite=True)
+    gc.collect()
+    assert Artifact.open(store).manifest == first
+    assert Artifact.open(store).file("data").read_bytes() == b"old"
+    second = make(store, b"new", resume=True)
+    assert second.digest != first.digest
+    assert objects(store) == named(second)
+
+
+def test_files_that_another_run_removed_are_not_named(store: str) -> None:
+    with Run(store, "tokens", Width()) as run:
+        (run.directory / "data").write_bytes(b"mine")
+        at(store).remove(run.add("data", rows=1).name)
+        with pytest.raises(InputOutputError, match="no longer there as it was uploaded"):
+            run.commit({})
+    assert MANIFEST not in objects(store)
+
+
+# --- stages -------------------------------------------------------------------------------------
+
+
+def test_the_chain_is_the_same_at_uris(store: str, tmp_path: Path, command: Command) -> None:
+    """tokenize to eval, by command line; every artifact as of the same commands on a disk."""
+    text = write_text(tmp_path / "text.txt", 800)
+    short = "--max-steps=2"
+    small = [
+        "--set=encoder={slots = 2, slot_width = 8, width = 16, layers = 1, heads = 2}",
+        "--set=decoder={width = 16, layers = 1, heads = 2}",
+        "--set=cell.width=16",
+        "--set=data.window=16",
+        "--set=objective.uniformity_group=2",
+        "--set=training={batch_size = 8, validation_windows = 8}",
+    ]
+    few, eight = ["--max-windows=40", "--set=shard_bytes=20000"], ["--windows=8"]
+    small_rnn = ["--set=cell.width=16", "--set=training={batch_size = 8, validation_windows = 8}"]
+    for root in (store, str(tmp_path)):
+        tokens, encoder, labels, rnn, evaluation = (f"{root}/{name}" for name in NAMES)
+        for line in (
+            ["tokenize", text, "--out", tokens, "--tokenizer=byte"],
+            ["train-encoder", tokens, "--out", encoder, short, *small],
+            ["extract-labels", encoder, "--tokens", tokens, "--out", labels, *few],
+            ["train-rnn", labels, "--out", rnn, "--method=smt", short, *small_rnn],
+            ["eval", rnn, "--tokens", tokens, "--encoder", encoder, "--out", evaluation, *eight],
+        ):
+            result = command(*line)
+            assert result.code == 0, result.stderr
+    for name in NAMES:
+        remote, local = read_manifest(at(f"{store}/{name}")), read_manifest(tmp_path / name)
+        assert remote.digest == local.digest
+        assert objects(f"{store}/{name}") == named(remote)
+    assert [parent.path for parent in read_manifest(at(f"{store}/rnn")).parents] == [
+        f"{store}/labels"
+    ]
+    assert f"from {store}/labels" in command("inspect", f"{store}/rnn", "--verify").stdout
+    texts = [command("generate", f"{root}/rnn", "--seed=1").stdout for root in (store, tmp_path)]
+    assert texts[0] == texts[1] != ""
+
+
+def test_parts_need_no_shared_disk(
+    store: str, tmp_path: Path, pipeline: Pipeline, another_machine: Any
+) -> None:
+    inputs = (pipeline.encoder, pipeline.tokens)
+    whole = extract_labels.run(SMALL_SHARDS, *inputs, tmp_path / "labels")
+    counts = []
+    for part in (1, 2):
+        another_machine()
+        counts.append(extract_labels.run_part(SMALL_SHARDS, *inputs, store, part, 2))
+        assert not list(cache.staging(at(store)).rglob("*.arrow"))  # a shard that is there goes
+        if part == 1:
+            with pytest.raises(ArtifactError, match=r"shards \d+ are missing: train-00001.arrow"):
+                extract_labels.run(SMALL_SHARDS, *inputs, store, finalize=True)
+    assert sum(counts) == len(shards(tmp_path / "labels", "*"))
+    another_machine()
+    manifest = extract_labels.run(SMALL_SHARDS, *inputs, store, finalize=True)
+    assert manifest.digest == whole.digest
+    assert objects(store) == named(manifest)
+    Artifact.open(store).verify()
+    with pytest.raises(UsageError, match="exists"):
+        extract_labels.run_part(SMALL_SHARDS, *inputs, store, 1, 2)
+
+
+def test_another_machine_does_not_extract_again(
+    store: str, pipeline: Pipeline, another_machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = (pipeline.encoder, pipeline.tokens)
+    written: list[str] = []
+    write = extract_labels.write_labels
+
+    def until_the_third(path: Path, *arguments: Any) -> None:
+        written.append(path.name)
+        if len(written) == 3:
+            raise KilledError
+        write(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extract_labels, "write_labels", until_the_third)
+        with pytest.raises(KilledError):
+            extract_labels.run(SMALL_SHARDS, *inputs, store)
+    another_machine()
+    with pytest.raises(UsageError, match="holds an unfinished run"):
+        extract_labels.run(SMALL_SHARDS, *inputs, store)
+    other = ExtractLabelsConfig(shard_bytes=20_000, max_windows=61)
+    with pytest.raises(UsageError, match="cannot resume: max_windows was 60, is 61"):
+        extract_labels.run(other, *inputs, store, resume=True)
+    monkeypatch.setattr(
+        extract_labels, "write_labels", lambda *a: (written.append(a[0].name), write(*a))
+    )
+    manifest = extract_labels.run(SMALL_SHARDS, *inputs, store, resume=True)
+    files = [entry.logical_name for entry in manifest.files]
+    assert sorted([*files, written[2]]) == sorted([*written, "model.safetensors", "tokenizer.json"])
+    assert objects(store) == named(manifest)
+    Artifact.open(store).verify()
+
+
+def test_a_run_that_stopped_goes_on(store: str, pipeline: Pipeline) -> None:
+    config = encoder_config()
+    with pytest.raises(KilledError):
+        train_encoder.run(config, pipeline.tokens, store, progress=Killer(6))
+    train_encoder.run(config, pipeline.tokens, store, resume=True)
+    assert Artifact.open(store).file("model.safetensors").read_bytes() == model_bytes(
+        pipeline.encoder
+    )
+    assert objects(store) == named(read_manifest(at(store)))
+
+
+def test_ranks_read_and_write_uris(store: str, pipeline: Pipeline, tmp_path: Path) -> None:
+    config = rnn_config(training={"max_steps": 2})
+    whole = extract_labels.run(SMALL_SHARDS, pipeline.encoder, pipeline.tokens, tmp_path / "labels")
+    labels, rnn, evaluation = (f"{store}/{name}" for name in ("labels", "rnn", "evaluation"))
+    on_ranks(
+        2,
+        ("extract_labels", SMALL_SHARDS, pipeline.encoder, pipeline.tokens, labels),
+        ("train_rnn", config, labels, rnn),
+        ("evaluate", evaluate_config(), rnn, pipeline.tokens, evaluation),
+    )
+    assert read_manifest(at(labels)).digest == whole.digest
+    for uri in (labels, rnn, evaluation):
+        assert objects(uri) == named(read_manifest(at(uri)))
+        Artifact.open(uri).verify()

@@ -1,0 +1,246 @@
+"""What a URI may be: it names one place, holds no secret, and all else is refused in one line."""
+
+import os
+import re
+import unicodedata
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import fs
+
+from conftest import Command
+from smtkit.errors import UsageError
+from smtkit.storage.remote import Remote, locate
+
+SECRET = "wJalr"
+OFFLINE = "endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"  # asks nobody for anything
+
+
+def refused(uri: str, message: str) -> UsageError:
+    """The error, which `message` is in; of one line."""
+    with pytest.raises(UsageError, match=message) as caught:
+        locate(uri)
+    assert str(caught.value).isprintable()
+    return caught.value
+
+
+# --- file ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("file:///tmp/a?b", r"file:///tmp/a: \? in a URI"),
+        ("file:///tmp/a#2", "# in a URI"),
+        ("file://", "expected file:///path"),
+        ("file://localhost", "expected file:///path"),
+        ("file:///tmp/a%00b", r"control character '\\x00'"),
+        ("file:///tmp/a\nb", r"file:///tmp/a%0Ab: .* control character '\\n'"),
+        ("file://a\nb/tmp", "control character"),
+        ("file://host/x", "host is host, allowed: file:///path"),
+    ],
+)
+def test_a_file_uri_is_one_path_or_refused(uri: str, message: str) -> None:
+    refused(uri, message)
+
+
+def test_a_file_uri_names_what_the_system_calls_it(tmp_path: Path) -> None:
+    """pathlib writes the URI, of any bytes that a file may be called by."""
+    for name in (b"a b", b"100%", b"a?b#c", b"na\xc3\xafve", b"a\xffb", b"user@host", b"a:b"):
+        path = tmp_path / os.fsdecode(name)
+        assert locate(path.as_uri()) == path
+    assert locate(f"file://localhost{tmp_path}/na\u00efve") == tmp_path / "na\u00efve"
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "file", "S3"])
+@pytest.mark.parametrize("rest", ["/bucket/x", "bucket/x", ""])
+def test_a_scheme_without_slashes_is_not_a_directory(scheme: str, rest: str) -> None:
+    refused(f"{scheme}:{rest}", f"^{scheme}:{rest}: expected {scheme.lower()}://")
+
+
+def test_other_colons_are_of_paths() -> None:
+    for path in ("c:/x", "a/s3:/x", "/s3:/x", "s3", "files:x", "2026-01-01T10:00"):
+        assert locate(path) == Path(path)
+
+
+# --- buckets and keys ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("a/../b", r"\.\. between slashes"),
+        ("..", r"\.\. between slashes"),
+        ("a/.", r"\. between slashes"),
+        ("./a", r"\. between slashes"),
+        ("%2e%2E/b", r"\.\. between slashes"),
+        ("a%2F..%2Fb", r"\.\. between slashes"),
+        ("a//b", "nothing between slashes"),
+        ("/b", "nothing between slashes"),
+        ("a//", "nothing between slashes"),
+        ("a%2F", "nothing between slashes"),
+        ("a%00b", r"control character '\\x00'"),
+        ("a%0Ab", r"control character '\\n'"),
+        ("a%C2%85b", r"control character '\\x85'"),
+        ("a%FFb", "not UTF-8"),
+        ("a\nb", r"s3://bucket/a%0Ab: '\\n' in a URI"),
+    ],
+)
+def test_a_key_stays_below_its_bucket_and_on_its_line(key: str, message: str) -> None:
+    refused(f"s3://bucket/{key}", message)
+
+
+@pytest.mark.parametrize("bucket", ["..", ".", "-a", "%62", "b%2Fc", "b!", "*"])
+def test_a_bucket_is_a_name(bucket: str) -> None:
+    refused(f"s3://{bucket}/x", re.escape(f"bucket is {bucket}, allowed"))
+
+
+@pytest.mark.parametrize("uri", ["s3://localhost:9000/x", "s3://bucket:9000/x", "gs://b:/x"])
+def test_a_port_is_not_passed_over(uri: str) -> None:
+    assert "endpoint_override=host:port" in str(refused(uri, "a port").hint)
+
+
+@pytest.mark.parametrize(
+    ("uri", "found"),
+    [
+        ("s3://bucket/a b", "' '"),
+        ("s3://bucket/na\u00efve", r"'\xef'"),
+        ("s3://bucket/100%", "'%'"),
+        ("s3://bucket/%zz", "'%'"),
+        ("s3://bucket/a\\b", r"'\\'"),
+        ("s3://[x/y", "'['"),
+        ("s3://[::1]:9000/y", "'['"),
+        ("s3://bu\u2100cket/x", r"'\u2100'"),
+        ("s3://bucket/x#1", "'#'"),
+        ("gs://bucket/x?location=a b", "' '"),
+    ],
+)
+def test_what_pyarrow_does_not_read_is_to_be_encoded(uri: str, found: str) -> None:
+    error = refused(uri, re.escape(f": {found} in a URI"))
+    assert "percent-encode" in str(error.hint)
+
+
+@given(st.text(st.characters(codec="utf-8") | st.sampled_from("/.%\\ ?#@"), min_size=1))
+def test_pyarrow_opens_what_was_named(key: str) -> None:
+    uri, key = f"s3://bucket/{quote(key)}?{OFFLINE}", key.removesuffix("/")
+    names = key.split("/")
+    control = any(unicodedata.category(character) == "Cc" for character in key)
+    if control or {"", ".", ".."} & set(names):
+        refused(uri, "^s3://bucket/")
+    else:
+        assert fs.FileSystem.from_uri(str(locate(uri)))[1] == f"bucket/{key}"
+
+
+# --- secrets ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"s3://key:{SECRET}@bucket/x",
+        f"s3://key:sec/{SECRET}@bucket/x",
+        f"s3://key:sec/{SECRET}?@bucket/x",
+        f"s3://key:a@{SECRET}@bucket/x",
+        f"s3://key:{SECRET}%40bucket/x",
+        f"s3://key:{SECRET}",
+        f"s3a://AKID:{SECRET}@bucket/x",
+        f"ftp://user:{SECRET}@host/x",
+        f"gs://anonymous:{SECRET}@bucket/x",
+        f"gs://anonymous@{SECRET}@bucket/x",
+        f"file://user:{SECRET}@host/x",
+        f"s3:key:{SECRET}@bucket/x",
+        f"s3:/key:{SECRET}@bucket/x",
+        f"s3://bucket/x?endpoint_override=user:{SECRET}@127.0.0.1:9&scheme=http",
+        f"s3://bucket/x?secret_key=a@{SECRET}",
+        "s3://anonymous@bucket/x",
+    ],
+)
+def test_credentials_are_refused_first_and_not_repeated(uri: str) -> None:
+    error = refused(uri, "credentials")
+    assert SECRET not in f"{error} {error.hint}"
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (f"secret_key={SECRET}", "option is secret_key, allowed: .*region"),
+        (f"access_key=AKID&secret_key={SECRET}", "option is access_key, allowed"),
+        (f"region=a&session_token={SECRET}", "option is session_token, allowed"),
+        (f"project_id={SECRET}", "option is project_id, allowed"),  # of gs
+        (f"regi%6Fn={SECRET}", "option is regi%6Fn, allowed"),
+        (f"endpoint_override=user:{SECRET}%40host", "endpoint_override with an @"),
+        (f"{SECRET}", "an option without a value"),
+        (f"secret_key={SECRET} ", "' ' in a URI"),
+        ("scheme", "an option without a value"),
+        ("region=", "an option without a value"),
+        ("region=a&&scheme=http", "an option without a value"),
+    ],
+)
+def test_options_are_those_that_hold_no_secret(query: str, message: str) -> None:
+    error = refused(f"s3://bucket/x?{query}", f"^s3://bucket/x: {message}")
+    assert SECRET not in f"{error} {error.hint}"
+
+
+def test_a_secret_of_another_scheme_is_not_repeated() -> None:
+    refused(f"https://host/x?token={SECRET}", "^https://host/x: scheme is https, allowed")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "base"),
+    [("s3", f"s3://bucket/x?{OFFLINE}"), ("gs", "gs://anonymous@bucket/x?scheme=http")],
+)
+def test_options_are_those_of_pyarrow(scheme: str, base: str) -> None:
+    message = str(refused(f"{scheme}://bucket/x?nonsense=1", "allowed: "))
+    allowed = message.partition("allowed: ")[2].split(", ")
+    assert {"scheme", "endpoint_override"} < set(allowed)
+    for name in allowed:
+        value = {"scheme": "http", "retry_limit_seconds": "5"}.get(name, "true")
+        try:
+            fs.FileSystem.from_uri(str(locate(f"{base}&{name}={value}")))
+        except pa.ArrowInvalid:  # an older one
+            assert name.startswith(("allow_delayed", "project", "smart", "tls"))
+    for name in ("access_key", "secret_key", "session_token", "access_token"):
+        with pytest.raises(pa.ArrowInvalid, match="Unexpected query parameter"):
+            fs.FileSystem.from_uri(f"{base}&{name}=1")
+
+
+@pytest.mark.parametrize("value", ["perhaps", "%20"])
+def test_a_value_that_pyarrow_refuses_is_a_wrong_use(value: str) -> None:
+    uri = f"s3://bucket/x?{OFFLINE}&allow_bucket_creation={value}"
+    location = locate(uri)
+    assert isinstance(location, Remote)
+    with pytest.raises(UsageError, match=re.escape(uri)):
+        location.sizes()
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3:/bucket/x",
+        "file:///tmp/a%00b",
+        "s3://bucket/a/../b",
+        "s3://bucket/a b",
+        "s3://bucket:9000/x",
+        "s3://[x/y",
+        "s3://bucket/x?scheme",
+        f"s3://key:a/{SECRET}@bucket/x",
+    ],
+)
+def test_a_wrong_uri_is_one_line_and_writes_nothing(
+    uri: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SMTKIT_CACHE", str(tmp_path / "cache"))
+    synthesize = ("synthesize", "parity", "--length=8", "--sequences=1", "--out", uri)
+    for arguments in (("inspect", uri), synthesize):
+        result = command(*arguments)
+        assert result.code == 2
+        assert SECRET not in result.line()
+    assert list(tmp_path.iterdir()) == []
