@@ -13,6 +13,7 @@ import smtkit
 from conftest import Command, Pipeline
 from smtkit.cli import app
 from smtkit.config import GenerateConfig, TrainRnnConfig
+from smtkit.errors import UsageError
 from smtkit.storage.manifest import MANIFEST, Artifact, Kind
 from smtkit.storage.run import Run
 from smtkit.storage.tensors import MODEL, load_tensors
@@ -536,3 +537,17 @@ def test_an_output_below_the_inputs_is_no_input(command: Command, tmp_path: Path
     assert command(*arguments, "--resume").code == 0
     assert command(*arguments, "--overwrite").code == 0
     assert json.loads((tmp_path / "tokens" / MANIFEST).read_text())["digest"] == before
+
+
+def test_errors_of_libraries_name_keys_and_the_command_line_names_flags(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise UsageError("`out` x: exists", "`overwrite`, `pixel.maximum` or `pixel.other`")
+
+    monkeypatch.setattr("smtkit.stages.tokenize.run", run)
+    monkeypatch.setattr(sys, "argv", ["smtkit", "tokenize", "x", "--out", "x"])
+    with pytest.raises(SystemExit):
+        app.main()
+    said = capsys.readouterr().err
+    assert said == "smtkit: --out x: exists (--overwrite, --maximum or pixel.other)\n"

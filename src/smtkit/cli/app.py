@@ -6,6 +6,7 @@ Stages are imported when their command runs: `smtkit --help` imports neither tor
 import contextlib
 import io
 import os
+import re
 import resource
 import sys
 import traceback
@@ -17,6 +18,7 @@ from smtkit import __version__
 from smtkit.cli import data, launcher, training
 from smtkit.cli.evaluate import evaluate
 from smtkit.cli.generate import generate
+from smtkit.config.layering import FLAGS
 
 app = typer.Typer(
     name="smtkit",
@@ -108,6 +110,21 @@ def _exit_code() -> int:
         return launcher.code_of_the_first(1) or 1
 
 
+def _with_flags(message: str) -> str:
+    """The message with each `config.key` in backticks as the flag that sets it, where there is
+    one: libraries name keys, the command line names flags."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    command = commands.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    flags = {p.name: p.opts[0] for p in command.params} if command else {}
+
+    def shown(found: re.Match[str]) -> str:
+        key = found[1]
+        flag = flags.get(FLAGS.get(key, key).rpartition(".")[2].replace("-", "_"))
+        return flag if flag and flag.startswith("--") else key
+
+    return re.sub(r"`([a-z][a-z0-9_.]*)`", shown, message)
+
+
 def _message(error: Exception) -> str:
     return error.format_message() if hasattr(error, "format_message") else str(error)
 
@@ -123,5 +140,5 @@ def _fail(message: str, code: int, patience: float = 0.0) -> int:
         spoken = launcher.code_of_the_first(code, patience)
         if spoken is not None:
             return spoken
-    print("smtkit: " + " ".join(message.split("\n")), file=sys.stderr)
+    print("smtkit: " + " ".join(_with_flags(message).split("\n")), file=sys.stderr)
     return code

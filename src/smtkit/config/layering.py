@@ -56,11 +56,11 @@ def _settings(
             yield f"--set {override}", name, found
     for key, value in flags.items():
         if value is not None:
-            name = _FLAGS.get(key) or key.rpartition(".")[2]
+            name = FLAGS.get(key) or key.rpartition(".")[2]
             yield "--" + name.replace("_", "-"), key, value
 
 
-_FLAGS = {
+FLAGS = {
     "rollout.kind": "rollout",
     "test_inputs": "test-input",
     "vocabulary_size": "vocab-size",
