@@ -1,4 +1,4 @@
-# Everything a fresh clone needs: each target makes the virtual environment when it is missing.
+# Every target works on a fresh clone: the virtual environment is created when it is missing.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,13 +7,15 @@ BIN := $(VENV)/bin
 .PHONY: help setup quickstart results bench test test-slow lint style clean
 
 help:
-	@echo "make setup       a virtual environment in $(VENV), with exact versions"
-	@echo "make quickstart  text to a trained RNN, all five stages, in minutes"
-	@echo "make results     SMT against BPTT: CORE=1 in two hours on two cores, FULL=1 in days"
-	@echo "make bench       the tables of docs/benchmarks.md: ratios to named rivals, in three quarters of an hour"
-	@echo "make test        the tests; test-slow: the long ones"
-	@echo "make lint        check style, types and layers; style: rewrite what can be"
-	@echo "make clean       remove what was built, also the pipelines' artifacts"
+	@echo "make setup       create the virtual environment $(VENV) with pinned versions"
+	@echo "make quickstart  train an RNN on Python's standard library, all five stages (5 minutes)"
+	@echo "make test        run the tests"
+	@echo "make test-slow   run the tests that take minutes"
+	@echo "make lint        check style, types and import layers"
+	@echo "make style       reformat, and fix what can be fixed automatically"
+	@echo "make results     compare SMT with BPTT, for docs/results.md (2 hours on two cores; FULL=1: days)"
+	@echo "make bench       measure the tables of docs/benchmarks.md (45 minutes)"
+	@echo "make clean       remove the virtual environment, caches and the pipelines' artifacts"
 
 setup: $(VENV)/installed
 
@@ -30,8 +32,8 @@ results: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,results]'
 	$(MAKE) --no-print-directory -C pipelines/results PYTHON=$(abspath $(BIN))/python
 
-# The rivals get an environment of their own, which sees the packages of ours: their own list of
-# dependencies would bring another torch.
+# The libraries that we compare with are installed without their dependencies, into an environment that
+# also sees the packages of $(VENV): otherwise they would install another version of torch.
 RIVALS := build/rivals/bin
 
 bench: setup $(RIVALS)/installed

@@ -1,10 +1,14 @@
-# The stages after tokens, for every pipeline: each is one rule on `manifest.json`. What did not change
-# is not made again, and a stage that was killed goes on where it stopped. The settings lie in SETTINGS,
-# the pipeline's own folder unless it says otherwise; its Makefile includes this file after its rule for
-# tokens. Where there is a dmt.toml, the RNN of rnn.toml, or that of the labels, goes on learning from
-# its own rollout.
+# The stages after `tokenize`, shared by all pipelines. Each stage is one rule whose target is the
+# `manifest.json` of its artifact: it runs when its inputs have changed, and resumes after an interruption.
 #
-# SMOKE=1 runs everything in a minute, in a folder of its own, to see that it runs; it learns nothing.
+# A pipeline's Makefile sets its variables, includes this file, and adds the rules for $(TOKENS) and
+# `sample`. Settings are read from SETTINGS, by default the pipeline's own folder:
+#
+#   tokenize.toml   encoder.toml   labels.toml
+#   rnn.toml        one-step training of the RNN (optional)
+#   dmt.toml        training on the RNN's own rollouts, from the RNN of rnn.toml if there is one (optional)
+#
+# SMOKE=1 runs all stages for a few steps within a minute, in `artifacts-smoke`, to check that they work.
 
 ifdef SMOKE
 ENCODER_FLAGS ?= --max-steps 20
@@ -21,11 +25,11 @@ ARTIFACTS ?= $(ROOT)
 TOKENS ?= $(ARTIFACTS)/tokens
 SETTINGS ?= .
 
-# The RNN that is evaluated: the last of those that have settings.
+# The RNN that is evaluated: `dmt` if it has settings, else `rnn`.
 LAST := $(if $(wildcard $(SETTINGS)/dmt.toml),dmt,rnn)
 FIRST := $(if $(wildcard $(SETTINGS)/rnn.toml),$(ARTIFACTS)/rnn)
 
-# Paths, as they were given where make was called.
+# Resolves paths that are relative to the folder where make was called, to be used from here.
 given = $(foreach path,$(1),$(if $(filter /%,$(path)),,$(or $(CALLED_FROM),../..)/)$(path))
 
 RUN = $(SMTKIT) $(1) --out $(@D) --overwrite --resume && touch $@
