@@ -41,7 +41,7 @@ bench: setup $(RIVALS)/installed
 	$(BIN)/python benchmarks/extraction.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/training.py --widths 64 256 512 --lengths 256 --methods smt bptt --updates 1
-	$(BIN)/python benchmarks/bill.py
+	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/tokenization.py
 

@@ -93,11 +93,9 @@ def contenders(options: argparse.Namespace) -> dict[str, Callable[[], list[Recor
             VOCABULARY, SLOTS, SLOT_WIDTH, config, ReadoutConfig(), DecoderConfig()
         )
         rnn = network.to(device).eval()
-        found[f"RNN, {cell}"] = partial(inference_cost.of_rnn, rnn, device, Silent())
+        found[f"RNN, {cell}"] = partial(inference_cost.measure_rnn, rnn, Silent())
     found[CACHED] = partial(of_cached, teacher, device)
-    found[AGAIN] = partial(
-        inference_cost.of_teacher, teacher, encoder, WINDOW, VOCABULARY, device, Silent()
-    )
+    found[AGAIN] = partial(inference_cost.measure_teacher, teacher, VOCABULARY, Silent())
     return found
 
 

@@ -37,7 +37,7 @@ hypothesis.settings.register_profile("smtkit", deadline=None, max_examples=50, d
 hypothesis.settings.load_profile("smtkit")
 
 WINDOW = 16
-pytest_plugins = ["object_store"]
+pytest_plugins = ["object_store", "evaluations"]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,4 +1,4 @@
-"""Every benchmark runs, at sizes that measure nothing; and what it counts is what happens."""
+"""Every benchmark runs, at tiny sizes; and the calls and operations it counts are those made."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from smtkit.networks.teacher import Teacher
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-import bill
+import cost
 import extraction
 import generation
 import measure
@@ -32,7 +32,7 @@ def _short_library(tmp_path, monkeypatch):
 
 @pytest.fixture
 def rows(capsys):
-    """Rows of the tables that were printed, by their first cell."""
+    """Rows of the printed tables, by their first cell."""
 
     def read() -> dict[str, list[str]]:
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
@@ -79,9 +79,9 @@ def test_calls_and_operations_are_those_that_are_made(tmp_path, monkeypatch):
     assert operations["dmt, jacobi, 4 sweeps"] == operations["smt"] + 3 * 2 * transitions * cell
 
 
-def test_the_bill(rows):
+def test_total_cost(rows):
     small = "--tokens 64 --window 8 --width 16 --teacher-width 16 --cells gru --repetitions 1"
-    bill.main(small.split())
+    cost.main(small.split())
 
     found = rows()
     assert {"teacher", "labels", "gru: smt", "gru: bptt", "gru: bptt, fused"} < set(found)
@@ -100,7 +100,7 @@ def test_generation(rows, monkeypatch):
 
 
 @pytest.mark.parametrize("convolution", [0, 4])
-def test_a_transformer_with_a_cache_says_what_it_says_without(convolution):
+def test_a_transformer_with_a_cache_computes_the_same_memories(convolution):
     config = EncoderConfig(width=16, slots=2, slot_width=4, convolution=convolution)
     parts = DecoderConfig(width=16), CellConfig(width=16), ReadoutConfig()
     encoder = Teacher(7, 9, config, *parts).encoder

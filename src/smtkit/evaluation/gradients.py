@@ -1,139 +1,165 @@
-"""How gradients decay with distance, by the path that SMT learns by and by BPTT's: curves, fits, a
-figure.
+"""How the gradient of a target's nll decays with the distance between the target and a memory.
 
-Gradients are computed on windows of T tokens of text, or on whole rows, from the memories that each
-path meets: the decoder the teacher's, the cell the RNN's own, free-running. An RNN without its
-teacher, or that never had one, has the cell's path alone.
+Two paths lead from `memory[:, i]` to `targets[:, i + d]`: the decoder, which reads the d tokens
+between them at once (SMT trains through it), and d steps of the cell (BPTT does).
+
+N: pairs of a memory and a target, d: tokens between them, B: windows, L: tokens per window, K:
+slots, D: slot width, V: vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from smtkit.config import TrainEncoderConfig
+from smtkit import IGNORE
 from smtkit.corpus.windows import Windows
 from smtkit.evaluation.decay import fit_decay
-from smtkit.evaluation.gradient_paths import Path as GradientPath
-from smtkit.evaluation.gradient_paths import (
-    Point,
-    curve,
-    distances_up_to,
-    through_cell,
-    through_decoder,
-)
+from smtkit.evaluation.subject import Subject
 from smtkit.networks.loading import build_teacher
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import Teacher
 from smtkit.training.progress import Progress
 
-FIGURE = "gradients.svg"
 SAMPLES = 256
-"""Pairs of a memory and a target, a distance; of more windows than pairs no use is made."""
+"""Pairs per distance; more windows than this are not needed."""
 _SEED = 0
+_TOKENS = 4096  # read at once, over all pairs
+
+Path = Callable[[Tensor, Tensor], Tensor]
+"""memory (N, K, D), tokens (N, d) -> logits (N, V) of the target d tokens later."""
 
 
 @dataclass(frozen=True)
-class TrainedTeacher:
-    """A teacher, the config of its training, and the window it was trained on."""
+class Point:
+    """Mean over `samples` pairs of the norm of d nll(targets[i + distance]) / d memory[i]."""
 
-    network: Teacher
-    config: TrainEncoderConfig
-    window: int
-
-
-Networks = Mapping[str, tuple[RecurrentNetwork, Teacher | None]]
-"""trained, and initial: the same with the weights of a fixed seed."""
+    distance: int
+    norm: float
+    samples: int
 
 
-def with_initial_weights(network: RecurrentNetwork, teacher: TrainedTeacher | None) -> Networks:
-    """Beside the trained networks the same before training; the RNN starts from the same memory."""
-    vocabulary_size = network.architecture["vocabulary_size"]
-    device = network.empty_memory.device
-    fresh_teacher = None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
-        fresh_network = RecurrentNetwork.from_architecture(network.architecture)
-        if teacher is not None:
-            fresh_teacher = build_teacher(teacher.config, vocabulary_size, teacher.window)
-            fresh_teacher.eval().requires_grad_(False).to(device)
-    fresh_network.requires_grad_(False).empty_memory.copy_(network.empty_memory)
-    return {
-        "trained": (network, teacher.network if teacher else None),
-        "initial": (fresh_network.eval().to(device), fresh_teacher),
-    }
+def measure(subject: Subject, windows: Windows, progress: Progress) -> list[dict[str, Any]]:
+    """A record per path, of the trained networks and of the same networks before training.
 
-
-def measure(
-    network: RecurrentNetwork,
-    teacher: TrainedTeacher | None,
-    windows: Windows,
-    window: int,
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    """A record for each path, trained and at initialisation.
-
-    The cell's path is measured up to T tokens, the decoder's as far as it was trained to look.
+    The decoder's path starts from the teacher's memories and is as long as the future that it was
+    trained to read; the cell's path starts from the RNN's own rollout and is up to T tokens long.
+    Without a teacher there is only the cell's path.
     """
-    device = network.empty_memory.device
+    device = subject.device
     tokens = torch.from_numpy(windows.tokens).to(device)
     targets = torch.from_numpy(windows.targets).to(device)
-    longest = min(window, tokens.shape[1])
-    future = teacher.config.objective.future_length if teacher else 0
-    seen = longest if future == "rest" else min(future, longest)
-    records = []
-    for weights, (cell, taught_by) in with_initial_weights(network, teacher).items():
-        paths: dict[str, tuple[GradientPath, Callable[[Tensor], Tensor], int]] = {}
-        if taught_by is not None:
-            paths["decoder"] = through_decoder(taught_by.decoder), taught_by.encoder, seen
-        paths["cell"] = through_cell(cell.step, cell.readout), cell.rollout, longest
-        for name, (path, remember, furthest) in paths.items():
+    longest = min(subject.window, tokens.shape[1])
+    future = subject.teacher.config.objective.future_length if subject.teacher else 0
+    records: list[dict[str, Any]] = []
+    trained = subject.network, subject.teacher.network if subject.teacher else None
+    for weights, (network, teacher) in (
+        ("trained", trained),
+        ("initial", with_initial_weights(subject)),
+    ):
+        paths: dict[str, tuple[Path, Callable[[Tensor], Tensor], int]] = {}
+        if teacher is not None:
+            furthest = longest if future == "rest" else min(future, longest)
+            paths["decoder"] = through_decoder(teacher.decoder), teacher.encoder, furthest
+        paths["cell"] = through_cell(network.step, network.readout), network.rollout, longest
+        for name, (path, encode, furthest) in paths.items():
             with torch.no_grad():
-                memories = remember(tokens)
-            distances = distances_up_to(furthest)
-            points = curve(path, memories, tokens, targets, distances, SAMPLES, _SEED)
+                memory = encode(tokens)
+            points = curve(path, memory, tokens, targets, distances_up_to(furthest), SAMPLES, _SEED)
             records.append(_record(name, weights, points))
             progress.update("gradients", len(records), 2 * len(paths))
     return records
 
 
-def draw(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """The curves on logarithmic axes. Raises ImportError where there is no matplotlib."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    # Text stays text, and the file is the same every time.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "smtkit"}):
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-        axes = figure.add_subplot()
-        for record in records:
-            shown = [p for p in record["curve"] if p["distance"] > 0 and p["norm"] > 0]
-            axes.plot(
-                [point["distance"] for point in shown],
-                [point["norm"] for point in shown],
-                color=_COLORS[record["path"]],
-                linestyle="-" if record["weights"] == "trained" else "--",
-                marker="o",
-                markersize=3.5,
-                label=f"{_PATHS[record['path']]}, {_WEIGHTS[record['weights']]}",
-            )
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.set_yscale("log")
-        axes.set_xlabel("distance d, in tokens")
-        axes.set_ylabel("norm of d nll(target i + d) / d memory i")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25, linewidth=0.5)
-        axes.legend(frameon=False, fontsize="small")
-        figure.savefig(path, metadata={"Date": None})
+def with_initial_weights(subject: Subject) -> tuple[RecurrentNetwork, Teacher | None]:
+    """The same networks with random weights of a fixed seed; the RNN keeps its empty memory."""
+    network, teacher = subject.network, subject.teacher
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        fresh = RecurrentNetwork.from_architecture(network.architecture)
+        fresh_teacher = None
+        if teacher is not None:
+            vocabulary_size = network.architecture["vocabulary_size"]
+            fresh_teacher = build_teacher(teacher.config, vocabulary_size, teacher.window)
+            fresh_teacher.eval().requires_grad_(False).to(subject.device)
+    fresh.requires_grad_(False).empty_memory.copy_(network.empty_memory)
+    return fresh.eval().to(subject.device), fresh_teacher
 
 
-_COLORS = {"decoder": "#0072b2", "cell": "#d55e00"}
-_PATHS = {"decoder": "through the decoder (SMT)", "cell": "through d steps of the cell (BPTT)"}
-_WEIGHTS = {"trained": "trained", "initial": "at initialisation"}
+def through_decoder(decode: Callable[[Tensor, Tensor], Tensor]) -> Path:
+    """The path of decode: memory (N, K, D), tokens (N, d) -> logits (N, d + 1, V)."""
+    return lambda memory, tokens: decode(memory, tokens)[:, -1]
+
+
+def through_cell(
+    step: Callable[[Tensor, Tensor], Tensor], readout: Callable[[Tensor], Tensor]
+) -> Path:
+    """The path of d steps (memory (N, K, D), token (N,) -> memory) and a readout (-> (N, V))."""
+
+    def path(memory: Tensor, tokens: Tensor) -> Tensor:
+        for token in tokens.unbind(1):
+            memory = step(memory, token)
+        return readout(memory)
+
+    return path
+
+
+def curve(
+    path: Path,
+    memory: Tensor,
+    tokens: Tensor,
+    targets: Tensor,
+    distances: Sequence[int],
+    samples: int,
+    seed: int = 0,
+) -> list[Point]:
+    """A point for each distance at which there are targets, over at most `samples` pairs.
+
+    memory (B, L + 1, K, D), tokens (B, L), targets (B, L + 1). Pairs are drawn by the seed from all
+    whose target is not IGNORE.
+    """
+    points = []
+    for distance in distances:
+        pairs = (targets[:, distance:] != IGNORE).nonzero()  # (pairs, 2): row, position of memory
+        if len(pairs) == 0:
+            continue
+        order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))[:samples]
+        pairs = pairs[order.to(pairs.device)]
+        offsets = torch.arange(distance, device=tokens.device)
+        norms = []
+        for rows, positions in (
+            some.unbind(1) for some in pairs.split(max(1, _TOKENS // (distance + 1)))
+        ):
+            between = tokens[rows[:, None], positions[:, None] + offsets]
+            target = targets[rows, positions + distance]
+            norms.append(gradient_norms(path, memory[rows, positions], between, target))
+        points.append(Point(distance, float(torch.cat(norms).mean()), len(pairs)))
+    return points
+
+
+def gradient_norms(path: Path, memory: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Norm of each target's gradient over the K D numbers of its memory, (N,) float64.
+
+    memory (N, K, D), tokens (N, d), targets (N,). One backward pass serves all pairs, because no
+    logit depends on another pair's memory. Zero where the path does not read the memory.
+    """
+    with torch.enable_grad():
+        memory = memory.detach().requires_grad_()
+        nll = F.cross_entropy(path(memory, tokens).float(), targets, reduction="sum")
+        if not nll.requires_grad:
+            return torch.zeros(len(memory), dtype=torch.float64, device=memory.device)
+        (gradient,) = torch.autograd.grad(nll, memory, allow_unused=True, materialize_grads=True)
+    return gradient.double().flatten(1).norm(dim=1)
+
+
+def distances_up_to(longest: int) -> list[int]:
+    """0, 1, 2, 3, 4, 6, 8, 12, ... and the longest: two per octave."""
+    powers = [2**exponent for exponent in range(max(longest, 1).bit_length())]
+    chosen = {0, longest, *powers, *(power + power // 2 for power in powers)}
+    return sorted(distance for distance in chosen if distance <= longest)
 
 
 def _record(path: str, weights: str, points: Sequence[Point]) -> dict[str, Any]:

@@ -5,45 +5,48 @@ Interpolated Witten-Bell smoothing (Witten & Bell 1991):
     p_n(w | h) = (c(h w) + t(h) p_{n-1}(w | h')) / (c(h) + t(h))
 
 with c counts, t(h) the number of different tokens seen after h, h' without its first, p_0 uniform.
+
+B: rows, L: tokens per row, V: vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from smtkit import IGNORE
-
-IntArray = NDArray[np.int64]
+from smtkit.corpus.seeded import IntArray
+from smtkit.corpus.stream import BATCH_TOKENS, is_stream, open_stream
+from smtkit.corpus.windows import open_windows
+from smtkit.storage.manifest import Artifact
 
 
 class NgramModel:
-    """Counts of (order - 1 tokens, the target that follows them), as numbers in base V.
+    """Counts of n-grams, each `order` - 1 tokens and the target that follows them.
 
-    Rows are tokens (B, L) and targets (B, L + 1), `targets[:, i]` following `tokens[:, :i]`: the
-    text itself, or the answers of a task. Where a target is IGNORE nothing is counted or predicted.
+    An n-gram is numbered by its tokens as digits in base V. Rows are tokens (B, L) and targets
+    (B, L + 1), `targets[:, i]` following `tokens[:, :i]`: those of a text are its tokens, those of
+    a task its answers. Where a target is IGNORE nothing is counted or predicted.
+
+    Raises ValueError if the numbers do not fit 63 bits.
     """
 
     def __init__(self, vocabulary_size: int, order: int) -> None:
         if vocabulary_size**order >= 2**63:
             raise ValueError(f"{vocabulary_size}**{order} n-grams do not fit 63 bits")
-        self.order = order
         self._base = vocabulary_size
         self._tables = [_Counts() for _ in range(order)]
 
     @classmethod
     def count(
-        cls,
-        vocabulary_size: int,
-        order: int,
-        batches: Iterable[tuple[IntArray, IntArray]],
+        cls, vocabulary_size: int, order: int, batches: Iterable[tuple[IntArray, IntArray]]
     ) -> "NgramModel":
-        """Counts batches of (tokens, targets)."""
+        """The model of batches of (tokens, targets)."""
         model = cls(vocabulary_size, order)
         for tokens, targets in batches:
             for n, table in enumerate(model._tables, start=1):
-                asked = targets[:, n - 1 :] != IGNORE
-                table.add(model._codes(tokens, targets, n)[asked])
+                has_target = targets[:, n - 1 :] != IGNORE
+                table.add(model._codes(tokens, targets, n)[has_target])
         for table in model._tables:
             table.derive_histories(model._base)
         return model
@@ -51,17 +54,17 @@ class NgramModel:
     def negative_log_likelihood(
         self, tokens: IntArray, targets: IntArray, order: int
     ) -> NDArray[np.float64]:
-        """-log p of every target given up to `order` - 1 tokens before it in its row: (B, L + 1).
+        """-log p of every target given up to `order` - 1 tokens before it in its row, (B, L + 1).
 
-        NaN where it is IGNORE.
+        NaN where the target is IGNORE.
         """
         probability = np.full(targets.shape, 1 / self._base)
         for n in range(1, min(order, targets.shape[1]) + 1):
             codes = self._codes(tokens, targets, n)
-            grams = self._tables[n - 1]
-            total, kinds = grams.history(codes // self._base)
+            table = self._tables[n - 1]
+            total, kinds = table.history(codes // self._base)
             lower = probability[:, n - 1 :]
-            smoothed = (grams.of(codes) + kinds * lower) / np.maximum(total + kinds, 1)
+            smoothed = (table.count(codes) + kinds * lower) / np.maximum(total + kinds, 1)
             probability[:, n - 1 :] = np.where(total > 0, smoothed, lower)
         return np.where(targets == IGNORE, np.nan, -np.log(probability))
 
@@ -75,7 +78,8 @@ class NgramModel:
 
 
 class _Counts:
-    """How often each n-gram was seen; and, for each history, its total and its kinds."""
+    """Count of each n-gram; and for each history the total, and the number of different tokens
+    after it. Sorted arrays: a dictionary of as many entries would not fit into memory."""
 
     def __init__(self) -> None:
         self._codes: IntArray = np.empty(0, dtype=np.int64)
@@ -83,10 +87,9 @@ class _Counts:
 
     def add(self, codes: IntArray) -> None:
         new, counts = np.unique(codes, return_counts=True)
-        merged = np.concatenate([self._codes, new])
         values = np.concatenate([self._values, counts])
-        self._codes, places = np.unique(merged, return_inverse=True)
-        self._values = np.bincount(places, values, minlength=len(self._codes)).astype(np.int64)
+        self._codes, index = np.unique(np.concatenate([self._codes, new]), return_inverse=True)
+        self._values = np.bincount(index, values, minlength=len(self._codes)).astype(np.int64)
 
     def derive_histories(self, base: int) -> None:
         self._histories, first, self._kinds = np.unique(
@@ -94,7 +97,7 @@ class _Counts:
         )
         self._totals = np.add.reduceat(self._values, first) if len(first) else self._values
 
-    def of(self, codes: IntArray) -> IntArray:
+    def count(self, codes: IntArray) -> IntArray:
         return _look_up(self._codes, self._values, codes)
 
     def history(self, codes: IntArray) -> tuple[IntArray, IntArray]:
@@ -105,7 +108,41 @@ class _Counts:
 
 
 def _look_up(keys: IntArray, values: IntArray, wanted: IntArray) -> IntArray:
+    """The value of each wanted key; 0 for a key that is missing."""
     if len(keys) == 0:
         return np.zeros(wanted.shape, dtype=np.int64)
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[places] == wanted, values[places], 0)
+    index = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[index] == wanted, values[index], 0)
+
+
+def count_ngrams(tokens: Artifact, vocabulary_size: int, order: int, limit: int) -> NgramModel:
+    """The model of about the first `limit` tokens of the train split.
+
+    Raises ArtifactError where the split is empty.
+    """
+    batches = _stream_batches(tokens, order, limit) if is_stream(tokens) else _rows(tokens, limit)
+    return NgramModel.count(vocabulary_size, order, batches)
+
+
+def _stream_batches(
+    tokens: Artifact, order: int, limit: int
+) -> Iterator[tuple[IntArray, IntArray]]:
+    """The stream as long rows; each begins with the last `order` - 1 tokens of the one before, as
+    history alone."""
+    stream = open_stream(tokens, "train")
+    for start in range(0, min(len(stream), limit), BATCH_TOKENS):
+        before = min(start, order - 1)
+        count = min(BATCH_TOKENS, limit - start) + before
+        targets = stream.read(start - before, count).astype(np.int64)[None]
+        inputs = targets[:, :-1].copy()
+        targets[:, :before] = IGNORE
+        yield inputs, targets
+
+
+def _rows(tokens: Artifact, limit: int) -> Iterator[tuple[IntArray, IntArray]]:
+    windows = open_windows(tokens, "train", None)
+    starts = windows.tiles()[: max(1, limit // windows.window)]
+    per_batch = max(1, BATCH_TOKENS // windows.window)
+    for first in range(0, len(starts), per_batch):
+        rows = windows.read(starts[first : first + per_batch])
+        yield rows.tokens, rows.targets

@@ -1,12 +1,12 @@
-"""The whole bill of an RNN trained by SMT, teacher and labels included, beside that of BPTT.
+"""Total training time of an RNN by SMT, with its teacher and labels, compared with BPTT.
 
-Every stage reads as many tokens of the standard library, by bytes, through its own function in
-`smtkit.stages`, and is timed from call to return: with reading, validation and writing. Networks
-and batches are those of the text task in pipelines/results/core.toml. What is compared is the price
-of a pass over the text, not of a result. The teacher and its labels are paid once, however many
-RNNs learn from them. "fused" is torch's own kernel, for which slots are not normalised.
+Every stage reads the same number of tokens (bytes of the standard library) through its function in
+`smtkit.stages`, and is timed from call to return, with reading, validation and writing. Networks
+and batches are those of the text task in pipelines/results/core.toml. The comparison is of one pass
+over the text, not of results. Teacher and labels are needed once, for any number of RNNs. "fused"
+is torch's kernel over all steps; slots are not normalised for it.
 
-    python benchmarks/bill.py [--tokens 262144] [--cells mlp gru]
+    python benchmarks/cost.py [--tokens 262144] [--cells mlp gru]
 """
 
 import argparse
@@ -24,7 +24,7 @@ from smtkit.stages import extract_labels, train_encoder, train_rnn
 
 CELLS = ("mlp", "gru", "lstm", "transformer")
 FUSED = ("gru", "lstm")
-BATCH = 32  # windows, of the teacher and of bptt
+BATCH = 32  # windows, for the teacher and for bptt
 SMT_BATCH, POSITIONS = 16, 32
 MEMORY = {"slots": 4, "slot_width": 64}
 NEVER = 10**9
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     print(
-        f"{options.tokens} tokens a stage, T = {options.window}; "
+        f"{options.tokens} tokens per stage, T = {options.window}; "
         f"{machine(options.device, options.threads)}\n"
     )
     with tempfile.TemporaryDirectory() as name:
@@ -47,15 +47,15 @@ def main(arguments: list[str] | None = None) -> None:
         }
         found = take_turns(turns, options.repetitions)
     table(
-        ["stage", "seconds", "microseconds a token"],
+        ["stage", "seconds", "microseconds per token"],
         [
             (stage, spread(times), f"{1e6 * statistics.median(times) / options.tokens:.1f}")
             for stage, times in found.items()
         ],
     )
     table(
-        ["cell", "teacher", "labels", "RNN", "the whole bill, s", "of bptt", "of bptt, fused"],
-        [bill(cell, found) for cell in options.cells],
+        ["cell", "teacher", "labels", "RNN", "total, s", "of bptt", "of bptt, fused"],
+        [total_cost(cell, found) for cell in options.cells],
     )
 
 
@@ -64,13 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--cells", nargs="+", default=["mlp", "gru"], choices=CELLS)
     found.add_argument("--tokens", type=int, default=2**18)
     found.add_argument("--window", type=int, default=256)
-    found.add_argument("--width", type=int, default=192, help="of the cell")
+    found.add_argument("--width", type=int, default=192, help="width of the cell")
     found.add_argument("--teacher-width", type=int, default=128)
     return found
 
 
 def stages(directory: Path, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """All runs by name; each leaves what the next ones read."""
+    """All runs by name, in order: each writes the artifacts that the next ones read."""
     tokens, encoder, labels = (directory / name for name in ("tokens", "encoder", "labels"))
     found: dict[str, Callable[[], object]] = {
         "teacher": partial(
@@ -115,7 +115,7 @@ def labels_config(options: argparse.Namespace) -> ExtractLabelsConfig:
 def rnn_config(cell: str, method: str, options: argparse.Namespace) -> TrainRnnConfig:
     fused = {"normalize": "none"} if method == "bptt, fused" else {}
     positions = min(POSITIONS, options.window)
-    of_method = (
+    by_method = (
         {"data": {"positions": positions}, "training": training(options, SMT_BATCH, positions)}
         if method == "smt"
         else {
@@ -128,12 +128,12 @@ def rnn_config(cell: str, method: str, options: argparse.Namespace) -> TrainRnnC
         device=options.device,
         method=method.split(",")[0],
         cell={"kind": cell, "width": options.width, **fused},
-        **of_method,
+        **by_method,
     )
 
 
 def training(options: argparse.Namespace, batch: int, read: int) -> dict[str, int]:
-    """For as many tokens as were asked for, of which an update reads `read` a window."""
+    """Settings for `options.tokens` tokens, `read` of each window per update."""
     return {
         "batch_size": batch,
         "max_steps": max(1, options.tokens // (batch * read)),
@@ -143,8 +143,8 @@ def training(options: argparse.Namespace, batch: int, read: int) -> dict[str, in
     }
 
 
-def bill(cell: str, found: dict[str, list[float]]) -> tuple[object, ...]:
-    """A row: shares of the bill, the bill, and its ratios."""
+def total_cost(cell: str, found: dict[str, list[float]]) -> tuple[object, ...]:
+    """A row: shares of the total, the total, and its ratios to BPTT."""
     parts = [found[stage] for stage in ("teacher", "labels", f"{cell}: smt")]
     whole = [sum(times) for times in zip(*parts, strict=True)]
     shares = [f"{ratio(times, whole):.0%}" for times in parts]
