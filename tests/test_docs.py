@@ -1,4 +1,4 @@
-"""What the docs say of settings and commands is what the code has."""
+"""Commands, flags, settings and links in the docs exist."""
 
 import re
 import runpy
@@ -12,6 +12,7 @@ from smtkit.cli.app import app
 from smtkit.networks import cells
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND_LINE = re.compile(r"^smtkit (?P<command>[a-z-]+)(?P<rest>.*)$", re.MULTILINE)
 
@@ -24,15 +25,35 @@ def test_configuration_page_is_what_the_schemas_say() -> None:
     assert "| `include` | array | `[]` |" in page
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
-def test_commands_and_flags_in_the_docs_exist(page: str) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_flags_in_the_docs_exist(page: Path) -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    blocks = SHELL.findall((ROOT / page).read_text(encoding="utf-8"))
+    blocks = SHELL.findall(page.read_text(encoding="utf-8"))
     for match in COMMAND_LINE.finditer("\n".join(blocks)):
         command = commands[match["command"]]
         known = {flag for parameter in command.params for flag in parameter.opts}
         flags = set(re.findall(r"--[a-z-]+", match["rest"]))
         assert flags <= known, match[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_in_the_docs_lead_to_files_and_headings(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r'src="([^"]+)"', text)]
+    for link in links:
+        path, _, heading = link.partition("#")
+        if "://" in path:
+            continue
+        target = page.parent / path if path else page
+        assert target.is_file(), link
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [_anchor(title) for title in headings], link
+
+
+def _anchor(title: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def test_the_cell_of_the_how_to_is_a_cell() -> None:
