@@ -24,7 +24,7 @@ from smtkit.config import ExtractLabelsConfig, SynthesizeConfig
 from smtkit.evaluation.metrics import position_ranges
 from smtkit.networks.loading import load_rnn, load_teacher
 from smtkit.stages import evaluate, synthesize
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 LENGTH = 4 * WINDOW
 

@@ -16,8 +16,9 @@ import pytest
 from pyarrow import fs
 
 from smtkit.config import Config
+from smtkit.storage.location import locate
 from smtkit.storage.manifest import MANIFEST, METRICS, Manifest
-from smtkit.storage.remote import Remote, locate
+from smtkit.storage.remote import Remote
 from smtkit.storage.run import Run
 
 BUCKET = "bucket"

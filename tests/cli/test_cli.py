@@ -14,7 +14,8 @@ from conftest import Command, Pipeline
 from smtkit.cli import app
 from smtkit.config import GenerateConfig, TrainRnnConfig
 from smtkit.errors import UsageError
-from smtkit.storage.manifest import MANIFEST, Artifact, Kind
+from smtkit.storage.artifact import Artifact
+from smtkit.storage.manifest import MANIFEST, Kind
 from smtkit.storage.run import Run
 from smtkit.storage.tensors import MODEL, load_tensors
 
@@ -250,31 +251,33 @@ def test_an_output_that_is_a_file_is_refused(command: Command, text: Path) -> No
     ("arguments", "expected"),
     [
         (
-            ["train-encoder", "REPORT", "--max-steps", "1"],
+            ["train-encoder", "EVALUATION", "--max-steps", "1"],
             "tokens (tokens: made by smtkit tokenize or smtkit synthesize)",
         ),
         (
-            ["train-rnn", "REPORT", "--max-steps", "1"],
+            ["train-rnn", "EVALUATION", "--max-steps", "1"],
             "labels (labels: made by smtkit extract-labels)",
         ),
         (
-            ["extract-labels", "REPORT", "--tokens", "REPORT"],
+            ["extract-labels", "EVALUATION", "--tokens", "EVALUATION"],
             "encoder (encoder: made by smtkit train-encoder)",
         ),
-        (["eval", "REPORT", "--tokens", "REPORT"], "rnn (rnn: made by smtkit train-rnn)"),
-        (["generate", "REPORT"], "rnn (rnn: made by smtkit train-rnn)"),
+        (["eval", "EVALUATION", "--tokens", "EVALUATION"], "rnn (rnn: made by smtkit train-rnn)"),
+        (["generate", "EVALUATION"], "rnn (rnn: made by smtkit train-rnn)"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else value,
 )
 def test_an_artifact_of_the_wrong_kind_is_refused(
     command: Command, tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
-    report = artifact_of("report", tmp_path / "report")
-    arguments = [str(report) if argument == "REPORT" else argument for argument in arguments]
+    evaluation = artifact_of("evaluation", tmp_path / "evaluation")
+    arguments = [
+        str(evaluation) if argument == "EVALUATION" else argument for argument in arguments
+    ]
     out = [] if arguments[0] == "generate" else ["--out", tmp_path / "out"]
     result = command(*arguments, *out)
     assert result.code == 3
-    assert result.line() == f"{report}: kind is report, expected {expected}"
+    assert result.line() == f"{evaluation}: kind is evaluation, expected {expected}"
     assert not (tmp_path / "out").exists()
 
 

@@ -29,7 +29,7 @@ from smtkit.stages import (
     train_encoder,
     train_rnn,
 )
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 TRAINING = {
     "training.max_steps": 3,

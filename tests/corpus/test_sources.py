@@ -32,7 +32,7 @@ from smtkit.corpus.splits import SPLITS, Fractions
 from smtkit.corpus.tokenizers import load_text_tokenizer
 from smtkit.errors import InputOutputError, SmtkitError
 from smtkit.stages import tokenize
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 from smtkit.training.progress import Silent
 
 MIB = 2**20

@@ -39,7 +39,7 @@ from smtkit.corpus.subwords import MODEL_FILE, ModelType, SentencePieceTokenizer
 from smtkit.corpus.tokenizers import load_text_tokenizer, load_tokenizer
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.stages import evaluate, extract_labels, generate, tokenize
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """What sentencepiece writes for a space; here also a character of the text."""

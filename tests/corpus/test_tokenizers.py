@@ -22,7 +22,7 @@ from smtkit.corpus.tokenizers import (
     load_tokenizer,
 )
 from smtkit.errors import ArtifactError, InputOutputError
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 from smtkit.storage.run import Run
 
 MIXED = "aé\N{EURO SIGN}\N{PILE OF POO}\n"

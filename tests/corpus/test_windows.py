@@ -14,7 +14,7 @@ from smtkit.corpus.windows import TextWindows, open_stream
 from smtkit.errors import ArtifactError
 from smtkit.methods.predictive_state import TeacherSampler
 from smtkit.stages import tokenize
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 
 def _stream(directory, length: int) -> tuple[TokenStream, list[int]]:

@@ -8,7 +8,7 @@ from conftest import WINDOW
 from evaluations import naive_drift
 from smtkit.evaluation.drift import Drift
 from smtkit.networks.loading import load_rnn, load_teacher
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 
 def test_drift_equals_its_definition():

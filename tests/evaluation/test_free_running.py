@@ -24,7 +24,8 @@ from smtkit.methods.transitions import LabelSequenceSampler
 from smtkit.networks.loading import load_teacher
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.stages import extract_labels, synthesize, train_encoder, train_rnn
-from smtkit.storage.manifest import METRICS, Artifact
+from smtkit.storage.artifact import Artifact
+from smtkit.storage.manifest import METRICS
 from smtkit.training import loop
 
 VOCABULARY = 11

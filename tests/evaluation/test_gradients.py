@@ -37,7 +37,7 @@ from smtkit.networks.decoder import FutureDecoder
 from smtkit.networks.heads import MlpReadout
 from smtkit.networks.loading import load_rnn, load_teacher
 from smtkit.stages import evaluate, train_rnn
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 ROWS, LENGTH, SLOTS, WIDTH, VOCABULARY = 3, 9, 2, 4, 5
 EVERY = ROWS * (LENGTH + 1)

@@ -11,7 +11,7 @@ from smtkit.config import EncoderConfig
 from smtkit.evaluation import inference_cost
 from smtkit.networks.loading import build_teacher, load_rnn
 from smtkit.stages import evaluate
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 
 def test_there_is_a_record_for_each_number_of_tokens(pipeline, tmp_path, monkeypatch):

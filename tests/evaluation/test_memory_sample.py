@@ -8,7 +8,7 @@ from evaluations import evaluated
 from smtkit.evaluation import memory_sample
 from smtkit.methods.losses import memory_health
 from smtkit.networks.loading import load_rnn, load_teacher
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from smtkit.evaluation import free_running, predictors, subject
 from smtkit.evaluation.metrics import position_ranges
 from smtkit.networks.loading import load_rnn, load_teacher
 from smtkit.networks.rnn import RecurrentNetwork
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 
 @torch.no_grad()

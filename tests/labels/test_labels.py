@@ -30,7 +30,7 @@ from smtkit.labels.writer import LabelShape
 from smtkit.methods.smt import TransitionSampler
 from smtkit.networks.loading import load_teacher
 from smtkit.stages import extract_labels, train_encoder, train_rnn
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 SLOTS, SLOT_WIDTH = 2, 8
 

@@ -18,7 +18,7 @@ from smtkit.networks.cells import Cell, GruCell
 from smtkit.networks.loading import load_rnn, network_of_its_own
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.stages import synthesize, train_rnn
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 from smtkit.training.optimizer import build_optimizer
 
 VOCABULARY, STEPS = 11, 7

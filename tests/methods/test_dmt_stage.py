@@ -33,7 +33,7 @@ from smtkit.methods.dmt import RolloutSampler
 from smtkit.networks.decoder import FutureDecoder
 from smtkit.networks.loading import TeacherWeights, decoder_of, load_rnn, teacher_weights
 from smtkit.stages import synthesize, train_encoder, train_rnn
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 from smtkit.training.loop import Trainer
 from smtkit.training.protocols import Validation
 

@@ -30,7 +30,7 @@ from smtkit.corpus.windows import TextWindows
 from smtkit.methods.smt import TransitionSampler
 from smtkit.networks.loading import load_teacher
 from smtkit.stages import evaluate, train_encoder, train_rnn
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 ENTROPY = math.log(256)
 SIZE = 30_000

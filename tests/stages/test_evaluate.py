@@ -15,7 +15,7 @@ from evaluations import by_range, evaluated
 from smtkit.errors import ArtifactError
 from smtkit.evaluation import inference_cost
 from smtkit.stages import evaluate, train_encoder
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 
 def test_fewer_windows_are_spread_over_the_split(pipeline, tmp_path):

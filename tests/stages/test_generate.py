@@ -39,7 +39,7 @@ from smtkit.networks.loading import load_rnn
 from smtkit.networks.rnn import RecurrentNetwork, sample, sample_each
 from smtkit.stages import generate, synthesize, tokenize
 from smtkit.stages.generate_images import given_lines
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 HEIGHT, WIDTH, WHITE = 4, 3, 3
 GREY = 96

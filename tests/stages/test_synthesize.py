@@ -33,7 +33,7 @@ from smtkit.methods.predictive_state import PredictiveState, TeacherSampler
 from smtkit.networks.loading import build_teacher, load_rnn
 from smtkit.stages import evaluate, synthesize, train_encoder
 from smtkit.stages import generate as generate_stage
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 from smtkit.storage.run import Run
 
 COUNTS = {"train": 40, "validation": 16, "test": 12}

@@ -19,7 +19,7 @@ from smtkit.corpus.splits import SPLITS, Fractions, assign_splits, cut
 from smtkit.corpus.tokenizers import load_text_tokenizer
 from smtkit.errors import InputOutputError, UsageError
 from smtkit.stages import tokenize
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 from smtkit.training.progress import Silent
 
 WORDS = "Größe, naïve, 東京, Привет, \N{PILE OF POO}; "

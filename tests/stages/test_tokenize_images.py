@@ -27,7 +27,7 @@ from smtkit.corpus.splits import SPLITS
 from smtkit.errors import UsageError
 from smtkit.networks.loading import load_rnn, load_teacher
 from smtkit.stages import evaluate, tokenize
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 Row = tuple[tuple[int, ...], int | None]
 

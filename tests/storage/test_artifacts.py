@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 
 from smtkit.config import Config
 from smtkit.errors import ArtifactError, InputOutputError, LockedError, UsageError
-from smtkit.storage.manifest import MANIFEST, METRICS, Artifact, Manifest, read_manifest
+from smtkit.storage.artifact import Artifact, read_manifest
+from smtkit.storage.manifest import MANIFEST, METRICS, Manifest
 from smtkit.storage.run import RUN_RECORD, Run
-from smtkit.storage.shards import ShardWriter, read_shard
+from smtkit.storage.shards import read_shard, shard_writer
 from smtkit.storage.tensors import load_tensors, save_tensors
 from smtkit.training.checkpoint import TrainingState
 
@@ -410,8 +411,8 @@ def test_an_output_that_exists_is_refused(tmp_path: Path) -> None:
         make(tmp_path / "out")
     assert str(tmp_path / "out") in str(caught.value)
     assert caught.value.hint is not None
-    assert "--overwrite" in caught.value.hint
-    assert "--resume" in caught.value.hint
+    assert "`overwrite`" in caught.value.hint
+    assert "`resume`" in caught.value.hint
     assert everything_below(tmp_path) == before
 
 
@@ -530,7 +531,7 @@ def test_an_unfinished_run_is_not_thrown_away_unasked(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unfinished run") as caught:
         make(tmp_path / "out")
     assert caught.value.hint is not None
-    assert "--resume" in caught.value.hint
+    assert "`resume`" in caught.value.hint
     assert everything_below(tmp_path) == before
 
 
@@ -821,10 +822,9 @@ def batch(*numbers: int) -> pa.RecordBatch:
 
 def test_a_shard_reads_back_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "shard.arrow"
-    with ShardWriter(path, SCHEMA) as writer:
-        writer.write(batch(1, 2, 3))
-        writer.write(batch(4))
-    assert writer.rows == 4
+    with shard_writer(path, SCHEMA) as writer:
+        writer.write_batch(batch(1, 2, 3))
+        writer.write_batch(batch(4))
     assert read_shard(path).read_all()["number"].to_pylist() == [1, 2, 3, 4]
     with path.open("rb") as file:  # and as any other program reads it
         assert pa.ipc.open_file(file).read_all()["number"].to_pylist() == [1, 2, 3, 4]
@@ -832,8 +832,8 @@ def test_a_shard_reads_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_shard_reaches_numpy_without_a_copy(tmp_path: Path) -> None:
     path = tmp_path / "shard.arrow"
-    with ShardWriter(path, SCHEMA) as writer:
-        writer.write(batch(*range(1000)))
+    with shard_writer(path, SCHEMA) as writer:
+        writer.write_batch(batch(*range(1000)))
     before = pa.total_allocated_bytes()
     numbers = read_shard(path).get_batch(0).column("number").to_numpy(zero_copy_only=True)
     assert pa.total_allocated_bytes() <= before
@@ -842,8 +842,8 @@ def test_a_shard_reaches_numpy_without_a_copy(tmp_path: Path) -> None:
 
 def test_a_shard_appears_only_when_whole(tmp_path: Path) -> None:
     path = tmp_path / "shard.arrow"
-    with ShardWriter(path, SCHEMA) as writer:
-        writer.write(batch(1))
+    with shard_writer(path, SCHEMA) as writer:
+        writer.write_batch(batch(1))
         assert not path.exists()
     assert set(everything_below(tmp_path)) == {"shard.arrow"}
 
@@ -851,9 +851,9 @@ def test_a_shard_appears_only_when_whole(tmp_path: Path) -> None:
 def test_a_shard_writer_leaves_nothing_on_error(tmp_path: Path) -> None:
     with (
         suppress(ZeroDivisionError),
-        ShardWriter(tmp_path / "shard.arrow", SCHEMA) as writer,
+        shard_writer(tmp_path / "shard.arrow", SCHEMA) as writer,
     ):
-        writer.write(batch(1))
+        writer.write_batch(batch(1))
         raise ZeroDivisionError
     assert everything_below(tmp_path) == {}
 
@@ -861,14 +861,14 @@ def test_a_shard_writer_leaves_nothing_on_error(tmp_path: Path) -> None:
 def test_a_shard_writer_that_fails_keeps_the_shard_that_was_there(tmp_path: Path) -> None:
     path = tmp_path / "shard.arrow"
     path.write_bytes(b"old")
-    with pytest.raises(ZeroDivisionError), ShardWriter(path, SCHEMA):
+    with pytest.raises(ZeroDivisionError), shard_writer(path, SCHEMA):
         raise ZeroDivisionError
     assert everything_below(tmp_path) == {"shard.arrow": b"old"}
 
 
 def test_a_shard_that_cannot_be_written_is_an_input_output_error(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "shard.arrow"
-    with pytest.raises(InputOutputError, match=r"shard\.arrow"), ShardWriter(path, SCHEMA):
+    with pytest.raises(InputOutputError, match=r"shard\.arrow"), shard_writer(path, SCHEMA):
         pass
 
 
@@ -888,9 +888,9 @@ def test_a_shard_that_is_not_there_is_refused(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def whole_shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("shards") / "whole.arrow"
-    with ShardWriter(path, SCHEMA) as writer:
-        writer.write(batch(*range(100)))
-        writer.write(batch(*range(50)))
+    with shard_writer(path, SCHEMA) as writer:
+        writer.write_batch(batch(*range(100)))
+        writer.write_batch(batch(*range(50)))
     return path
 
 

@@ -21,8 +21,10 @@ from object_store import make
 from smtkit.errors import ArtifactError, InputOutputError, UsageError
 from smtkit.stages import train_rnn
 from smtkit.storage import cache
-from smtkit.storage.manifest import MANIFEST, Artifact, Manifest, read_manifest
-from smtkit.storage.remote import Remote, locate
+from smtkit.storage.artifact import Artifact, read_manifest
+from smtkit.storage.location import locate
+from smtkit.storage.manifest import MANIFEST, Manifest
+from smtkit.storage.remote import Remote
 
 CONTENT = b"some content"
 DAMAGED = b"some c0ntent"
@@ -150,7 +152,7 @@ def test_processes_that_find_one_damaged_copy_heal_it(store: Remote, tmp_path: P
     make(str(tmp_path / "store"), content, overwrite=True)
     Artifact.open(store).file("data").write_bytes(bytes(2**23))
     program = (
-        "import sys; from smtkit.storage.manifest import Artifact\n"
+        "import sys; from smtkit.storage.artifact import Artifact\n"
         "from smtkit.storage.remote import Remote\n"
         "artifact = Artifact.open(Remote(sys.argv[1]))\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
@@ -183,7 +185,7 @@ def test_what_a_kill_left_of_a_fetch_goes(store: Remote, copies: Path) -> None:
     (entry,) = (entry for entry in read_manifest(store).files if entry.logical_name == "data")
     (copies / entry.xxh3).mkdir(parents=True)
     program = (
-        "import os, sys; from smtkit.storage.manifest import Artifact\n"
+        "import os, sys; from smtkit.storage.artifact import Artifact\n"
         "from smtkit.storage.remote import Remote\n"
         "def half(remote, name):\n"
         "    yield b'x' * 2**20\n"

@@ -127,9 +127,9 @@ def test_a_file_that_nfs_calls_stale_is_opened_anew(tmp_path, monkeypatch):
 
 def test_in_vain_leaves_nothing_unless_another_shares_it(tmp_path):
     first, second = (DirectoryLock(tmp_path, shared=True) for _ in range(2))
-    first.release(in_vain=True)
+    first.release(remove=True)
     assert (tmp_path / LOCK).exists()
-    second.release(in_vain=True)
+    second.release(remove=True)
     assert not list(tmp_path.iterdir())
 
 

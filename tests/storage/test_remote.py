@@ -28,8 +28,10 @@ from smtkit.config import ExtractLabelsConfig
 from smtkit.errors import ArtifactError, InputOutputError, LockedError, UsageError
 from smtkit.stages import extract_labels, train_encoder
 from smtkit.storage import cache
-from smtkit.storage.manifest import MANIFEST, METRICS, Artifact, read_manifest
-from smtkit.storage.remote import Remote, locate
+from smtkit.storage.artifact import Artifact, read_manifest
+from smtkit.storage.location import locate
+from smtkit.storage.manifest import MANIFEST, METRICS
+from smtkit.storage.remote import Remote
 from smtkit.storage.run import Run
 
 NAMES = ("tokens", "encoder", "labels", "rnn", "evaluation")
@@ -50,7 +52,7 @@ def test_a_location_is_a_path_or_a_uri(tmp_path: Path) -> None:
     ):
         assert str(locate(uri)) == uri
     assert str(locate("s3://bucket/a/")) == "s3://bucket/a"
-    assert at("s3://b/a?scheme=http").place("x") == "s3://b/a/x?scheme=http"
+    assert at("s3://b/a?scheme=http").uri_of("x") == "s3://b/a/x?scheme=http"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_a_file_is_fetched_once(store: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_processes_fetch_a_file_once_together(store: str, tmp_path: Path) -> None:
     make(store, os.urandom(2**20))
     program = (
-        "import sys; from smtkit.storage import remote; from smtkit.storage.manifest import "
+        "import sys; from smtkit.storage import remote; from smtkit.storage.artifact import "
         "Artifact\n"
         "read = remote.Remote.blocks\n"
         "def counted(self, name):\n"
@@ -214,7 +216,7 @@ def test_what_is_not_there_is_said_in_one_line(store: str, command: Command, end
 
 def test_the_refusals_are_those_of_a_disk(store: str) -> None:
     first = make(store)
-    with pytest.raises(UsageError, match=f"--out {store}: exists"):
+    with pytest.raises(UsageError, match=f"`out` {store}: exists"):
         make(store)
     with pytest.raises(UsageError, match="kind tokens, not labels"), Run(store, "labels", Width()):
         pass

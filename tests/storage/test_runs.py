@@ -15,12 +15,13 @@ import pytest
 
 from conftest import Command, KilledError
 from object_store import Width, at, make, objects, put
-from smtkit.errors import InputOutputError, LockedError, UsageError
+from smtkit.errors import ArtifactError, InputOutputError, LockedError, UsageError
 from smtkit.storage import manifest as manifests
+from smtkit.storage.artifact import Artifact
 from smtkit.storage.locks import DirectoryLock
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.remote_store import RemoteStore
 from smtkit.storage.run import Run
-from smtkit.storage.shards import ShardWriter
+from smtkit.storage.shards import shard_writer
 
 SHARDS = ("a", "b")
 
@@ -90,7 +91,7 @@ def test_what_was_committed_outlives_the_death_of_its_run(
 
     part(store, "a", "b")
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_collect", killed)
+        patch.setattr(RemoteStore, "collect", killed)
         with pytest.raises(KilledError):
             finalize(store)
     Artifact.open(store)
@@ -248,25 +249,10 @@ def test_an_artifact_of_another_format_is_made_anew_if_so_asked(
     make(out)
     monkeypatch.setitem(manifests._FORMAT_VERSIONS, "tokens", 2)
 
-    with pytest.raises(manifests.ArtifactError, match="format version is 1, this smtkit reads 2"):
+    with pytest.raises(ArtifactError, match="format version is 1, this smtkit reads 2"):
         make(out, resume=resume)
     assert make(out, overwrite=True, resume=resume).format_version == 2
     Artifact.open(out)
-
-
-@pytest.mark.parametrize(("kind", "version"), [("tokens", 1), ("labels", 3)])
-def test_a_run_of_before_records_told_the_format_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, version: int
-) -> None:
-    monkeypatch.setitem(manifests._FORMAT_VERSIONS, kind, version)
-    folder = tmp_path / "run-01234567"
-    folder.mkdir()
-    record = {"kind": kind, "identity": {"width": 1}, "started": "2026-01-01T00:00:00+00:00"}
-    (folder / "run.json").write_text(json.dumps(record))
-    (folder / "checkpoint.json").write_text("{}")
-
-    with Run(tmp_path, kind, Width(), resume=True) as run:
-        assert run.has("checkpoint.json")
 
 
 def test_what_killed_processes_were_writing_goes_when_a_run_goes_on(tmp_path: Path) -> None:
@@ -315,9 +301,9 @@ def test_two_that_write_the_same_shard_do_not_spoil_it(tmp_path: Path) -> None:
     begun = threading.Barrier(2)
 
     def write() -> None:
-        with ShardWriter(path, schema) as writer:
+        with shard_writer(path, schema) as writer:
             begun.wait()
-            writer.write(batch)
+            writer.write_batch(batch)
 
     threads = [threading.Thread(target=write) for _ in range(2)]
     for thread in threads:

@@ -14,7 +14,8 @@ from pyarrow import fs
 
 from conftest import Command
 from smtkit.errors import UsageError
-from smtkit.storage.remote import Remote, locate
+from smtkit.storage.location import locate
+from smtkit.storage.remote import Remote
 
 SECRET = "wJalr"
 OFFLINE = "endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"  # asks nobody for anything

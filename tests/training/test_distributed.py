@@ -28,7 +28,7 @@ from smtkit.config import Config, ExtractLabelsConfig
 from smtkit.config.base import flatten
 from smtkit.errors import ArtifactError, LockedError, UsageError
 from smtkit.stages import evaluate, extract_labels, train_encoder, train_rnn
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 from smtkit.training.distributed import ALONE, Ranks, join
 
 SMALL_SHARDS = ExtractLabelsConfig(shard_bytes=20_000, max_windows=200)

@@ -24,7 +24,7 @@ from conftest import (
 from smtkit.config import ExtractLabelsConfig, TrainingConfig
 from smtkit.errors import ArtifactError, InterruptedRunError, NonFiniteLossError, UsageError
 from smtkit.stages import extract_labels, train_encoder, train_rnn
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 from smtkit.training import loop
 from smtkit.training.distributed import choose_device
 from smtkit.training.loop import Trainer, moved

@@ -20,7 +20,7 @@ from smtkit.config import TrainEncoderConfig, TrainRnnConfig
 from smtkit.corpus.rows import RowStore
 from smtkit.corpus.stream import is_stream
 from smtkit.corpus.windows import DEFAULT_WINDOW
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 Lengths = NDArray[np.int64]
 _TRAINING = 3

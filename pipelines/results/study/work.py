@@ -22,7 +22,8 @@ from smtkit.config import (
 )
 from smtkit.errors import NonFiniteLossError
 from smtkit.stages import evaluate, extract_labels, synthesize, tokenize, train_encoder, train_rnn
-from smtkit.storage.manifest import METRICS, Artifact, Kind, Manifest
+from smtkit.storage.artifact import Artifact
+from smtkit.storage.manifest import METRICS, Kind, Manifest
 from smtkit.storage.tensors import MODEL, load_tensors
 from study import cost
 from study.matrix import Specification, Table, merged

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from smtkit.corpus.tokenizers import TokenArray
 from smtkit.errors import ArtifactError
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 from smtkit.storage.run import Run
 from smtkit.storage.shards import ShardSeries, read_shard
 

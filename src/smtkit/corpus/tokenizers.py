@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smtkit.errors import ArtifactError
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 from smtkit.storage.run import Run
 
 TOKENIZER = "tokenizer.json"

@@ -14,7 +14,7 @@ from smtkit.corpus.rows import RowStore
 from smtkit.corpus.seeded import IntArray, random_key, uniform
 from smtkit.corpus.stream import TokenStream, is_stream, open_stream
 from smtkit.errors import ArtifactError, UsageError
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 
 def mixed(lengths: IntArray) -> IntArray | None:

@@ -18,7 +18,7 @@ from smtkit import IGNORE
 from smtkit.corpus.seeded import IntArray
 from smtkit.corpus.stream import BATCH_TOKENS, is_stream, open_stream
 from smtkit.corpus.windows import open_windows
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 
 class NgramModel:

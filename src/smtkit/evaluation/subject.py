@@ -8,7 +8,7 @@ from smtkit.config import TrainEncoderConfig
 from smtkit.networks.loading import load_rnn, load_teacher
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import Teacher
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 
 _MEMORY_BYTES = 2**27  # of the teacher's memories that are held at once
 

@@ -26,7 +26,8 @@ from smtkit.corpus.windows import Windows, mixed
 from smtkit.errors import ArtifactError, InputOutputError
 from smtkit.labels.buffers import Buffers
 from smtkit.labels.writer import HEAD, LabelShape
-from smtkit.storage.shards import cannot_open, map_shard
+from smtkit.storage.files import named_errors
+from smtkit.storage.shards import map_shard
 
 
 class LabelShards:
@@ -207,10 +208,8 @@ class _Shard:
         self.heads = [arrays[name] for name in HEAD]
         self.bytes = [(head.reshape(-1).data.cast("B"), head[0].nbytes) for head in self.heads]
         self.offsets = {name: arrays[name].ctypes.data - start for name in shape.memory_columns}
-        try:
+        with named_errors(path):
             self.file = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise cannot_open(path, error) from None
         weakref.finalize(self, os.close, self.file)
 
 

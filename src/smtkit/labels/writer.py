@@ -20,7 +20,7 @@ from smtkit.corpus.stream import token_type
 from smtkit.corpus.windows import Windows
 from smtkit.errors import ArtifactError
 from smtkit.labels.codec import SCALE, STORED_TYPES, StoredType, bits, encode
-from smtkit.storage.shards import ShardWriter
+from smtkit.storage.shards import shard_writer
 
 _METADATA = b"smtkit"
 HEAD = ("tokens", "targets", "length", "origin")
@@ -140,8 +140,8 @@ def write_labels(
         [_checksums(shape, arrays, row) for row in range(rows)], dtype=np.uint64
     )
     columns = [_column(arrays[field.name], field.type) for field in schema]
-    with ShardWriter(path, schema) as writer:
-        writer.write(pa.record_batch(columns, schema=schema))
+    with shard_writer(path, schema) as writer:
+        writer.write_batch(pa.record_batch(columns, schema=schema))
     return rows
 
 

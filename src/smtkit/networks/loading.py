@@ -18,7 +18,7 @@ from smtkit.errors import ArtifactError, UsageError
 from smtkit.networks.decoder import FutureDecoder
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import Teacher
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 from smtkit.storage.tensors import MODEL, load_tensors
 
 

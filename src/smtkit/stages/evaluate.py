@@ -27,8 +27,9 @@ from smtkit.evaluation.metrics import (
 from smtkit.evaluation.ngrams import count_ngrams
 from smtkit.evaluation.predictors import BASELINES, evenly_spaced, score_windows
 from smtkit.evaluation.subject import Subject, load_subject
+from smtkit.storage.artifact import Artifact
 from smtkit.storage.files import write_atomically
-from smtkit.storage.manifest import Artifact, Manifest
+from smtkit.storage.manifest import Manifest
 from smtkit.storage.run import Run
 from smtkit.training.distributed import SharedRun, join
 from smtkit.training.progress import Progress, Silent

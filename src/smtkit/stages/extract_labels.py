@@ -22,7 +22,8 @@ from smtkit.corpus.windows import Windows, open_windows
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.labels.writer import LabelShape, write_labels
 from smtkit.networks.loading import load_teacher
-from smtkit.storage.manifest import Artifact, Manifest
+from smtkit.storage.artifact import Artifact
+from smtkit.storage.manifest import Manifest
 from smtkit.storage.run import Run
 from smtkit.storage.shards import map_shard
 from smtkit.storage.tensors import MODEL, load_tensors, save_tensors

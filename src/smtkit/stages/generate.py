@@ -23,7 +23,7 @@ from smtkit.networks.loading import load_rnn
 from smtkit.networks.rnn import RecurrentNetwork, Sampling
 from smtkit.stages.generate_answers import answered_rows
 from smtkit.stages.generate_images import check_place, generated_images
-from smtkit.storage.manifest import Artifact
+from smtkit.storage.artifact import Artifact
 from smtkit.training.distributed import choose_device
 
 _SETTINGS = {

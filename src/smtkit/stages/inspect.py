@@ -24,7 +24,8 @@ from smtkit.corpus.tokenizers import (
     load_tokenizer,
 )
 from smtkit.errors import ArtifactError, UsageError
-from smtkit.storage.manifest import Artifact, Manifest
+from smtkit.storage.artifact import Artifact
+from smtkit.storage.manifest import Manifest
 
 _EXCERPT_TOKENS = 300
 

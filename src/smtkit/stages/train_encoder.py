@@ -18,7 +18,8 @@ from smtkit.evaluation.free_running import FreeRunning
 from smtkit.methods.bptt import SequenceSampler
 from smtkit.methods.predictive_state import PredictiveState, TeacherSampler
 from smtkit.networks.loading import build_teacher
-from smtkit.storage.manifest import METRICS, Artifact, Manifest
+from smtkit.storage.artifact import Artifact
+from smtkit.storage.manifest import METRICS, Manifest
 from smtkit.storage.tensors import MODEL, save_tensors
 from smtkit.training.distributed import Ranks, SharedRun, join
 from smtkit.training.loop import Trainer

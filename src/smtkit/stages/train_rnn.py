@@ -28,7 +28,8 @@ from smtkit.networks.loading import (
     with_empty_memory,
 )
 from smtkit.networks.rnn import RecurrentNetwork
-from smtkit.storage.manifest import METRICS, Artifact, Manifest
+from smtkit.storage.artifact import Artifact
+from smtkit.storage.manifest import METRICS, Manifest
 from smtkit.storage.tensors import MODEL, save_tensors
 from smtkit.training.distributed import SharedRun, join
 from smtkit.training.loop import Trainer

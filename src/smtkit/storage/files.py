@@ -1,34 +1,64 @@
-"""Files that appear under their names when they are whole."""
+"""Atomic writes, checksums, and errors of the operating system that name their file."""
 
+import contextlib
+import errno
+import hashlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+
+import xxhash
 
 from smtkit.errors import InputOutputError
 
 
+@contextlib.contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Raises an OSError of the block as an InputOutputError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        hint = "raise the limit of open files: ulimit -n" if error.errno == errno.EMFILE else None
+        raise InputOutputError(f"{path}: {reason}", hint) from None
+
+
 def write_atomically(path: Path, content: str) -> None:
-    """Replaces `path` with `content`: a reader sees the old file or the new one, whole.
+    """Replaces `path` with `content`: a reader sees the whole old file or the whole new one.
 
     Raises InputOutputError.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = temporary_path(path)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(temporary, path)
-    except OSError as error:
+        with named_errors(path):
+            temporary.write_text(content, encoding="utf-8")
+            publish(temporary, path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise InputOutputError(f"{path}: {error.strerror}") from None
+
+
+def temporary_path(path: Path) -> Path:
+    """A hidden name beside `path` that no other process uses."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Renames a finished file into place, durably."""
+    """Flushes a finished file to the disk and renames it to `path`."""
+    _flush(temporary)
     temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    _flush(path.parent)
+
+
+def hash_file(path: Path) -> str:
+    """xxh3-128 of a file, in hexadecimal. Raises InputOutputError."""
+    with named_errors(path), path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)

@@ -1,7 +1,7 @@
-"""Advisory locks on directories, which end with the process that holds them.
+"""Advisory locks on directories; the system releases them when their process ends.
 
-What is locked is a file in the directory: over NFS, a lock on a directory does not reach other
-machines.
+The lock is on a file in the directory, because over NFS a lock on the directory itself does not
+reach other machines.
 """
 
 import contextlib
@@ -16,32 +16,33 @@ LOCK = ".smtkit.lock"
 
 
 class DirectoryLock:
-    """Held from when it is made until `release`. `shared`: others may share it; `wait`: until it is
-    free.
+    """A lock on `directory`, held until `release`.
 
-    Raises BlockingIOError where another holds it, InputOutputError where there can be no locks, and
-    another OSError where the directory cannot be written.
+    `shared`: others may hold it, too, if they also pass `shared`; `wait`: until it is free.
+    Raises BlockingIOError where another process holds it, InputOutputError where the file system
+    has no locks, and another OSError where the directory cannot be written.
     """
 
     def __init__(self, directory: Path, *, shared: bool = False, wait: bool = False) -> None:
         self._path = directory / LOCK
         self._shared = shared
         kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-        while not self._taken(kind):
+        while not self._try(kind):
             pass
 
-    def release(self, *, in_vain: bool = False) -> None:
-        """Removes the file, too; one that others may share, only where all was `in_vain`."""
+    def release(self, *, remove: bool = False) -> None:
+        """Releases the lock and removes its file. The file of a shared lock stays, unless `remove`
+        is set and no other process holds it."""
         try:
-            if (not self._shared or (in_vain and self._alone())) and self._is_current():
+            if (not self._shared or (remove and self._is_only_holder())) and self._is_current():
                 self._path.unlink()
         except OSError:
-            pass  # it locks nobody out
+            pass  # the file alone locks nobody out
         finally:
             os.close(self._file)
 
-    def _taken(self, kind: int) -> bool:
-        """False where whoever had it before has removed the file meanwhile."""
+    def _try(self, kind: int) -> bool:
+        """Locks the file. False if its previous holder has removed it meanwhile."""
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(self._file, kind)
@@ -51,7 +52,7 @@ class DirectoryLock:
             os.close(self._file)
             raise
         except OSError as error:
-            if error.errno != errno.ESTALE:  # NFS says so of a file that was removed
+            if error.errno != errno.ESTALE:  # which NFS raises for a file that was removed
                 os.close(self._file)
                 with contextlib.suppress(OSError):
                     self._path.unlink()
@@ -61,10 +62,12 @@ class DirectoryLock:
         return False
 
     def _is_current(self) -> bool:
+        """Whether the open file is still the one in the directory."""
         with contextlib.suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(self._file), self._path.stat())
         return False
 
-    def _alone(self) -> bool:
+    def _is_only_holder(self) -> bool:
+        """Raises BlockingIOError where it is not."""
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

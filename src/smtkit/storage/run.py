@@ -1,56 +1,62 @@
-"""The commit protocol: how an artifact comes to be, and how the old one stays whole until then.
+"""The commit protocol: a run replaces an artifact as a whole, and the old one stays until then.
 
-A run writes into a folder of its own in the artifact's directory, under a lock; `commit` replaces
-the manifest atomically, and then collects what no manifest names. At a URI it is the same in a
-staging folder on this machine, from which finished files are uploaded.
+A run writes into a folder of its own in the artifact's directory, under a lock. `commit` replaces
+the manifest atomically, and then removes the files that it does not name. A run that writes to a
+URI does the same in a staging directory on this machine, from which finished files are uploaded.
 """
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import filterfalse
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import smtkit
 from smtkit.config import Config
 from smtkit.errors import InputOutputError, LockedError, UsageError
+from smtkit.storage.artifact import Artifact, read_manifest
 from smtkit.storage.files import write_atomically
-from smtkit.storage.folders import RUN_PREFIX, RUN_RECORD, collect, is_of_runs, run_of, runs_of
-from smtkit.storage.identity import difference_of, key_of, read_record
+from smtkit.storage.local_store import (
+    RUN_RECORD,
+    LocalStore,
+    RunRecord,
+    is_written_by_runs,
+    runs_of,
+)
+from smtkit.storage.location import locate
 from smtkit.storage.locks import DirectoryLock
 from smtkit.storage.manifest import (
     MANIFEST,
-    Artifact,
     FileEntry,
     Kind,
     Manifest,
     content_digest,
     format_version,
-    hash_file,
-    read_manifest,
+    provenance,
 )
-from smtkit.storage.provenance import command_line, git_revision, package_versions
-from smtkit.storage.remote import Remote, locate
-from smtkit.storage.uploads import Uploads
+from smtkit.storage.remote import Remote
+from smtkit.storage.remote_store import RemoteStore
 
 
 class Run:
-    """A stage at work on one artifact. Use as a context manager.
+    """One stage's work on one artifact. Use as a context manager.
 
-    `finished` is the manifest of an artifact that is complete already (`resume`): there is nothing
-    to do. `directory` is where to write; with `resume` an earlier run may have left its work there,
-    and `has` tells which files other machines have added.
-    When the block raises, the folder is removed unless `keep` was called: nothing half written
-    stays, and nothing that a later run could go on from is lost.
+    On entry the run finds a finished artifact (`resume`), resumes an unfinished run (`resume`,
+    `part`), or starts. If `finished` is set, it is the manifest of an artifact that is already
+    complete, and there is nothing to do. Otherwise write files to `directory` and `add` them; `has`
+    shows which ones an earlier run, or another machine, has finished.
+    When the block raises, the folder is removed, unless `keep` was called.
 
-    `part`: of several processes that write files of their own to one `directory` at the same time.
-    None of them commits; a run with `resume`, when all have ended, takes over the directory.
+    `part`: one of several processes that write files of their own to one `directory` at the same
+    time. They do not commit; when all have ended, a run with `resume` takes over the directory and
+    commits.
+
+    Entering raises UsageError where the output exists, is unfinished, or was made with other
+    settings or inputs, and no option allows that; LockedError where another run is writing it;
+    InputOutputError where it cannot be written.
     """
 
     def __init__(
@@ -67,11 +73,14 @@ class Run:
         inputs: Mapping[str, str] | None = None,
     ) -> None:
         self.location = locate(path)
-        remote = self.location if isinstance(self.location, Remote) else None
-        self._uploads = Uploads(remote) if remote else None
-        self.path = self._uploads.staging if self._uploads else Path(str(self.location))
         self.kind = kind
+        self.directory: Path
         self.finished: Manifest | None = None
+        self._store = (
+            RemoteStore(self.location)
+            if isinstance(self.location, Remote)
+            else LocalStore(self.location)
+        )
         self._config = config
         self._parents = [parent.as_parent() for parent in parents]
         self._seed = seed
@@ -83,38 +92,23 @@ class Run:
             **{f"input {parent.kind}": parent.digest for parent in self._parents},
             **(inputs or {}),
         }
-        # What a run must share that goes on from another's files.
-        self._same = {"kind": kind, "format_version": format_version(kind), **self._identity}
+        self._record = RunRecord(
+            identity={"kind": kind, "format_version": format_version(kind), **self._identity},
+            started=_now(),
+        )
         self._entries: dict[str, FileEntry] = {}
-        self._uploaded: dict[str, FileEntry] = {}
         self._kept = part
-        self._started = datetime.now(UTC)
+        self._lock: DirectoryLock | None = None
 
     def __enter__(self) -> Self:
-        self._created = [p for p in (self.path, *self.path.parents) if not p.exists()]
-        self._lock: DirectoryLock | None = None
+        if not self._acquire_lock():
+            return self
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = DirectoryLock(self.path, shared=self._part)
-        except BlockingIOError:
-            raise LockedError(f"--out {self.location}: another run is writing it") from None
-        except (FileExistsError, NotADirectoryError):
-            raise UsageError(f"--out {self.path}: not a directory") from None
-        except OSError as error:
-            if self._nothing_to_do():
-                return self
-            reason = f"{error.filename or self.path}: {error.strerror}"
-            raise InputOutputError(f"--out {reason}") from None
-        except InputOutputError:
-            self._withdraw()
-            raise
-        try:
-            self._take_place()
-            if self._uploads and self.finished is None:
-                self._take_uploads(self._uploads.whole(self.directory.name))
-                self._uploads.announce()
+            self._resume_or_start()
+            if self.finished is None:
+                self._store.begin(self.directory, self._record)
         except BaseException:
-            self._withdraw()
+            self._undo_lock()
             raise
         return self
 
@@ -126,223 +120,182 @@ class Run:
     ) -> None:
         if error is not None and self.finished is None and not self._kept:
             shutil.rmtree(self.directory, ignore_errors=True)
-            if self._uploads:
-                self._uploads.discard()
-            self._withdraw()
+            self._store.discard_uploads()
+            self._undo_lock()
         elif self._lock:
             self._lock.release()
 
-    def _withdraw(self) -> None:
-        """Leaves the place as it was found."""
-        if self._lock:
-            self._lock.release(in_vain=True)
-        with contextlib.suppress(OSError):
-            for directory in self._created:
-                directory.rmdir()
-
     def keep(self) -> None:
-        """From now on the folder holds something to resume from."""
+        """Marks the folder as worth resuming from: it stays if the run fails."""
         self._kept = True
 
     def has(self, logical_name: str) -> bool:
-        """Whether a file is finished: it lies in the folder, or was uploaded before."""
-        return logical_name in self._uploaded or (self.directory / logical_name).exists()
+        """Whether a file is finished: it is in the folder, or was uploaded."""
+        return logical_name in self._store.uploaded or (self.directory / logical_name).exists()
 
     def add(self, logical_name: str, rows: int | None = None) -> FileEntry:
-        """Takes a finished file of the run's folder into the artifact.
+        """Adds a finished file in the run's folder to the artifact.
 
-        At a URI it is uploaded, and what has rows, a shard, leaves the folder. Raises
-        InputOutputError; the file stays, to be uploaded by a run that resumes.
+        At a URI it is uploaded, and a file with `rows`, a shard, leaves the folder. Raises
+        InputOutputError; the folder is kept, so that a run with `resume` adds the file again.
         """
-        path = self.directory / logical_name
-        if self._uploads is None:
-            entry = FileEntry(
-                name=f"{self.directory.name}/{logical_name}",
-                bytes=path.stat().st_size,
-                rows=rows,
-                xxh3=hash_file(path),
-            )
-        elif logical_name in self._uploaded and not path.exists():
-            entry = self._uploaded[logical_name]
-        else:
-            entry = self._upload(path, rows)
-        self._entries[logical_name] = entry
-        return entry
-
-    def _take_uploads(self, uploaded: dict[str, FileEntry]) -> None:
-        """Goes on from what is at the URI."""
-        if self._uploads:
-            self._uploaded = uploaded
-            self._uploads.begin(self.directory.name, self._record())
-
-    def _upload(self, path: Path, rows: int | None) -> FileEntry:
-        assert self._uploads
         try:
-            entry = self._uploads.add(path, rows)
-        except FileNotFoundError:
-            raise LockedError(f"{path}: gone: another process writes the same file") from None
+            entry = self._store.add(self.directory / logical_name, rows)
         except InputOutputError:
             self.keep()
             raise
-        self._uploaded[path.name] = entry
-        if rows is not None:
-            path.unlink(missing_ok=True)
+        self._entries[logical_name] = entry
         return entry
 
     def commit(self, statistics: Mapping[str, Any], config: Config | None = None) -> Manifest:
-        """Makes the files that were added the artifact, and removes all others.
+        """Makes the added files the artifact, and removes all others.
 
-        `config`: what the manifest says instead of the settings given, where these leave open what
-        only the inputs told. A resumed run is still compared with the settings given.
+        `config`: recorded in the manifest in place of the given settings, where some of these were
+        resolved from the inputs. `resume` compares the given settings.
         """
         files = [self._entries[name] for name in sorted(self._entries)]
         manifest = Manifest(
+            **provenance(),
             kind=self.kind,
             format_version=format_version(self.kind),
-            smtkit_version=smtkit.__version__,
-            command=command_line(),
             config=(config or self._config).model_dump(mode="json"),
             identity=self._identity,
             seed=self._seed,
-            git_revision=git_revision(),
-            packages=package_versions(),
-            started=self._started.isoformat(timespec="seconds"),
-            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            started=self._record.started,
+            finished=_now(),
             parents=self._parents,
             files=files,
             statistics=dict(statistics),
             digest=content_digest(self.kind, files),
         )
-        if self._uploads:
-            self.keep()
-            self._uploads.commit(manifest)
-        else:
-            write_atomically(self.path / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+        self.keep()
+        self._store.commit(manifest)
         self.finished = manifest
-        self._collect({entry.name for entry in files})
+        self._store.collect({entry.name for entry in files})
         return manifest
 
-    def _take_place(self) -> None:
-        names = self._names()
+    def _acquire_lock(self) -> bool:
+        """Makes the directory if need be, and locks it. False if it is read-only and holds the
+        finished artifact."""
+        directory = self._store.directory
+        self._created = [path for path in (directory, *directory.parents) if not path.exists()]
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._lock = DirectoryLock(directory, shared=self._part)
+        except BlockingIOError:
+            raise LockedError(f"`out` {self.location}: another run is writing it") from None
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(f"`out` {directory}: not a directory") from None
+        except OSError as error:
+            if self._resume and self._is_finished(self._committed(self._store.names())):
+                return False
+            reason = f"{error.filename or directory}: {error.strerror}"
+            raise InputOutputError(f"`out` {reason}") from None
+        except InputOutputError:
+            self._undo_lock()
+            raise
+        return True
+
+    def _undo_lock(self) -> None:
+        """Releases the lock and removes the directories that `_acquire_lock` made."""
+        if self._lock:
+            self._lock.release(remove=True)
+        with contextlib.suppress(OSError):
+            for directory in self._created:
+                directory.rmdir()
+
+    def _resume_or_start(self) -> None:
+        """Sets `finished`, or else `directory`: the folder of an unfinished run, or a new one."""
+        committed, unfinished = self._inspect()
+        if self._resume or self._part:
+            for run in unfinished:
+                if self._difference_from(run) is None:
+                    self._take_over(run)
+                    return
+            if self._resume and self._is_finished(committed):
+                return
+            if unfinished and not committed:
+                self._refuse(self._difference_from(unfinished[-1]))
+        for run in unfinished:
+            self._store.remove(run)
+        self._start()
+
+    def _inspect(self) -> tuple[Manifest | None, list[Path]]:
+        """The committed artifact and the folders of unfinished runs. Raises UsageError where the
+        options do not allow for what is there."""
+        names = self._store.names()
         committed = self._committed(names)
-        runs = self._runs()
-        strangers = sorted(filterfalse(is_of_runs, names))
-        if strangers and not committed and not runs:
+        runs = self._store.runs()
+        others = sorted(name for name in names if not is_written_by_runs(name))
+        if others and not committed and not runs:
             raise UsageError(
-                f"--out {self.location}: holds other files ({strangers[0]})",
+                f"`out` {self.location}: holds other files ({others[0]})",
                 "name a new or empty directory",
             )
         if committed and not (self._resume or self._overwrite):
             raise UsageError(
-                f"--out {self.location}: exists", "--overwrite makes it anew, --resume keeps it"
+                f"`out` {self.location}: exists", "`overwrite` replaces it, `resume` keeps it"
             )
-        unfinished = self._unfinished(runs, runs_of(committed))
-        goes_on = self._resume or self._part
-        if goes_on and any(self._goes_on_from(record) for record in unfinished):
-            return
-        if self._resume and committed and self._is_complete(committed):
-            return
-        if goes_on and not committed and unfinished:
-            self._refuse_difference(self._difference_from(unfinished[-1]))
-        for run in unfinished:
-            shutil.rmtree(run.parent)
-            if self._uploads:
-                self._uploads.remove(run.parent.name)
-        self._start()
-
-    def _names(self) -> set[str]:
-        """What the directory, or URI, holds."""
-        if self._uploads:
-            self._uploads.look()
-            return self._uploads.names()
-        return {entry.name for entry in self.path.iterdir()}
-
-    def _runs(self) -> list[Path]:
-        """Records of runs that are at work here, or were and have not ended. At a URI, which others
-        may have written since, only of those that still lie there."""
-        at_work = self._uploads.take_records() if self._uploads else None
-        records = sorted(self.path.glob(f"*/{RUN_RECORD}"))
-        if at_work is not None:
-            return [record for record in records if record.parent.name in at_work]
-        return [record for record in records if run_of(record.parent.name)]
+        unfinished = [run for run in runs if run.name not in runs_of(committed)]
+        holds_work = any(self._store.holds_work(run) for run in unfinished)
+        if holds_work and not (self._resume or self._overwrite or self._part):
+            raise UsageError(
+                f"`out` {self.location}: holds an unfinished run",
+                "`resume` continues it, `overwrite` starts anew",
+            )
+        return committed, unfinished
 
     def _committed(self, names: set[str]) -> Manifest | None:
-        """The artifact that is there. Raises UsageError where it is of another kind, also with
-        `overwrite`: what was named by mistake is not lost."""
+        """The manifest that is there. Raises UsageError where its kind is another, even with
+        `overwrite`: `out` is probably a mistake."""
         if MANIFEST not in names:
             return None
         manifest = read_manifest(self.location, any_format=self._overwrite)
         if manifest.kind != self.kind:
             raise UsageError(
-                f"--out {self.location}: holds an artifact of kind {manifest.kind}, not "
+                f"`out` {self.location}: holds an artifact of kind {manifest.kind}, not "
                 f"{self.kind}",
                 "name another directory",
             )
         return manifest
 
-    def _nothing_to_do(self) -> bool:
-        """Whether a directory that cannot be written holds what is to be made."""
-        if not self._resume or self._uploads or not (self.path / MANIFEST).exists():
+    def _is_finished(self, committed: Manifest | None) -> bool:
+        """Sets `finished` if this run would make the committed artifact again."""
+        if committed is None:
             return False
-        manifest = self._committed({MANIFEST})
-        return manifest is not None and self._is_complete(manifest)
-
-    def _is_complete(self, manifest: Manifest) -> bool:
-        """Whether there is nothing to do. Raises UsageError where the settings were others."""
-        made = {"kind": manifest.kind, "format_version": manifest.format_version}
-        difference = difference_of({**made, **manifest.identity}, self._same)
+        made = {"kind": committed.kind, "format_version": committed.format_version}
+        difference = self._record.difference_from({**made, **committed.identity})
+        self._refuse(difference)
         if difference is None:
-            self.finished = manifest
-        else:
-            self._refuse_difference(difference)
+            self.finished = committed
         return difference is None
 
-    def _goes_on_from(self, record: Path) -> bool:
-        """Takes over the folder of an unfinished run, if it computes the same."""
-        if self._difference_from(record) is not None:
-            return False
-        self._started = read_record(record)[1]
-        self.directory, self._kept = record.parent, True
-        if not self._part:
-            for temporary in self.directory.glob(".*"):  # of a process that was killed
-                temporary.unlink(missing_ok=True)
-        return True
+    def _difference_from(self, run: Path) -> str | None:
+        return self._record.difference_from(RunRecord.read(run).identity)
 
-    def _difference_from(self, record: Path) -> str | None:
-        return difference_of(read_record(record)[0], self._same)
-
-    def _refuse_difference(self, difference: str | None) -> None:
+    def _refuse(self, difference: str | None) -> None:
+        """Raises UsageError for a difference, unless `overwrite` allows it."""
         if difference is not None and not self._overwrite:
             raise UsageError(
-                f"--out {self.location}: cannot resume: {difference}",
-                "--overwrite makes it anew",
+                f"`out` {self.location}: cannot resume: {difference}", "`overwrite` starts anew"
             )
 
-    def _unfinished(self, runs: Sequence[Path], named: set[str | None]) -> list[Path]:
-        """Records of runs that hold work and that no manifest names."""
-        unfinished = [run for run in runs if run.parent.name not in named]
-        holding_work = any(self._holds_work(run.parent) for run in unfinished)
-        if holding_work and not (self._resume or self._overwrite or self._part):
-            raise UsageError(
-                f"--out {self.location}: holds an unfinished run",
-                "--resume goes on with it, --overwrite starts anew",
-            )
-        return unfinished
-
-    def _holds_work(self, run: Path) -> bool:
-        uploaded = self._uploads.whole(run.name) if self._uploads else {}
-        return bool(uploaded) or len(list(run.iterdir())) > 1
+    def _take_over(self, run: Path) -> None:
+        """Resumes the run in a folder."""
+        self._record = RunRecord.read(run)
+        self.directory = run
+        self.keep()
+        if not self._part:
+            for temporary in run.glob(".*"):  # left by a process that was killed
+                temporary.unlink(missing_ok=True)
 
     def _start(self) -> None:
-        name = key_of(self._same) if self._part else secrets.token_hex(4)
-        self.directory = self.path / f"{RUN_PREFIX}{name}"
-        self.directory.mkdir(exist_ok=self._part)  # parts may start at the same moment
-        write_atomically(self.directory / RUN_RECORD, json.dumps(self._record(), indent=2) + "\n")
+        """Makes the folder of a new run; parts of one run have the same."""
+        name = self._record.key() if self._part else secrets.token_hex(4)
+        self.directory = self._store.directory / f"run-{name}"
+        self.directory.mkdir(exist_ok=self._part)
+        write_atomically(self.directory / RUN_RECORD, self._record.text())
 
-    def _record(self) -> dict[str, Any]:
-        """What identifies this run, for one that resumes it."""
-        return {"identity": self._same, "started": self._started.isoformat(timespec="seconds")}
 
-    def _collect(self, named: set[str]) -> None:
-        """Removes what no manifest names."""
-        collect(self.path, None if self._uploads else self.directory, named)
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,120 +1,96 @@
-"""Arrow IPC file shards: one writer, one reader, uncompressed and memory-mapped."""
+"""Shards: uncompressed Arrow IPC files, written atomically and read through memory maps."""
 
-import errno
-import os
-import secrets
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 import pyarrow as pa
 
-from smtkit.errors import ArtifactError, InputOutputError
-from smtkit.storage.files import publish
+from smtkit.errors import ArtifactError
+from smtkit.storage.files import named_errors, publish, temporary_path
 from smtkit.storage.run import Run
 
 
-class ShardWriter:
-    """Writes record batches to one Arrow IPC file, which appears under its name only when whole.
+@contextlib.contextmanager
+def shard_writer(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchFileWriter]:
+    """Opens a shard for writing, which appears as `path` when the block ends without an error.
 
-    Use as a context manager; raises InputOutputError where the disk does.
+    Raises InputOutputError.
     """
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path = path
-        self.rows = 0
-        # A name of its own: another process may write the same shard.
-        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        self._schema = schema
-
-    def __enter__(self) -> "ShardWriter":
-        try:
-            self._sink = pa.OSFile(str(self._temporary), "wb")
-        except OSError as error:
-            raise InputOutputError(f"{self.path}: {error}") from None
-        self._writer = pa.ipc.new_file(self._sink, self._schema)
-        return self
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        try:
-            self._writer.write_batch(batch)
-        except OSError as error:
-            raise InputOutputError(f"{self.path}: {error}") from None
-        self.rows += batch.num_rows
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        try:
-            self._writer.close()
-            self._sink.close()
-            if error is None:
-                _flush(self._temporary)
-                publish(self._temporary, self.path)
-        except OSError as failure:
-            raise InputOutputError(f"{self.path}: {failure}") from None
-        finally:
-            self._temporary.unlink(missing_ok=True)
+    temporary = temporary_path(path)
+    try:
+        with named_errors(path):
+            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                yield writer
+            publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class ShardSeries:
-    """Shards `PREFIX-00000.arrow`, `PREFIX-00001.arrow`, ... in one directory; at least one.
+    """Shards `PREFIX-00000.arrow`, `PREFIX-00001.arrow`, ... of a run; at least one.
 
-    Use as a context manager. A shard ends when what was written to it weighs `limit` or more;
-    then the run takes it in.
+    Use as a context manager. A shard is finished, and added to the run, when the weights of the
+    batches in it come to `limit` or more.
     """
 
     def __init__(self, run: Run, prefix: str, schema: pa.Schema, limit: int) -> None:
         self._run = run
-        self._count = 0
         self._prefix = prefix
         self._schema = schema
         self._limit = limit
-        self._weight = 0
-        self._writer: ShardWriter | None = None
+        self._shard: contextlib.ExitStack | None = None
+        self._count = 0
 
     def __enter__(self) -> Self:
         return self
 
     def write(self, batch: pa.RecordBatch, weight: int) -> None:
-        writer = self._writer or self._open()
-        writer.write(batch)
+        shard = self._shard or self._open()
+        with named_errors(self._path):
+            self._writer.write_batch(batch)
+        self._rows += batch.num_rows
         self._weight += weight
         if self._weight >= self._limit:
-            self._close(None)
+            self._finish(shard)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if error is None and self._writer is None and not self._count:
-            self._open()
-        self._close(error)
-
-    def _open(self) -> ShardWriter:
-        path = self._run.directory / f"{self._prefix}-{self._count:05d}.arrow"
-        self._writer = ShardWriter(path, self._schema).__enter__()
-        self._weight = 0
-        return self._writer
-
-    def _close(self, error: BaseException | None) -> None:
-        writer, self._writer = self._writer, None
-        if writer is None:
-            return
-        writer.__exit__(type(error) if error else None, error, None)
-        self._count += 1
         if error is None:
-            self._run.add(writer.path.name, writer.rows)
+            if self._shard or not self._count:
+                self._finish(self._shard or self._open())
+        elif self._shard:
+            with contextlib.suppress(Exception):  # `error` is the one to raise
+                self._shard.__exit__(type(error), error, error.__traceback__)
+
+    def _open(self) -> contextlib.ExitStack:
+        self._path = self._run.directory / f"{self._prefix}-{self._count:05d}.arrow"
+        self._shard = contextlib.ExitStack()
+        self._writer = self._shard.enter_context(shard_writer(self._path, self._schema))
+        self._rows = self._weight = 0
+        return self._shard
+
+    def _finish(self, shard: contextlib.ExitStack) -> None:
+        self._shard = None
+        shard.close()
+        self._count += 1
+        self._run.add(self._path.name, self._rows)
 
 
 def read_shard(path: Path) -> pa.ipc.RecordBatchFileReader:
     """Opens a shard through a memory map: batches reach numpy and torch without a copy.
 
-    Raises ArtifactError where the file is not a whole Arrow IPC file, InputOutputError where it
-    cannot be opened.
+    Raises ArtifactError where the file is missing or not a complete Arrow IPC file,
+    InputOutputError where it cannot be opened.
     """
     return _open(path)[1]
 
 
 def map_shard(path: Path) -> tuple[pa.RecordBatch, int]:
-    """The only batch of a shard, mapped, and the address of the file's first byte: what lies at an
-    address of a column lies as far from it in the file. No file stays open.
+    """The only batch of a shard, memory-mapped, and the address of the file's first byte, from
+    which the addresses of columns give their offsets in the file. No file stays open.
 
-    Raises as `read_shard`, and ArtifactError where there is another number of batches.
+    Raises as `read_shard`, and ArtifactError where the shard has not exactly one batch.
     """
     file, reader = _open(path)
     try:
@@ -130,29 +106,12 @@ def map_shard(path: Path) -> tuple[pa.RecordBatch, int]:
         file.close()
 
 
-def cannot_open(path: Path, error: OSError) -> InputOutputError:
-    """What to raise for it."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    hint = "raise the limit of open files: ulimit -n" if error.errno == errno.EMFILE else None
-    return InputOutputError(f"{path}: {reason}", hint)
-
-
 def _open(path: Path) -> tuple[pa.MemoryMappedFile, pa.ipc.RecordBatchFileReader]:
-    try:
+    with named_errors(path):
+        if not path.exists():
+            raise ArtifactError(f"{path}: the file is missing")
         file = pa.memory_map(str(path))
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: the file is missing") from None
-    except OSError as error:
-        raise cannot_open(path, error) from None
     try:
         return file, pa.ipc.open_file(file)
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"{path}: not a whole Arrow file: {error}") from None
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from smtkit.errors import ArtifactError
-from smtkit.storage.files import write_atomically
-from smtkit.storage.manifest import hash_file
+from smtkit.storage.files import hash_file, write_atomically
 from smtkit.storage.tensors import load_tensors, save_tensors
 
 _STATE = "checkpoint.json"

@@ -20,6 +20,7 @@ from torch import Tensor
 from smtkit.config import Config, Device
 from smtkit.errors import LostRankError, UsageError
 from smtkit.storage.manifest import FileEntry, Manifest
+from smtkit.storage.remote import Remote
 from smtkit.storage.run import Run
 
 _CPU = torch.device("cpu")
@@ -158,7 +159,7 @@ class SharedRun(Run):
             found = {
                 "finished": finished,
                 "directory": None if finished else self.directory.name,
-                "uploaded": {name: entry.model_dump() for name, entry in self._uploaded.items()},
+                "uploaded": {n: entry.model_dump() for n, entry in self._store.uploaded.items()},
             }
         found = self._ranks.broadcast(found)
         if found["finished"]:
@@ -175,15 +176,13 @@ class SharedRun(Run):
     ) -> None:
         if self._ranks.is_first:
             super().__exit__(kind, error, traceback)
-        elif self._uploads and error is not None and self.finished is None and not self._kept:
-            self._uploads.discard()
+        elif error is not None and self.finished is None and not self._kept:
+            self._store.discard_uploads()
 
     def _join(self, directory: str, uploaded: Mapping[str, Any]) -> None:
-        self.directory = self.path / directory
-        if self._uploads:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            entries = {name: FileEntry.model_validate(entry) for name, entry in uploaded.items()}
-            self._take_uploads(entries)
+        self.directory = self._store.directory / directory
+        entries = {name: FileEntry.model_validate(entry) for name, entry in uploaded.items()}
+        self._store.join(self.directory, entries)
 
     def commit(self, statistics: Mapping[str, Any], config: Config | None = None) -> Manifest:
         """As of `Run`, with the files that any rank added, when all have come here."""
@@ -198,8 +197,8 @@ class SharedRun(Run):
         if self._ranks.is_first:
             content = super().commit(statistics, config).model_dump(mode="json")
         self.finished = Manifest.model_validate(self._ranks.broadcast(content))
-        if self._uploads:
-            self._collect(set())
+        if isinstance(self.location, Remote):
+            self._store.collect(set())
         return self.finished
 
 

@@ -1,0 +1,177 @@
+"""Opening an artifact, in a directory or at a URI, and reading its verified files."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from smtkit.errors import ArtifactError, InputOutputError, UsageError
+from smtkit.storage import cache
+from smtkit.storage.files import hash_file
+from smtkit.storage.location import Location, locate
+from smtkit.storage.manifest import MADE_BY, MANIFEST, FileEntry, Kind, Manifest, Parent
+from smtkit.storage.remote import Remote
+
+_ATTEMPTS = 5  # at reading a manifest that is replaced again and again
+
+_Read = TypeVar("_Read")
+
+
+class Artifact:
+    """A complete artifact, opened for reading. Files at a URI are read from local copies."""
+
+    def __init__(self, directory: Location, manifest: Manifest) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self._entries = {entry.logical_name: entry for entry in manifest.files}
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str], *kinds: Kind) -> "Artifact":
+        """Opens the artifact in `directory`, a path or URI, which must be of one of `kinds` (none:
+        any).
+
+        Raises UsageError where it does not exist, ArtifactError where it is not a complete
+        artifact of that kind and of this format version, or a file is missing or cut short.
+        """
+        location = locate(directory)
+
+        def opened(content: bytes) -> "Artifact":
+            manifest = Manifest.parse(content, _path_in(location, MANIFEST))
+            _check_kind(location, manifest.kind, kinds)
+            _check_sizes(location, manifest.files)
+            return cls(location, manifest)
+
+        return _read_consistently(location, opened)
+
+    def file(self, logical_name: str) -> Path:
+        """The path of a file of this artifact. Raises ArtifactError if it has none of the name."""
+        return self._paths([self._entry(logical_name)])[0]
+
+    def files(self, prefix: str) -> list[Path]:
+        """Paths of the files whose logical name starts with `prefix`, in order of name."""
+        return self._paths(self._with_prefix(prefix))
+
+    def rows(self, prefix: str) -> list[int]:
+        """Rows of each of `files(prefix)`."""
+        return [entry.rows or 0 for entry in self._with_prefix(prefix)]
+
+    def verified(self, logical_name: str) -> Path:
+        """The path of a file after its checksum was compared. Raises ArtifactError if it differs,
+        or if there is no file of the name."""
+        entry = self._entry(logical_name)
+        (path,) = self._paths([entry])
+        if isinstance(self.directory, Remote):
+            return path  # the cache has checked it
+        if (found := hash_file(path)) != entry.xxh3:
+            raise ArtifactError(f"{path}: damaged: xxh3 is {found}, the manifest says {entry.xxh3}")
+        return path
+
+    def verify(self) -> None:
+        """Reads every file and compares checksums. At a URI the files there are read, and then
+        their local copies, of which damaged ones are removed. Raises ArtifactError at the first
+        difference."""
+        for name, entry in self._entries.items():
+            if isinstance(self.directory, Remote):
+                cache.check(self.directory, entry)
+                cache.drop_damaged(entry)
+            else:
+                self.verified(name)
+
+    def as_parent(self) -> Parent:
+        """This artifact as the manifest of one that is made from it records it."""
+        return Parent(
+            kind=self.manifest.kind,
+            path=str(self.directory),
+            digest=self.manifest.digest,
+            parents=self.manifest.parents,
+        )
+
+    def _with_prefix(self, prefix: str) -> list[FileEntry]:
+        return [self._entries[name] for name in sorted(self._entries) if name.startswith(prefix)]
+
+    def _paths(self, entries: Sequence[FileEntry]) -> list[Path]:
+        if isinstance(self.directory, Remote):
+            are_labels = self.manifest.kind == "labels"
+            return cache.fetch(self.directory, entries, rows_are_checked=are_labels)
+        return [self.directory / entry.name for entry in entries]
+
+    def _entry(self, logical_name: str) -> FileEntry:
+        if logical_name not in self._entries:
+            raise ArtifactError(
+                f"{self.directory}: {self.manifest.kind} artifact without {logical_name}"
+            )
+        return self._entries[logical_name]
+
+
+def read_manifest(directory: Location, *, any_format: bool = False) -> Manifest:
+    """Reads and checks `directory/manifest.json`. Raises UsageError or ArtifactError.
+
+    `any_format`: also accepts format versions that this smtkit does not read.
+    """
+    path = _path_in(directory, MANIFEST)
+    return _read_consistently(
+        directory, lambda content: Manifest.parse(content, path, any_format=any_format)
+    )
+
+
+def _read_consistently(directory: Location, parse: Callable[[bytes], _Read]) -> _Read:
+    """Returns `parse` of the manifest's bytes. A run that commits meanwhile replaces the manifest
+    and removes the old files, so an error counts only if the manifest has stayed the same."""
+    content = _read(directory)
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return parse(content)
+        except ArtifactError:
+            previous, content = content, _read(directory)
+            if content == previous:
+                raise
+    return parse(content)
+
+
+def _read(directory: Location) -> bytes:
+    """The bytes of the manifest."""
+    try:
+        if isinstance(directory, Remote):
+            return directory.read(MANIFEST)
+        return (directory / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        exists = directory.sizes() if isinstance(directory, Remote) else directory.exists()
+        if not exists:
+            raise UsageError(f"{directory}: no such artifact") from None
+        reason = f"not a complete artifact: it holds no {MANIFEST}"
+        raise ArtifactError(f"{directory}: {reason}") from None
+    except OSError as error:
+        raise InputOutputError(f"{_path_in(directory, MANIFEST)}: {error.strerror}") from None
+
+
+def _check_kind(directory: Location, found: Kind, allowed: Sequence[Kind]) -> None:
+    if allowed and found not in allowed:
+        hint = ", ".join(f"{kind}: made by {MADE_BY[kind]}" for kind in allowed if kind in MADE_BY)
+        wanted = " or ".join(allowed)
+        raise ArtifactError(f"{directory}: kind is {found}, expected {wanted}", hint or None)
+
+
+def _check_sizes(directory: Location, files: Sequence[FileEntry]) -> None:
+    sizes: Mapping[str, int | None]
+    if isinstance(directory, Remote):
+        sizes = directory.sizes()
+    else:
+        sizes = {entry.name: _size(directory / entry.name) for entry in files}
+    for entry in files:
+        path, size = _path_in(directory, entry.name), sizes.get(entry.name)
+        if size is None:
+            raise ArtifactError(f"{path}: missing, though the manifest names it")
+        if size != entry.bytes:
+            raise ArtifactError(f"{path}: {size} bytes, the manifest says {entry.bytes}")
+
+
+def _path_in(directory: Location, name: str) -> str:
+    """The path or URI of a file, for messages."""
+    return directory.uri_of(name) if isinstance(directory, Remote) else str(directory / name)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
