@@ -1,69 +1,83 @@
-"""Prints docs/configuration.md: every key of every stage, from the schemas themselves."""
+"""Prints docs/configuration.md: every setting of every command, from the schemas."""
 
-from collections.abc import Iterator
-from typing import Any
+import inspect
+import json
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 
-from pydantic.fields import FieldInfo
+from smtkit.cli.commands import COMMANDS, Command
+from smtkit.cli.options import flags_of, with_flags
+from smtkit.config import Config, Setting, settings_of
 
-from smtkit import config
-
-STAGES = {
-    "tokenize": config.TokenizeConfig,
-    "synthesize": config.SynthesizeConfig,
-    "train-encoder": config.TrainEncoderConfig,
-    "extract-labels": config.ExtractLabelsConfig,
-    "train-rnn": config.TrainRnnConfig,
-    "eval": config.EvaluateConfig,
-    "generate": config.GenerateConfig,
-}
-
+TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 HEADER = """# Configuration
 
-Every setting of every stage. A value comes from the defaults below, from `--config FILE.toml`, from
-`--set section.key=value`, or from a flag, each stronger than the one before. An unknown key is an
-error, and so is one that has no effect beside the others, as `rollout.depth` has none beside
-`method = "smt"`, even at its default. This page is printed by `python docs/configuration.py`.
+Every setting of every command. A value comes from the defaults below, from `--config FILE.toml`,
+from `--set section.key=value`, or from a flag, each stronger than the one before; `--print-config`
+shows all values of a run and where they were set. An unknown key is an error, and so is a setting
+that has no effect beside the others, as `rollout.depth` with `method = "smt"`, even at its default.
+This page is printed by `python docs/configuration.py`.
 """
 
 
 def page() -> str:
     return HEADER + "".join(
-        f"\n## smtkit {command}\n\n| key | type | default | |\n| --- | --- | --- | --- |\n"
-        + "".join(_rows(schema))
-        for command, schema in STAGES.items()
+        f"\n## smtkit {command.name}\n\n{_prose(command)}\n" + "".join(_tables(command.schema))
+        for command in COMMANDS
+        if command.schema
     )
 
 
-def _rows(schema: type[config.Config], prefix: str = "") -> Iterator[str]:
-    for name, field in schema.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, config.Config):
-            yield from _rows(field.annotation, f"{prefix}{name}.")
-        else:
-            description = " ".join((field.description or "").split())
-            kind = _kind(schema, name)
-            yield f"| `{prefix}{name}` | {kind} | {_default(field)} | {description} |\n"
+def _prose(command: Command) -> str:
+    flags = flags_of(command.schema, command.parameters)
+    text = with_flags(command.help, {key: f"`{flag}`" for key, flag in flags.items()})
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
 
 
-def _kind(schema: type[config.Config], name: str) -> str:
-    return _shown(schema.model_json_schema()["properties"][name])
+def _tables(schema: type[Config]) -> Iterator[str]:
+    settings = settings_of(schema)
+    main = sorted((s for s in settings if s.main), key=lambda s: schema.main.index(s.key))
+    yield _table("Settings that matter most", main)
+    rest = [setting for setting in settings if not setting.main]
+    plain = [setting for setting in rest if "." not in setting.key]
+    if plain:
+        yield _table("More settings", plain)
+    sections = [setting for setting in rest if "." in setting.key]
+    for name, group in groupby(sections, key=lambda setting: setting.key.partition(".")[0]):
+        section = schema.model_fields[name].annotation
+        about = " ".join(inspect.cleandoc(section.__doc__ or "").split())
+        yield _table(f"`{name}`", group, f"{about}\n\n")
 
 
-def _shown(property_: dict[str, Any]) -> str:
-    if "anyOf" in property_:  # null stands for what is unset, which the default says
-        types = [type_ for type_ in property_["anyOf"] if type_.get("type") != "null"]
-        return ", ".join(map(_shown, types))
-    if "enum" in property_:
-        return ", ".join(f"`{value}`" for value in property_["enum"])
-    if "const" in property_:
-        return f"`{property_['const']}`"
-    return str(property_["type"])
+def _table(title: str, settings: Iterable[Setting], about: str = "") -> str:
+    head = "| setting | type | default | flag | description |\n| --- | --- | --- | --- | --- |\n"
+    return f"\n### {title}\n\n{about}{head}" + "".join(map(_row, settings))
 
 
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
+def _row(setting: Setting) -> str:
+    types = ", ".join(
+        f"`{t}`" if isinstance(t, str) else TYPES.get(t, "array") for t in setting.types
+    )
+    flag = (
+        ""
+        if not setting.flag
+        else "argument"
+        if setting.flag.positional
+        else f"`--{setting.flag.name}`"
+    )
+    needed = " and ".join(
+        f"`{key}` " + " or ".join("unset" if a is None else f"`{a}`" for a in allowed)
+        for key, allowed in setting.requires.items()
+    )
+    description = setting.description + (f" Only with {needed}." if needed else "")
+    cells = (f"`{setting.key}`", types, _default(setting), flag, description)
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def _default(setting: Setting) -> str:
+    if setting.field.is_required():
         return "required"
-    default = field.get_default(call_default_factory=True)
-    return "unset" if default is None else f"`{default!r}`".replace("'", '"')
+    return "unset" if setting.default is None else f"`{json.dumps(setting.default)}`"
 
 
 if __name__ == "__main__":

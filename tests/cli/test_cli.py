@@ -528,7 +528,7 @@ def test_inspect_finds_a_file_cut_short(command: Command, tokens: Path) -> None:
 def test_a_size_that_is_no_size_is_refused(command: Command, text: Path, tmp_path: Path) -> None:
     result = command("tokenize", text, "--out", tmp_path / "out", "--size", "28")
     assert result.code == 2
-    assert result.line() == "--size 28: expected HxW, for example 28x28"
+    assert result.line() == "--size: pixel.size = '28': expected HxW, for example 28x28"
 
 
 def test_an_output_below_the_inputs_is_no_input(command: Command, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from smtkit.config import (
     TokenizeConfig,
     TrainEncoderConfig,
     TrainRnnConfig,
+    resolve,
 )
-from smtkit.config.layering import resolve
 from smtkit.errors import UsageError
 
 REQUIRED: dict[type[Config], dict[str, Any]] = {
@@ -166,7 +166,8 @@ def test_every_key_can_be_set_by_an_override(schema: type[Config]) -> None:
         for key, value in settings:
             override = f"{key}={json.dumps(value)}"
             if told := refusal(schema, [override], flags):
-                assert told.startswith(f"--set {override}: {key} = {value!r} is of ")
+                line = f"`overrides` {override}: {key} = {value!r} is only used with "
+                assert told.startswith(line)
             else:
                 assert resolve(schema, overrides=[override], flags=flags) == plain
                 accepted.add(key)
@@ -255,17 +256,19 @@ def test_a_key_without_effect_is_refused(
 ) -> None:
     """Also where it is given at its default."""
     line = message(schema, overrides=overrides, flags=REQUIRED[schema])
-    assert line.startswith(f"--set {overrides[named]}: ")
-    assert f" is of {told}" in line
+    assert line.startswith(f"`overrides` {overrides[named]}: ")
+    assert f" is only used with {told}" in line
 
 
-def test_a_key_without_effect_is_called_as_the_flag_that_gave_it() -> None:
+def test_a_key_without_effect_that_a_flag_gave_is_named_in_backticks() -> None:
     flags = {**REQUIRED[TokenizeConfig], "vocabulary_size": "400"}
-    assert message(TokenizeConfig, flags=flags).startswith("--vocab-size: vocabulary_size = 400 is")
+    line = message(TokenizeConfig, flags=flags)
+    assert line.startswith("`vocabulary_size`: vocabulary_size = 400 is")
 
 
 def test_a_key_without_effect_that_was_changed_is_refused_in_python_too() -> None:
-    with pytest.raises(ValueError, match=r"rollout\.depth = 8 is of method dmt; found method smt"):
+    line = r"rollout\.depth = 8 is only used with method dmt; found method smt"
+    with pytest.raises(ValueError, match=line):
         TrainRnnConfig(rollout={"depth": 8}, training={"max_steps": 1})
 
 
@@ -342,7 +345,7 @@ def test_identity_leaves_out_what_changes_no_result() -> None:
 )
 def test_an_unknown_key_comes_with_a_suggestion(override: str, suggestion: str) -> None:
     told = message(TrainEncoderConfig, overrides=[override, "training.max_steps=1"])
-    assert f"--set {override}: unknown key {override.partition('=')[0]}" in told
+    assert f"`overrides` {override}: unknown key {override.partition('=')[0]}" in told
     assert suggestion in told
 
 
@@ -360,7 +363,7 @@ def test_an_unknown_key_like_no_other_lists_what_there_is() -> None:
 
 def test_an_unknown_section_is_named_with_its_source() -> None:
     told = message(TrainEncoderConfig, overrides=["zzz.window=1", "training.max_steps=1"])
-    assert told.startswith("--set zzz.window=1: unknown key zzz")
+    assert told.startswith("`overrides` zzz.window=1: unknown key zzz")
 
 
 def test_a_misspelled_section_is_named_though_a_required_one_is_then_missing() -> None:
@@ -408,12 +411,12 @@ def test_every_section_refuses_unknown_keys(schema: type[Config]) -> None:
 def test_a_wrong_value_is_named_with_key_and_source(key: str, value: str) -> None:
     override = f"{key}={value}"
     told = message(TrainEncoderConfig, overrides=["training.max_steps=1", override])
-    assert told.startswith(f"--set {override}: {key}")
+    assert told.startswith(f"`overrides` {override}: {key}")
 
 
 def test_a_wrong_value_comes_with_what_is_allowed() -> None:
     told = message(TokenizeConfig, flags={"inputs": ["a"], "tokenizer": "words"})
-    assert told.startswith("--tokenizer: tokenizer = 'words': ")
+    assert told.startswith("`tokenizer`: tokenizer = 'words': ")
     assert "'byte'" in told
     assert "'char'" in told
 
@@ -425,7 +428,7 @@ def test_a_wrong_value_of_a_file_names_the_file(tmp_path: Path) -> None:
 
 def test_a_wrong_flag_is_named_as_the_user_wrote_it() -> None:
     told = message(TrainEncoderConfig, flags={"training.max_steps": -3})
-    assert told.startswith("--max-steps: training.max_steps = -3")
+    assert told.startswith("`training.max_steps`: training.max_steps = -3")
 
 
 @pytest.mark.parametrize(
@@ -439,7 +442,7 @@ def test_a_wrong_flag_is_named_as_the_user_wrote_it() -> None:
 def test_of_several_types_all_are_told_as_allowed(override: str, allowed: list[str]) -> None:
     told = message(TrainEncoderConfig, overrides=["training.max_steps=1", override])
     key = override.partition("=")[0]
-    assert told.startswith(f"--set {override}: {key} = ")
+    assert told.startswith(f"`overrides` {override}: {key} = ")
     for words in allowed:
         assert words in told
 
@@ -447,13 +450,14 @@ def test_of_several_types_all_are_told_as_allowed(override: str, allowed: list[s
 def test_what_concerns_several_keys_comes_with_the_source_of_the_one_it_names() -> None:
     overrides = ["training.max_steps=1", "objective.uniformity_group=7"]
     told = message(TrainEncoderConfig, overrides=overrides)
-    assert told.startswith("--set objective.uniformity_group=7: objective.uniformity_group (7)")
+    override = "`overrides` objective.uniformity_group=7: "
+    assert told.startswith(override + "objective.uniformity_group (7)")
 
 
 def test_the_source_named_is_the_one_that_won(tmp_path: Path) -> None:
     path = toml(tmp_path, "[training]\nmax_steps = 0\n")
     told = message(TrainEncoderConfig, path, ["training.max_steps=-1"])
-    assert told.startswith("--set training.max_steps=-1: ")
+    assert told.startswith("`overrides` training.max_steps=-1: ")
 
 
 def test_a_key_that_begins_like_another_is_not_blamed_for_it(tmp_path: Path) -> None:
@@ -468,18 +472,18 @@ def test_a_key_that_begins_like_another_is_not_blamed_for_it(tmp_path: Path) -> 
 
 def test_a_number_in_place_of_a_section_is_refused() -> None:
     told = message(TrainEncoderConfig, overrides=["training=3"])
-    assert told.startswith("--set training=3: training = 3")
+    assert told.startswith("`overrides` training=3: training = 3")
 
 
 def test_a_section_in_place_of_a_number_is_refused() -> None:
     told = message(TrainEncoderConfig, overrides=["training.max_steps=1", "data.window.x=3"])
-    assert told.startswith("--set data.window.x=3: ")
+    assert told.startswith("`overrides` data.window.x=3: ")
     assert "data.window" in told
 
 
 def test_a_key_below_a_value_is_refused() -> None:
     told = message(TrainEncoderConfig, overrides=["data.window=1", "data.window.x=3"])
-    assert told.startswith("--set data.window.x=3: data.window.x: window is a value")
+    assert told.startswith("`overrides` data.window.x=3: data.window.x: window is a value")
 
 
 @pytest.mark.parametrize("override", ["training.max_steps", "=3", "", " =3"])
@@ -527,7 +531,7 @@ def test_a_missing_limit_is_named_with_an_example(
     told = message(schema, overrides=overrides)
     assert "max_steps or" in told
     assert "max_seconds must be set" in told
-    assert "--max-steps" in told
+    assert "`training.max_steps` 1000" in told
 
 
 def test_either_limit_is_enough() -> None:
@@ -538,7 +542,7 @@ def test_either_limit_is_enough() -> None:
 
 
 def test_missing_inputs_are_named() -> None:
-    assert message(TokenizeConfig).startswith("inputs: ")
+    assert message(TokenizeConfig).startswith("`inputs`: ")
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from smtkit.config import (
     TokenizeConfig,
     TrainEncoderConfig,
     TrainRnnConfig,
+    resolve,
 )
-from smtkit.config.layering import resolve
 from smtkit.corpus.rows import RowStore
 from smtkit.corpus.tasks import TASKS, TaskSettings, generate, symbols
 from smtkit.corpus.tokenizers import PixelTokenizer, SymbolTokenizer, load_tokenizer

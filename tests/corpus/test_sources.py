@@ -22,8 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import Command, arrow_columns, shards
-from smtkit.config import TokenizeConfig
-from smtkit.config.layering import resolve
+from smtkit.config import TokenizeConfig, resolve
 from smtkit.corpus import splits
 from smtkit.corpus.documents import SEGMENT_BYTES, Corpus, cut_at_boundaries
 from smtkit.corpus.files import Reader, spool

@@ -32,8 +32,7 @@ from conftest import (
     rnn_config,
     split_tokens,
 )
-from smtkit.config import ExtractLabelsConfig, GenerateConfig, TokenizeConfig
-from smtkit.config.layering import resolve
+from smtkit.config import ExtractLabelsConfig, GenerateConfig, TokenizeConfig, resolve
 from smtkit.corpus.documents import cut_at_boundaries
 from smtkit.corpus.subwords import MODEL_FILE, ModelType, SentencePieceTokenizer
 from smtkit.corpus.tokenizers import load_text_tokenizer, load_tokenizer

@@ -362,15 +362,30 @@ def test_an_artifact_that_is_no_rnn_is_refused(pipeline, command, tmp_path):
 
 
 _REFUSED: list[tuple[tuple[str, ...], str]] = [
-    (("--method", "smt", "--depth", "4"), "rollout.depth = 4 is of method dmt; found method smt"),
-    (("--method", "smt", "--set", "rollout.depth=4"), "rollout.depth = 4 is of method dmt"),
-    (("--method", "dmt", "--set", "data.positions=4"), "data.positions = 4 is of method smt"),
-    (("--method", "dmt", "--set", "memory.slots=2"), "memory.slots = 2 is of method bptt"),
-    (("--method", "dmt", "--bptt-window", "4"), "bptt_window = 4 is of method bptt"),
-    (("--method", "dmt", "--set", "data.window=4"), "data.window = 4 is of method bptt"),
+    (
+        ("--method", "smt", "--depth", "4"),
+        "rollout.depth = 4 is only used with method dmt; found method smt",
+    ),
+    (
+        ("--method", "smt", "--set", "rollout.depth=4"),
+        "rollout.depth = 4 is only used with method dmt",
+    ),
+    (
+        ("--method", "dmt", "--set", "data.positions=4"),
+        "data.positions = 4 is only used with method smt",
+    ),
+    (
+        ("--method", "dmt", "--set", "memory.slots=2"),
+        "memory.slots = 2 is only used with method bptt",
+    ),
+    (("--method", "dmt", "--bptt-window", "4"), "bptt_window = 4 is only used with method bptt"),
+    (
+        ("--method", "dmt", "--set", "data.window=4"),
+        "data.window = 4 is only used with method bptt",
+    ),
     (
         ("--method", "dmt", "--rollout", "sequential", "--set", "objective.noise=1"),
-        "a sequential rollout starts from none",
+        "a sequential rollout uses none",
     ),
     (("--method", "dmt", "--rollout", "parallel"), "--rollout: rollout.kind = 'parallel'"),
     (("--method", "dmt", "--depth", "0"), "--depth: rollout.depth = '0'"),

@@ -31,8 +31,8 @@ from smtkit.config import (
     ReadoutConfig,
     SynthesizeConfig,
     TokenizeConfig,
+    resolve,
 )
-from smtkit.config.layering import resolve
 from smtkit.corpus.pictures import shades
 from smtkit.corpus.tokenizers import SymbolTokenizer, load_tokenizer
 from smtkit.networks.loading import load_rnn

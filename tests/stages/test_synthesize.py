@@ -157,7 +157,10 @@ def test_resume_keeps_complete_rows(command: Command, tmp_path: Path) -> None:
         (["retrieval", "--length", 3, "--sequences", 5], "--length 3"),
         (["modular-arithmetic", "--vocabulary", 8, "--length", 9, "--sequences", 5], "7 and 11"),
         (["stack", "--length", 8, "--sequences", 5, "--reverse"], "--reverse"),
-        (["parity", "--length", 8, "--sequences", 5, "--pairs", 2], "pairs = 2 is of task"),
+        (
+            ["parity", "--length", 8, "--sequences", 5, "--pairs", 2],
+            "pairs = 2 is only used with task",
+        ),
     ],
 )
 def test_impossible_rows_are_one_line_and_leave_nothing(

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smtkit.config import TokenizeConfig
-from smtkit.config.layering import resolve
+from smtkit.config import TokenizeConfig, resolve
 from smtkit.corpus import splits
 from smtkit.corpus.splits import SPLITS, Fractions, assign_splits, cut
 from smtkit.corpus.tokenizers import load_text_tokenizer
@@ -562,7 +561,6 @@ PEAK = """
 import sys
 from pathlib import Path
 from smtkit.config import TokenizeConfig
-from smtkit.config.layering import resolve
 from smtkit.stages import tokenize
 tokenize.run(TokenizeConfig(inputs=[sys.argv[1]], tokenizer=sys.argv[3]), sys.argv[2])
 status = Path("/proc/self/status").read_text()

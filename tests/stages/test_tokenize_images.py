@@ -20,8 +20,7 @@ from conftest import (
     rnn_config,
 )
 from smtkit import IGNORE
-from smtkit.config import ExtractLabelsConfig, TokenizeConfig
-from smtkit.config.layering import resolve
+from smtkit.config import ExtractLabelsConfig, TokenizeConfig, resolve
 from smtkit.corpus.rows import RowStore
 from smtkit.corpus.splits import SPLITS
 from smtkit.errors import UsageError
@@ -291,7 +290,6 @@ def test_a_truncated_file_leaves_nothing(command: Command, tmp_path: Path) -> No
         (["--levels", 4, "--binarize", 0.5], "binarize"),
         (["--size", "4"], "size"),
         (["--size", "0x4"], "size"),
-        (["--order", "snake"], "snake"),
         (["--maximum", -1], "maximum"),
         (["--validation-fraction", 0.6, "--test-fraction", 0.6], "below 1"),
     ],

@@ -259,7 +259,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused_once(pipeline, tmp_path):
 def test_a_batch_must_divide_by_ranks_and_accumulation():
     config = encoder_config(training={"accumulation": 2}).training
     assert [config.micro_batch(ranks) for ranks in (1, 2, 4)] == [4, 2, 1]
-    with pytest.raises(UsageError, match=r"\(8\): must be a multiple of ranks \(3\) \* train"):
+    with pytest.raises(UsageError, match=r"\(8\): must be a multiple of ranks \(3\) \* `train"):
         config.micro_batch(3)
 
 

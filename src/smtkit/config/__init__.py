@@ -1,8 +1,9 @@
-"""What can be set: one schema a stage. `resolve.py` fills them in."""
+"""Settings: one schema per stage, and `resolve`, which fills one in."""
 
-from smtkit.config.base import RUNTIME_KEYS, Config, Device, Only, Seed, flatten
+from smtkit.config.base import RUNTIME_KEYS, Config, Device, Flag, Seed, flatten
 from smtkit.config.corpus import PixelConfig, SynthesizeConfig, TokenizeConfig
 from smtkit.config.evaluation import EvaluateConfig, GenerateConfig
+from smtkit.config.layering import Origin, layer, resolve
 from smtkit.config.networks import (
     CellConfig,
     DecoderConfig,
@@ -10,6 +11,7 @@ from smtkit.config.networks import (
     MemoryConfig,
     ReadoutConfig,
 )
+from smtkit.config.settings import Setting, settings_of, without_effect
 from smtkit.config.training import (
     ExtractLabelsConfig,
     Method,
@@ -32,15 +34,17 @@ __all__ = [
     "EncoderConfig",
     "EvaluateConfig",
     "ExtractLabelsConfig",
+    "Flag",
     "GenerateConfig",
     "MemoryConfig",
     "Method",
-    "Only",
+    "Origin",
     "PixelConfig",
     "PredictiveStateConfig",
     "ReadoutConfig",
     "RolloutConfig",
     "Seed",
+    "Setting",
     "SynthesizeConfig",
     "TokenizeConfig",
     "TrainEncoderConfig",
@@ -50,4 +54,8 @@ __all__ = [
     "TransitionObjectiveConfig",
     "WindowConfig",
     "flatten",
+    "layer",
+    "resolve",
+    "settings_of",
+    "without_effect",
 ]

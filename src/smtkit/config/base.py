@@ -1,69 +1,72 @@
-"""What all schemas share."""
+"""Base of all schemas, the types their fields share, and `Flag`."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from operator import attrgetter
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Device = Literal["auto", "cpu", "cuda"]
+
+@dataclass(frozen=True)
+class Flag:
+    """Gives a field an option of its own: `Annotated[int, Flag("vocab-size")]`.
+
+    Help, default and choices of the option come from the field. Fields without a flag are set with
+    `--set` or in a file.
+    """
+
+    name: str = ""
+    """Without dashes; empty: the last part of the key."""
+    metavar: str = ""
+    """Placeholder of the value; empty: the choices, or N, X or TEXT by type."""
+    alias: str = ""
+    """A second name."""
+    positional: bool = False
+    """An argument instead of an option."""
+
+
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 RUNTIME_KEYS = frozenset(
     {"device", "workers", "data.readers", "training.log_every", "training.checkpoint_every"}
 )
-"""Keys that do not change what a run computes: a resumed run may set them anew."""
-
-
-class Only(NamedTuple):
-    """`key`, which may be a section, has an effect only where `of` is one of `allowed`."""
-
-    key: str
-    of: str
-    allowed: tuple[Any, ...]
+"""Keys that do not change what a run computes: a resumed run may set them differently."""
 
 
 class Config(BaseModel):
-    """Base of all schemas: unknown keys are errors, values do not change after resolution."""
+    """Base of all schemas. Unknown keys are errors; values are immutable.
+
+    The attribute docstring of a field is its description: the first sentence is the help of its
+    flag, all of it stands in docs/configuration.md.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    only: ClassVar[tuple[Only, ...]] = ()
-    """Which of its keys have no effect beside some values of others."""
+    main: ClassVar[tuple[str, ...]] = ()
+    """The five settings that matter most, by dotted key; each has a flag. Help and docs begin with
+    them."""
 
-    def refused(self, given: Iterable[str]) -> Iterator[tuple[str, str]]:
-        """Of the dotted keys `given`, those without effect, each with the line that says so."""
-        others = list(self._without_effect())
-        for key in given:
-            for other, why in others:
-                if f"{key}.".startswith(f"{other}."):
-                    yield key, f"{key} = {attrgetter(key)(self)!r} {why}"
-
-    def _without_effect(self, prefix: str = "") -> Iterator[tuple[str, str]]:
-        """Dotted key of what has no effect beside the other settings, and what it is of."""
-        for key, of, allowed in self.only:
-            found = attrgetter(of)(self)
-            if found not in allowed:
-                wanted = " or ".join(map(_shown, allowed))
-                of = f"{prefix}{of}"
-                yield f"{prefix}{key}", f"is of {of} {wanted}; found {of} {_shown(found)}"
-        for name, value in self:
-            if isinstance(value, Config):
-                yield from value._without_effect(f"{prefix}{name}.")
+    requires: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {}
+    """Settings, or whole sections, that have an effect only with some values of others:
+    `{setting: {other: allowed values}}`. Setting one without effect is an error."""
 
     def identity(self) -> dict[str, Any]:
-        """Dotted key to value, of all that decides what a run computes."""
+        """Dotted key to value, for every setting that decides what a run computes."""
         settings = flatten(self.model_dump(mode="json"))
         return {key: value for key, value in settings if key not in RUNTIME_KEYS}
 
 
-def _shown(value: object) -> str:
-    return "unset" if value is None else str(value)
+class DeviceConfig(Config):
+    """Base of the schemas of stages that run networks."""
+
+    device: Annotated[Device, Flag()] = "auto"
+    """Where to compute; `auto`: CUDA if available, else the CPU."""
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,125 +1,165 @@
 """Settings of the stages that write tokens."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from smtkit.config.base import Config, Fraction, Only, Positive, Seed
+from smtkit.config.base import Config, Flag, Fraction, Positive, Seed
+
+
+def _height_and_width(value: Any) -> Any:
+    """`28x28` as a list; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    parts = value.lower().split("x")
+    if len(parts) != 2:
+        raise ValueError("expected HxW, for example 28x28")
+    return parts
+
+
+def _comma_separated(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) else value
 
 
 class PixelConfig(Config):
-    """How images become tokens."""
+    """How images become tokens: pixels row by row, from the top left corner."""
 
-    levels: Annotated[int, Field(ge=2, le=256)] | None = None
-    """Grey levels; unset: 256, or 2 with `binarize`."""
-    size: tuple[Positive, Positive] | None = None
-    """Height and width to resample to, by area; unset: as the source has them."""
-    maximum: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """The source's white; unset: 255 for whole numbers, 1 for others."""
-    binarize: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Share of white from which a pixel is 1, else 0."""
-    order: Literal["raster"] = "raster"
-    """Line by line from the top left corner."""
+    levels: Annotated[Annotated[int, Field(ge=2, le=256)] | None, Flag()] = None
+    """Number of grey levels; unset: 256, or 2 with `pixel.binarize`. Lower it for a smaller
+    vocabulary."""
+    size: Annotated[
+        tuple[Positive, Positive] | None, BeforeValidator(_height_and_width), Flag(metavar="HxW")
+    ] = None
+    """Height and width to which images are resampled, by area; unset: as they are. Lower it for
+    shorter sequences."""
+    maximum: Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, Flag()] = None
+    """Value of white in the images; unset: 255 for integers, 1 for floats."""
+    binarize: Annotated[Annotated[float, Field(ge=0, le=1)] | None, Flag()] = None
+    """Threshold, as a share of white, from which a pixel becomes 1, else 0; unset: grey levels."""
 
 
 class TokenizeConfig(Config):
-    """`smtkit tokenize`."""
+    """Turn text or images into train, validation and test tokens.
 
-    only: ClassVar[tuple[Only, ...]] = (
-        *(
-            Only(key, "tokenizer", ("sentencepiece",))
-            for key in ("vocabulary_size", "model_type", "tokenizer_model", "training_bytes")
-        ),
-        *(
-            Only(key, "tokenizer_model", (None,))
-            for key in ("vocabulary_size", "model_type", "training_bytes")
-        ),
-        *(
-            Only(key, "tokenizer", ("byte", "char", "sentencepiece"))
-            for key in ("format", "text_field", "errors")
-        ),
-        Only("pixel", "tokenizer", ("pixel",)),
+    Text comes from plain files and from rows of .jsonl, .csv and .parquet, also compressed (.gz,
+    .zst); a document is a file or a row. Images come from IDX files (as MNIST), .npy, .npz, and
+    directories of PNG or JPEG files.
+    """
+
+    main = ("tokenizer", "vocabulary_size", "test_inputs", "validation_fraction", "test_fraction")
+    requires = {
+        "vocabulary_size": {"tokenizer": ("sentencepiece",), "tokenizer_model": (None,)},
+        "model_type": {"tokenizer": ("sentencepiece",), "tokenizer_model": (None,)},
+        "training_bytes": {"tokenizer": ("sentencepiece",), "tokenizer_model": (None,)},
+        "tokenizer_model": {"tokenizer": ("sentencepiece",)},
+        "format": {"tokenizer": ("byte", "char", "sentencepiece")},
+        "text_field": {"tokenizer": ("byte", "char", "sentencepiece")},
+        "errors": {"tokenizer": ("byte", "char", "sentencepiece")},
+        "pixel": {"tokenizer": ("pixel",)},
+    }
+
+    inputs: Annotated[list[str], Field(min_length=1), Flag(metavar="INPUT", positional=True)]
+    """Files, directories or globs; `-` reads standard input. Files may be compressed by gzip or
+    zstd."""
+    test_inputs: Annotated[list[str], Flag("test-input", metavar="PATH")] = Field(
+        default_factory=list
     )
-
-    inputs: list[str] = Field(min_length=1)
-    """Files, directories, globs; `-`: standard input, also compressed by gzip or zstd."""
-    test_inputs: list[str] = Field(default_factory=list)
-    """Files that are the test split; unset: a share of the inputs is."""
-    tokenizer: Literal["byte", "char", "sentencepiece", "pixel"] = "byte"
-    """`byte`: any file; `char`: vocabulary from train; `sentencepiece`; `pixel`: images."""
-    include: list[str] = Field(default_factory=list)
-    """Of directories, only files that match one of these globs."""
-    exclude: list[str] = Field(default_factory=list)
-    """Of directories, no files that match one of these globs."""
-    format: Literal["text", "jsonl", "csv", "parquet"] | None = None
-    """Of text; unset: by the file's suffix."""
-    text_field: str = "text"
-    """The field, or column, of the text in jsonl, csv and parquet."""
-    errors: Literal["strict", "replace", "skip"] = "strict"
-    """Broken rows and bytes that are not UTF-8: an error, U+FFFD, or pass over the document."""
-    max_expansion: Annotated[float, Field(ge=1)] = 200.0
-    """What a compressed file may expand to, in multiples of its size; 64 MiB always."""
-    vocabulary_size: Annotated[int, Field(ge=300)] = 4096
-    """Of a sentencepiece model to train, with its bytes and the end of a document."""
-    model_type: Literal["unigram", "bpe"] = "unigram"
-    """Of a sentencepiece model to train."""
-    tokenizer_model: str | None = None
-    """An existing sentencepiece model."""
+    """Files of the test split, repeatable; none: a share of the inputs. Set it where the data come
+    with a test set."""
+    tokenizer: Annotated[Literal["byte", "char", "sentencepiece", "pixel"], Flag()] = "byte"
+    """Bytes of text, its characters, subwords, or the pixels of images. The vocabulary of `char`
+    and the model of `sentencepiece` are fitted on the train split alone."""
+    include: Annotated[list[str], Flag(metavar="GLOB")] = Field(default_factory=list)
+    """In directories, read only files that match one of these globs, repeatable."""
+    exclude: Annotated[list[str], Flag(metavar="GLOB")] = Field(default_factory=list)
+    """In directories, skip files that match one of these globs, repeatable."""
+    format: Annotated[Literal["text", "jsonl", "csv", "parquet"] | None, Flag()] = None
+    """Format of text inputs; unset: from the suffix of each file."""
+    text_field: Annotated[str, Flag(metavar="NAME")] = "text"
+    """Field or column that holds the text in jsonl, csv and parquet."""
+    errors: Annotated[Literal["strict", "replace", "skip"], Flag()] = "strict"
+    """On broken rows and bytes that are not UTF-8: stop, insert U+FFFD, or skip the document."""
+    max_expansion: Annotated[Annotated[float, Field(ge=1)], Flag()] = 200.0
+    """Largest size of a decompressed file, as a multiple of its compressed size. 64 MiB are always
+    allowed. Raise it for text that repeats itself; it protects from decompression bombs."""
+    vocabulary_size: Annotated[Annotated[int, Field(ge=300)], Flag("vocab-size")] = 4096
+    """Vocabulary size of the sentencepiece model to train. It includes the 256 bytes and the
+    end-of-document token. Raise it for shorter sequences from a large corpus."""
+    model_type: Annotated[Literal["unigram", "bpe"], Flag()] = "unigram"
+    """Algorithm of the sentencepiece model to train."""
+    tokenizer_model: Annotated[str | None, Flag(metavar="FILE")] = None
+    """Existing sentencepiece model to use; unset: one is trained."""
     training_bytes: Positive = 10 * 2**20
-    """Text of train, drawn by the seed, on which a sentencepiece model is trained."""
+    """Bytes of train text, drawn by the seed, on which the sentencepiece model is trained. Raise it
+    for a large vocabulary."""
     pixel: PixelConfig = PixelConfig()
-    validation_fraction: Fraction = 0.05
-    """Share of the bytes."""
-    test_fraction: Fraction = 0.05
-    """Share of the bytes."""
-    seed: Seed = 0
-    """Of all random numbers."""
-    workers: Positive | None = None
-    """Threads; unset: one a core."""
+    validation_fraction: Annotated[Fraction, Flag()] = 0.05
+    """Validation split, as a share of the bytes of text, or of the images."""
+    test_fraction: Annotated[Fraction, Flag()] = 0.05
+    """Test split, as a share of the bytes of text, or of the images. Ignored with
+    `test_inputs`."""
+    seed: Annotated[Seed, Flag()] = 0
+    """Seed of the split and of the sentencepiece sample."""
+    workers: Annotated[Positive | None, Flag()] = None
+    """Number of threads; unset: one per core."""
 
     @model_validator(mode="after")
-    def _train_is_left(self) -> Self:
+    def _train_split_is_not_empty(self) -> Self:
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation_fraction + test_fraction must be below 1")
         return self
 
 
 class SynthesizeConfig(Config):
-    """`smtkit synthesize`."""
+    """Write rows of a synthetic memory task, with their answers.
 
-    only: ClassVar[tuple[Only, ...]] = (
-        Only("reverse", "task", ("string-copy",)),
-        Only("depth", "task", ("stack",)),
-        Only("pairs", "task", ("keys-values",)),
-    )
+    A row is a sequence of tokens with targets at some positions: the answers, which depend on
+    tokens read long before.
+    """
 
-    task: Literal[
-        "retrieval",
-        "string-copy",
-        "stack",
-        "keys-values",
-        "modular-arithmetic",
-        "parity",
-        "recency",
+    main = ("lengths", "sequences", "vocabulary", "noise", "seed")
+    requires = {
+        "reverse": {"task": ("string-copy",)},
+        "depth": {"task": ("stack",)},
+        "pairs": {"task": ("keys-values",)},
+    }
+
+    task: Annotated[
+        Literal[
+            "retrieval",
+            "string-copy",
+            "stack",
+            "keys-values",
+            "modular-arithmetic",
+            "parity",
+            "recency",
+        ],
+        Flag(metavar="TASK", positional=True),
     ]
-    """What is to be remembered."""
-    lengths: list[Positive] = Field(min_length=1)
-    """Tokens a row; of several, each row draws one."""
-    sequences: Positive
-    """Rows of train."""
-    validation_sequences: Positive = 1000
-    """Rows of validation."""
-    test_sequences: Positive = 1000
-    """Rows of test."""
-    vocabulary: Annotated[int, Field(ge=2)] | None = None
-    """Tokens, with the task's marks; unset: what suits the task."""
-    noise: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Share of the tokens that mean nothing; unset: what suits the task."""
-    reverse: bool = False
-    """Of `string-copy`: the last symbol first."""
-    depth: Positive = 8
-    """Of `stack`: the most values on it."""
-    pairs: Positive | None = None
-    """Of `keys-values`: pairs a row; unset: a quarter of the length."""
-    seed: Seed = 0
-    """Of all random numbers."""
+    """The memory task."""
+    lengths: Annotated[
+        list[Positive],
+        Field(min_length=1),
+        BeforeValidator(_comma_separated),
+        Flag("lengths", metavar="T,T,...", alias="length"),
+    ]
+    """Tokens per row. With several lengths, each row draws one of them."""
+    sequences: Annotated[Positive, Flag()]
+    """Number of train rows."""
+    validation_sequences: Annotated[Positive, Flag()] = 1000
+    """Number of validation rows."""
+    test_sequences: Annotated[Positive, Flag()] = 1000
+    """Number of test rows."""
+    vocabulary: Annotated[Annotated[int, Field(ge=2)] | None, Flag()] = None
+    """Vocabulary size, including the task's markers; unset: the task's default. Raise it for a
+    harder task."""
+    noise: Annotated[Annotated[float, Field(ge=0, le=1)] | None, Flag()] = None
+    """Share of tokens that carry no information; unset: the task's default."""
+    reverse: Annotated[bool, Flag()] = False
+    """The answer repeats the symbols in reverse order."""
+    depth: Annotated[Positive, Flag()] = 8
+    """Largest number of values on the stack."""
+    pairs: Annotated[Positive | None, Flag()] = None
+    """Key-value pairs per row; unset: a quarter of the length."""
+    seed: Annotated[Seed, Flag()] = 0
+    """Seed of the rows."""

@@ -4,50 +4,63 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from smtkit.config.base import Config, Device, Positive, Seed
+from smtkit.config.base import DeviceConfig, Flag, Positive, Seed
+
+Split = Literal["train", "validation", "test"]
 
 
-class EvaluateConfig(Config):
-    """`smtkit eval`."""
+class EvaluateConfig(DeviceConfig):
+    """Compare the RNN with its teacher and with n-grams.
 
-    device: Device = "auto"
-    """`auto`: CUDA where there is one."""
-    split: Literal["train", "validation", "test"] = "test"
-    """Which split is read."""
-    windows: Positive = 256
-    """Windows of `lengths` T tokens, spread evenly over the split."""
-    lengths: Positive = 4
-    """Of text: how many times the trained window T is read; rows are read whole."""
+    The RNN runs freely, from its empty memory. The result is a table of bits per byte, or per
+    token, over ranges of positions; for tasks, also of accuracies.
+    """
+
+    main = ("split", "windows", "lengths", "gradients", "cost")
+
+    split: Annotated[Split, Flag()] = "test"
+    """Split that is evaluated."""
+    windows: Annotated[Positive, Flag()] = 256
+    """Number of windows, or rows of a task or images, spread evenly over the split. Raise it for
+    smaller standard errors."""
+    lengths: Annotated[Positive, Flag()] = 4
+    """Length of the text windows, in multiples of the window T of training. Rows of a task and
+    images are always read whole. Raise it to test how far the RNN generalizes."""
     batch_size: Positive = 32
-    """Windows at a time."""
-    gradients: bool = False
-    """Also how gradients decay with distance: through the decoder, and through the cell."""
-    cost: bool = False
-    """Also time a token and memory of inference, beside the teacher reading its context again."""
+    """Windows evaluated at once. Lower it if memory runs out."""
+    gradients: Annotated[bool, Flag()] = False
+    """Also measure how gradients decay with distance, through the cell and through the decoder."""
+    cost: Annotated[bool, Flag()] = False
+    """Also measure time and memory of inference per token, after 100 to 100,000 tokens."""
     baseline_tokens: Positive = 50_000_000
-    """Tokens of train on which the n-gram baselines are counted."""
+    """Number of train tokens on which the n-gram baselines are counted."""
 
 
-class GenerateConfig(Config):
-    """`smtkit generate`."""
+class GenerateConfig(DeviceConfig):
+    """Generate text, images or answers with the RNN alone.
 
-    seed: Seed | None = None
-    """Of the draws; unset: another result each time."""
-    device: Device = "auto"
-    """`auto`: CUDA where there is one."""
-    prompt: str = ""
-    """Text to go on from."""
-    from_split: Literal["train", "validation", "test"] | None = None
-    """Of images and tasks: go on from rows of this split; unset: images from nothing."""
-    given: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Of images with `from_split`: the share of each that is given, from the top."""
-    samples: Positive = 16
-    """Images or rows."""
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """0: the likeliest token always; unset: 1 for text and images, 0 for tasks."""
-    top_k: Positive | None = None
-    """Among the k likeliest tokens."""
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Among the fewest tokens that together have this probability."""
-    max_tokens: Positive = 500
-    """Of text: stop after so many."""
+    Text is printed as it is generated. Images start from nothing, or complete the upper part of
+    images of `tokens`. Answers to rows of a task are printed beside the correct ones.
+    """
+
+    main = ("prompt", "temperature", "top_k", "max_tokens", "from_split")
+
+    seed: Annotated[Seed | None, Flag()] = None
+    """Seed of sampling; unset: another result each time."""
+    prompt: Annotated[str, Flag()] = ""
+    """Text to continue."""
+    from_split: Annotated[Split | None, Flag()] = None
+    """Continue images, or answer rows of a task, from this split of `tokens`; unset: images from
+    nothing."""
+    given: Annotated[Annotated[float, Field(ge=0, lt=1)], Flag()] = 0.5
+    """Share of each image that is given, from the top, with `from_split`."""
+    samples: Annotated[Positive, Flag()] = 16
+    """Number of images, or rows of a task."""
+    temperature: Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, Flag()] = None
+    """Sampling temperature; 0: the most likely token; unset: 1 for text and images, 0 for tasks."""
+    top_k: Annotated[Positive | None, Flag()] = None
+    """Sample from the k most likely tokens only; unset: all."""
+    top_p: Annotated[Annotated[float, Field(gt=0, le=1)] | None, Flag()] = None
+    """Sample from the fewest tokens that have this probability together; unset: all."""
+    max_tokens: Annotated[Positive, Flag()] = 500
+    """Largest number of tokens of text to generate."""

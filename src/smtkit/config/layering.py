@@ -1,18 +1,39 @@
-"""Configuration from defaults < TOML file < --set < flags; a mistake is one line that helps."""
+"""Configuration from defaults < TOML file < overrides < flags, with the origin of each value; a
+mistake is one line that helps."""
 
 import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from smtkit.config import Config, flatten
+from smtkit.config.base import Config, flatten
+from smtkit.config.settings import is_section, is_within, settings_of, unused
 from smtkit.errors import UsageError
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+
+_LIMIT_HINT = "for example `training.max_steps` 1000, or `training.max_seconds` 600"
+
+
+class Origin(NamedTuple):
+    """Where a value was set; as a string, the beginning of an error message about it."""
+
+    layer: Literal["file", "override", "flag"]
+    name: str
+    """The path, the override as it was written, or the key of the flag."""
+
+    def __str__(self) -> str:
+        match self.layer:
+            case "file":
+                return self.name
+            case "override":
+                return f"`overrides` {self.name}"
+            case "flag":
+                return f"`{self.name}`"
 
 
 def resolve(
@@ -24,48 +45,51 @@ def resolve(
     """The configuration from defaults < `file` (TOML) < `overrides` (`section.key=value`) <
     `flags` (dotted key to value; None: not given).
 
-    Raises UsageError: one line that names the source, the key, what was found and what is allowed.
+    Raises UsageError: one line with the origin, the key, what was found and what is allowed.
     """
+    return layer(schema, file, overrides, flags)[0]
+
+
+def layer(
+    schema: type[ConfigT],
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> tuple[ConfigT, dict[str, Origin]]:
+    """As `resolve`, with the origin of each key that was set."""
     values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    for source, key, value in _settings(file, overrides, flags or {}):
-        _assign(values, key, value, source)
-        sources[key] = source
+    origins: dict[str, Origin] = {}
+    for origin, key, value in _given(file, overrides, flags or {}):
+        _assign(values, key, value, origin)
+        origins[key] = origin
     try:
         config = schema.model_validate(values)
     except ValidationError as error:
-        raise _explain(schema, error, sources) from None
-    for key, line in config.refused(sources):
-        raise UsageError(f"{sources[key]}: {line}", "leave it out")
-    return config
+        raise _explain(schema, error, origins) from None
+    for key, line in unused(config, origins):
+        raise UsageError(f"{origins[key]}: {line}", "leave it out")
+    return config, origins
 
 
-def _settings(
+def _given(
     file: Path | None, overrides: Sequence[str], flags: Mapping[str, Any]
-) -> Iterator[tuple[str, str, Any]]:
+) -> Iterator[tuple[Origin, str, Any]]:
     if file is not None:
         for key, value in flatten(_read_toml(file)):
-            yield str(file), key, value
+            yield Origin("file", str(file)), key, value
     for override in overrides:
+        origin = Origin("override", override)
         key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"--set {override}: expected section.key=value")
+        key = key.strip()
+        if not equals or not key:
+            raise UsageError(f"{origin}: expected section.key=value")
         value = _parse_value(text.strip())
-        inner = flatten(value, f"{key.strip()}.") if isinstance(value, dict) else None
-        for name, found in inner or [(key.strip(), value)]:
-            yield f"--set {override}", name, found
+        inner = flatten(value, f"{key}.") if isinstance(value, dict) else None
+        for name, found in inner or [(key, value)]:
+            yield origin, name, found
     for key, value in flags.items():
         if value is not None:
-            name = FLAGS.get(key) or key.rpartition(".")[2]
-            yield "--" + name.replace("_", "-"), key, value
-
-
-FLAGS = {
-    "rollout.kind": "rollout",
-    "test_inputs": "test-input",
-    "vocabulary_size": "vocab-size",
-}
-"""Flags that are not called as the last part of their key."""
+            yield Origin("flag", key), key, value
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -78,41 +102,48 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _parse_value(text: str) -> Any:
+    """TOML, or else plain text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 
 
-def _assign(values: dict[str, Any], key: str, value: Any, source: str) -> None:
+def _assign(values: dict[str, Any], key: str, value: Any, origin: Origin) -> None:
     *sections, name = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise UsageError(f"{source}: {key}: {section} is a value, not a section")
+            raise UsageError(f"{origin}: {key}: {section} is a value, not a section")
     values[name] = value
 
 
 def _explain(
-    schema: type[Config], error: ValidationError, sources: Mapping[str, str]
+    schema: type[Config], error: ValidationError, origins: Mapping[str, Origin]
 ) -> UsageError:
+    """The first error as one line; an unknown key only if there is no other error."""
     details = error.errors(include_url=False)
     detail = min(details, key=lambda found: found["type"] != "extra_forbidden")
     key, message = _key(schema, detail["loc"]), _message(detail)
-    # What concerns the whole begins with the key.
+    # The message of a validator of several keys begins with one of them.
     subject = key or message.partition(" ")[0]
-    named = [source for name, source in sources.items() if _overlap(name, subject)]
+    named = [
+        origin
+        for name, origin in origins.items()
+        if is_within(name, subject) or is_within(subject, name)
+    ]
     where = f"{named[-1]}: " if named else ""
     if detail["type"] == "extra_forbidden":
         return UsageError(f"{where}unknown key {key}", _suggest(schema, key))
     if detail["type"] == "missing" and key == "training":
         return UsageError("training.max_steps or training.max_seconds must be set", _LIMIT_HINT)
-    hint = _LIMIT_HINT if "max_steps or max_seconds" in message else None
-    if detail["type"] == "missing":
-        return UsageError(f"{where}{key}: must be set", f"--set {key}=VALUE, a flag, or --config")
+    if detail["type"] == "missing" and not named:
+        return UsageError(f"`{key}`: must be set", f"or with `overrides` {key}=VALUE, or in `file`")
     if detail["type"] == "value_error":
-        return UsageError(f"{where}{key}: {message}" if key else f"{where}{message}", hint)
-    # Of a union, every type says what it would have liked.
+        hint = _LIMIT_HINT if "max_steps or max_seconds" in message else None
+        found = "" if isinstance(detail["input"], dict) else f" = {detail['input']!r}"
+        return UsageError(f"{where}{key}{found}: {message}" if key else where + message, hint)
+    # For a union there is one error per member type.
     likings = [_message(other) for other in details if _key(schema, other["loc"]) == key]
     wanted = [liking.removeprefix("Input should be ") for liking in likings[1:]]
     message = ", or ".join([likings[0], *wanted])
@@ -123,12 +154,12 @@ def _message(detail: ErrorDetails) -> str:
     return str(detail["msg"]).removeprefix("Value error, ")
 
 
-def _key(schema: type[Config], place: Sequence[int | str]) -> str:
-    """The dotted key of an error's place, without the types of a union that pydantic tried."""
+def _key(schema: type[Config], location: Sequence[int | str]) -> str:
+    """The dotted key of an error's location, without the member types of unions in it."""
     section: Any = schema
     parts: list[str] = []
-    for part in place:
-        if isinstance(section, type) and issubclass(section, Config):
+    for part in location:
+        if is_section(section):
             field = section.model_fields.get(str(part))
             section = field.annotation if field else None
         elif isinstance(part, str):
@@ -137,17 +168,8 @@ def _key(schema: type[Config], place: Sequence[int | str]) -> str:
     return ".".join(parts)
 
 
-_LIMIT_HINT = "for example --max-steps 1000, or --max-seconds 600"
-
-
-def _overlap(one: str, other: str) -> bool:
-    """Whether one dotted key is the other, or lies in the other's section."""
-    shorter, longer = sorted((one, other), key=len)
-    return f"{longer}.".startswith(f"{shorter}.")
-
-
 def _suggest(schema: type[Config], key: str) -> str:
-    known = list(_keys(schema))
+    known = [setting.key for setting in settings_of(schema)]
     name = key.rpartition(".")[2]
     same_name = [k for k in known if k.rpartition(".")[2] == name]
     close = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
@@ -156,12 +178,3 @@ def _suggest(schema: type[Config], key: str) -> str:
     section = key.rpartition(".")[0]
     siblings = [k for k in known if k.rpartition(".")[0] == section] or known
     return "known keys: " + ", ".join(siblings)
-
-
-def _keys(schema: type[Config], prefix: str = "") -> Iterator[str]:
-    for name, field in schema.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Config):
-            yield from _keys(annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"

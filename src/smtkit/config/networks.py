@@ -1,22 +1,31 @@
 """Settings of the networks."""
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import model_validator
 
-from smtkit.config.base import Config, NonNegative, Only, Positive
+from smtkit.config.base import Config, Flag, NonNegative, Positive
+
+
+class MemoryConfig(Config):
+    """The shape of a memory."""
+
+    slots: Annotated[Positive, Flag()] = 4
+    """Number of memory slots (K). Raise it for a memory that holds more."""
+    slot_width: Annotated[Positive, Flag()] = 64
+    """Width of a memory slot (D). Raise it for a memory that holds more."""
 
 
 class _AttentionConfig(Config):
-    width: Positive
-    """Of the residual stream."""
-    layers: Positive
-    """Blocks."""
-    heads: Positive
-    """Attention heads."""
+    width: Positive = 128
+    """Width of the residual stream. Raise it for a stronger network."""
+    layers: Positive = 1
+    """Number of Transformer blocks. Raise it for a stronger network."""
+    heads: Positive = 4
+    """Number of attention heads; 2 * heads must divide the width."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
+    def _heads_divide_width(self) -> Self:
         if self._attends() and self.width % (2 * self.heads):
             raise ValueError(
                 f"width ({self.width}) must be a multiple of 2 * heads ({2 * self.heads})"
@@ -27,38 +36,32 @@ class _AttentionConfig(Config):
         return True
 
 
-class EncoderConfig(_AttentionConfig):
+class EncoderConfig(_AttentionConfig, MemoryConfig):
     """The memory encoder, and with it the shape of memory: `slots` (K) of `slot_width` (D)."""
 
     kind: Literal["causal", "bidirectional"] = "causal"
-    """`causal`: all memories in one pass; `bidirectional`: a pass a memory, as in the paper."""
+    """`causal` computes all memories in one pass; `bidirectional` one per pass, as in the paper."""
     memory: Literal["projection", "registers"] = "projection"
-    """Of `causal`: a projection of each position, or K queries that attend to what is before it."""
+    """How the `causal` encoder takes a memory from the output of its trunk: a linear projection of
+    position i, or K register queries that attend to positions up to i."""
     context_length: Positive | None = None
-    """Of `bidirectional`: tokens that a memory is made of, the latest; unset: the window."""
-    slots: Positive = 4
-    """K."""
-    slot_width: Positive = 64
-    """D."""
-    width: Positive = 128
-    """Of the residual stream."""
+    """Tokens from which the `bidirectional` encoder computes a memory, the last ones before it;
+    unset: all of the window."""
     layers: Positive = 2
-    """Blocks."""
-    heads: Positive = 4
-    """Attention heads."""
+    """Number of Transformer blocks. Raise it for a stronger teacher."""
     convolution: NonNegative = 4
-    """Kernel of the causal depthwise convolution in every block; 0: none."""
+    """Kernel size of the causal depthwise convolution in each block; 0: no convolution."""
 
     @model_validator(mode="after")
     def _kind_has_these(self) -> Self:
         if self.kind == "bidirectional" and self.memory == "registers":
             raise ValueError(
-                "memory = registers is of kind = causal alone; of bidirectional, only projection"
+                "memory = registers is for kind = causal; with bidirectional, use projection"
             )
         if self.kind == "causal" and self.context_length is not None:
             raise ValueError(
-                f"context_length ({self.context_length}) is of kind = bidirectional alone; of "
-                "causal, it must be unset"
+                f"context_length ({self.context_length}) is for kind = bidirectional; with causal, "
+                "leave it unset"
             )
         return self
 
@@ -66,54 +69,31 @@ class EncoderConfig(_AttentionConfig):
 class DecoderConfig(_AttentionConfig):
     """The future decoder."""
 
-    width: Positive = 128
-    """Of the residual stream."""
-    layers: Positive = 1
-    """Blocks."""
-    heads: Positive = 4
-    """Attention heads."""
-
-
-class MemoryConfig(Config):
-    """The shape of a memory."""
-
-    slots: Positive = 4
-    """K."""
-    slot_width: Positive = 64
-    """D."""
-
 
 class CellConfig(_AttentionConfig):
-    """The transition cell. `gru` and `lstm` have one layer, whose state is the memory (of `lstm`,
-    its first half is h, its second c); `width` is that of their input embedding."""
+    """The transition cell. `gru` and `lstm` have one layer, whose state is the memory; the memory
+    of `lstm` is its hidden state h, then its cell state c."""
 
-    only: ClassVar[tuple[Only, ...]] = (
-        Only("layers", "kind", ("mlp", "transformer")),
-        Only("heads", "kind", ("transformer",)),
-    )
+    requires = {"layers": {"kind": ("mlp", "transformer")}, "heads": {"kind": ("transformer",)}}
 
-    kind: Literal["mlp", "transformer", "gru", "lstm"] = "mlp"
-    """Which cell."""
+    kind: Annotated[Literal["mlp", "transformer", "gru", "lstm"], Flag("cell")] = "mlp"
+    """Architecture of the recurrent cell."""
     normalize: Literal["slot", "none"] = "slot"
-    """`slot`: every slot is scaled to a root mean square of one after each step."""
+    """`slot` scales each slot of the memory to a root mean square of 1 after each step."""
     width: Positive = 192
-    """Of the residual stream."""
-    layers: Positive = 1
-    """Blocks."""
-    heads: Positive = 4
-    """Attention heads."""
+    """Width of the residual stream, or of the token embedding of `gru` and `lstm`. Raise it for a
+    stronger cell."""
 
     def _attends(self) -> bool:
         return self.kind == "transformer"
 
 
 class ReadoutConfig(Config):
-    """From memory to logits: a small MLP (`hidden` unset: a linear map), or the future decoder
-    with an empty future."""
+    """The readout, from memory to logits."""
 
-    only: ClassVar[tuple[Only, ...]] = (Only("hidden", "kind", ("mlp",)),)
+    requires = {"hidden": {"kind": ("mlp",)}}
 
     kind: Literal["mlp", "decoder"] = "mlp"
-    """`mlp`, or the future decoder with an empty future."""
+    """`mlp`: a linear map or a small MLP; `decoder`: the future decoder with an empty future."""
     hidden: Positive | None = None
-    """Hidden width of the `mlp`; unset: a linear map."""
+    """Hidden width of the MLP; unset: a linear map."""

@@ -1,15 +1,15 @@
 """Settings of the stages that train, and of the labels between them."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from smtkit.config.base import (
     Config,
-    Device,
+    DeviceConfig,
+    Flag,
     Fraction,
     NonNegative,
-    Only,
     Positive,
     Seed,
     Weight,
@@ -22,67 +22,77 @@ from smtkit.config.networks import (
     MemoryConfig,
     ReadoutConfig,
 )
+from smtkit.config.settings import unused
 from smtkit.errors import UsageError
 
 
 class WindowConfig(Config):
-    """`window` (T): how many tokens a sequence has."""
+    """The sequences of tokens a batch is made of."""
 
-    window: Positive | None = None
-    """T; unset: 128 for text, the longest row for images and tasks."""
+    window: Annotated[Positive | None, Flag(metavar="T")] = None
+    """Length of a sequence (T), in tokens; unset: 128 for text, the longest row for images and
+    tasks. Raise it for memories that reach further back."""
 
 
 class TransitionDataConfig(WindowConfig):
-    """What a batch is made of."""
+    """The transitions a batch is made of."""
 
     positions: Positive = 32
-    """Of `smt`: transitions drawn in each window."""
+    """Transitions drawn from each window. Raise it to use more of each label row that is read."""
     readers: NonNegative | None = None
-    """Threads that read the batches of the next steps, one each, while this one computes; 0: none.
-    Unset: 2 on CUDA; none on a CPU, whose cores have no time to spare."""
+    """Threads that read the next batches ahead, one batch each; 0: none; unset: 2 on CUDA, 0 on a
+    CPU. Raise it if the GPU waits for data."""
 
 
 class PredictiveStateConfig(Config):
-    """The joint objective of encoder, decoder and co-trained cell."""
+    """The joint objective of encoder, decoder, readout and co-trained cell."""
 
-    only: ClassVar[tuple[Only, ...]] = (Only("plateau", "dynamics_start", ("auto",)),)
+    requires = {"plateau": {"dynamics_start": ("auto",)}}
 
     future_length: NonNegative | Literal["rest"] = 16
-    """F: how many tokens the decoder sees ahead; it predicts F + 1. `rest`: all of the row."""
+    """Tokens after the memory that the decoder reads (F); it predicts F + 1 targets. `rest` is the
+    remainder of the row. Raise it for memories that hold what is needed later."""
     anchors: Positive = 2
-    """Positions a window at which the decoder is asked for the future."""
+    """Positions per window from which the decoder predicts the future. Raise it for a better
+    decoder, at a cost in time."""
     dynamics_positions: Positive = 32
-    """Transitions a window on which the cell is trained."""
+    """Transitions per window on which the co-trained cell is trained."""
     uniformity_positions: Positive = 8
-    """Memories a window that the uniformity term compares."""
+    """Memories per window that the uniformity term compares."""
     uniformity_group: Annotated[int, Field(ge=1)] = 8
-    """Windows that are compared with each other; it divides a micro-batch."""
+    """Windows per group whose memories are compared with each other; it must divide a
+    micro-batch."""
     decoding_weight: Weight = 1.0
-    """Of the decoder's cross-entropy at the anchors."""
+    """Weight of the decoder's cross-entropy at the anchors."""
     dense_weight: Weight = 1.0
-    """Of the readout's cross-entropy at `dense_positions`."""
+    """Weight of the readout's cross-entropy at `dense_positions`."""
     dense_positions: Positive | None = None
-    """Positions a window of the dense term; unset: all (`causal`), or the anchors."""
+    """Positions per window of the dense term; unset: all with a causal encoder, else the
+    anchors."""
     dynamics_weight: Weight = 2.0
-    """Of the co-trained cell's squared error, once ramped in."""
+    """Weight of the co-trained cell's squared error, after the ramp. Raise it for memories that are
+    easier to follow, lower it for memories that predict better."""
     readout_weight: Weight = 2.0
-    """Of the readout's cross-entropy on the co-trained cell's predicted memory, ramped in alike."""
+    """Weight of the readout's cross-entropy on the memory the co-trained cell predicts, ramped in
+    like `dynamics_weight`."""
     uniformity_weight: Weight = 0.01
-    """Of the log mean potential of pairs of memories."""
+    """Weight of the uniformity loss, the log of the mean potential between pairs of memories. Raise
+    it if memories collapse."""
     uniformity: Literal["slot", "pooled"] = "slot"
-    """Pairs of the same slot, or, as in the paper, of any."""
+    """Compare the same slot of two memories, or, as in the paper, any two slots."""
     uniformity_pairs: Literal["any", "aligned"] = "any"
-    """`any`: of all positions and sequences; `aligned`: of one position in different sequences, so
-    that memories differ by what was read, not by how much."""
+    """Compare memories of all positions and sequences, or only of the same position in different
+    sequences. With `aligned`, memories differ by what was read, not by how much."""
     dynamics_start: NonNegative | Literal["auto"] = 100
-    """Step at which the dynamics weight leaves zero; `auto`: when decoding has left its plateau."""
+    """Step at which the dynamics weight leaves zero; `auto`: when decoding leaves its plateau. Set
+    it later if the decoding loss has not fallen by then."""
     plateau: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Of `auto`: the share of the unigram's nll below which decoding has left its plateau."""
+    """Decoding has left its plateau when its nll is below this share of the unigram's."""
     dynamics_ramp: NonNegative = 200
-    """Steps over which it then grows to `dynamics_weight`."""
+    """Steps over which the dynamics weight grows to its full value."""
 
     @model_validator(mode="after")
-    def _decoding_is_learned(self) -> Self:
+    def _decoding_is_trained(self) -> Self:
         if self.dynamics_start == "auto" and not self.decoding_weight:
             raise ValueError(
                 "dynamics_start = auto waits for decoding, which decoding_weight = 0 switches off"
@@ -94,98 +104,103 @@ class TransitionObjectiveConfig(Config):
     """The objective of the RNN, on transitions from labels (`smt`) or from its rollout (`dmt`)."""
 
     dynamics_weight: Weight = 10.0
-    """Of the squared error of the predicted memory."""
+    """Weight of the squared error of the predicted memory."""
     readout_weight: Weight = 1.0
-    """Of the cross-entropy of the readout on the predicted memory."""
+    """Weight of the readout's cross-entropy on the predicted memory."""
     detach_readout: bool = False
-    """The readout learns from the predicted memory, but does not move it."""
+    """Train the readout on the predicted memory without gradients into the cell."""
     kl_weight: Weight = 0.0
-    """Of KL(p(label) || p(predicted)) through the frozen decoder."""
+    """Weight of KL(p(label) || p(predicted)), each read by the frozen decoder."""
     kl_future: NonNegative = 8
-    """Tokens after the memory that the decoder sees for it; it predicts one more."""
+    """Tokens after the memory that the decoder reads for the KL; it predicts one target more."""
     kl_positions: Positive = 8
-    """Transitions a window on which it is taken."""
+    """Transitions per window on which the KL is computed."""
     noise: Weight = 0.0
-    """Of Gaussian noise on the labels that are read, in multiples of the measured error: of one
-    step (`smt`), or the drift of the rollout (`dmt`)."""
+    """Standard deviation of Gaussian noise on the input memories, in multiples of the measured
+    error. That is the error of one step with `smt`, the drift of the rollout with `dmt`. Raise it
+    if the free-running RNN drifts."""
 
 
 class RolloutConfig(Config):
-    """Of `dmt`: the RNN's own memories, from which it learns to come back."""
+    """The rollouts of `dmt`: memories of the RNN itself, from which it learns to return to the
+    labels."""
 
-    only: ClassVar[tuple[Only, ...]] = (
-        Only("depth", "kind", ("segments",)),
-        Only("depth_ramp", "kind", ("segments",)),
-        Only("sweeps", "kind", ("jacobi",)),
-    )
+    requires = {
+        "depth": {"kind": ("segments",)},
+        "depth_ramp": {"kind": ("segments",)},
+        "sweeps": {"kind": ("jacobi",)},
+    }
 
-    kind: Literal["segments", "sequential", "jacobi"] = "segments"
-    """`segments`: chains side by side, from labels and from the empty memory; `sequential`: one
-    chain, from the empty memory; `jacobi`: sweeps over all positions at once."""
-    depth: Positive = 16
-    """Of `segments`: steps a chain."""
+    kind: Annotated[Literal["segments", "sequential", "jacobi"], Flag("rollout")] = "segments"
+    """How the RNN is rolled out. `segments`: chains in parallel, from labels and from the empty
+    memory; `sequential`: one chain per window, from the empty memory, as in the paper; `jacobi`:
+    repeated sweeps over all positions at once."""
+    depth: Annotated[Positive, Flag(metavar="K")] = 16
+    """Steps per chain. Raise it if the free-running RNN drifts on long sequences."""
     depth_ramp: NonNegative = 0
-    """Of `segments`: updates over which the depth grows from 1, by a constant factor."""
-    sweeps: Positive = 4
-    """Of `jacobi`: after so many, a memory is that many steps from a label."""
+    """Updates over which the depth grows from 1, by a constant factor; 0: full depth at once."""
+    sweeps: Annotated[Positive, Flag(metavar="K")] = 4
+    """Number of sweeps; after K of them, a memory is K steps away from a label."""
     loss_every: Positive = 1
-    """Steps of the rollout between those that are learned from."""
+    """Every so many steps of a chain have a loss. Raise it for faster updates."""
 
 
 class TrainingConfig(Config):
-    """The loop. One of `max_steps` and `max_seconds` must be set; the schedule follows the one
-    that is nearer to its end."""
+    """The training loop. `max_steps` or `max_seconds` must be set; with both, training ends at the
+    first, and the schedule follows the one nearer to its end."""
 
     batch_size: Positive = 32
-    """Windows a step, over all ranks and accumulation steps."""
+    """Windows per update, over all ranks and accumulation steps."""
     accumulation: Positive = 1
-    """Parts in which a batch is computed: on a CPU, of some 2,000 tokens is fastest."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
-    """The highest."""
+    """Micro-batches per update, computed one after the other. Raise it if memory runs out; on a
+    CPU, micro-batches of some 2,000 tokens are fastest."""
+    learning_rate: Annotated[Annotated[float, Field(gt=0)], Flag()] = 3e-3
+    """Peak learning rate of AdamW, after the warm-up. Lower it if the loss spikes."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    """Of AdamW."""
+    """Decay rates of AdamW's two moments."""
     weight_decay: Weight = 0.01
-    """Of AdamW, on matrices only."""
+    """Weight decay of AdamW, on matrices only. Raise it if validation loss rises."""
     clip: Annotated[float, Field(gt=0)] = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; a longer gradient is scaled down to it."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """After the warm-up; the cosine falls to zero."""
+    """Learning rate after the warm-up; `cosine` decays it to zero."""
     warmup_steps: NonNegative = 50
-    """Steps of linear warm-up."""
-    max_steps: Positive | None = None
-    """Stop after so many updates."""
-    max_seconds: Annotated[float, Field(gt=0)] | None = None
-    """Stop after so many seconds of training; validations do not count."""
+    """Updates over which the learning rate grows linearly to its peak."""
+    max_steps: Annotated[Positive | None, Flag()] = None
+    """Number of updates after which training ends; unset: no limit."""
+    max_seconds: Annotated[Annotated[float, Field(gt=0)] | None, Flag()] = None
+    """Seconds of training after which it ends, without validations; unset: no limit."""
     clock: Literal["wall", "cpu"] = "wall"
-    """What seconds are: on the wall, or of all threads of this process, which no other slows."""
+    """Seconds of wall time, or of CPU time of all threads of this process. CPU time does not depend
+    on what else the machine runs."""
     stop_at_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Stop when this share of validation's answers is right, free-running; unset: go on."""
+    """Stop when the accuracy of the free-running RNN on validation reaches this; unset: never."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto`: bfloat16 autocast on CUDA, float32 on a CPU."""
+    """Precision of the computation; `auto`: bfloat16 autocast on CUDA, float32 on a CPU."""
     compile: bool = False
-    """torch.compile every part of the network."""
+    """Compile each part of the network with torch.compile. Set it for long runs on a GPU."""
     log_every: Positive = 20
-    """Steps between records of training."""
+    """Updates between two lines of the metrics log."""
     validate_every: Positive = 200
-    """Steps between validations."""
+    """Updates between two validations."""
     validate_seconds: Annotated[float, Field(gt=0)] | None = None
-    """Seconds of training between validations, in place of steps."""
+    """Seconds of training between two validations; unset: `validate_every` updates."""
     validation_windows: Positive = 128
-    """Windows a validation."""
+    """Windows per validation. Raise it for smaller standard errors."""
     checkpoint_every: Positive = 200
-    """Steps between checkpoints."""
+    """Updates between two checkpoints."""
 
     def micro_batch(self, ranks: int = 1) -> int:
-        """Windows that a rank computes at a time. Raises UsageError where they are not whole."""
+        """Windows per forward pass of one rank. Raises UsageError if that is not an integer."""
         if self.batch_size % (ranks * self.accumulation):
             raise UsageError(
-                f"training.batch_size ({self.batch_size}): must be a multiple of ranks ({ranks}) * "
-                f"training.accumulation ({self.accumulation})"
+                f"`training.batch_size` ({self.batch_size}): must be a multiple of ranks ({ranks}) "
+                f"* `training.accumulation` ({self.accumulation})"
             )
         return self.batch_size // (ranks * self.accumulation)
 
     def validation_batches(self, windows: int) -> int:
-        """Whole batches a validation, of a split that has so many windows; at least one."""
+        """Full batches per validation, for a split of `windows` windows; at least 1."""
         return max(1, min(self.validation_windows, windows) // self.batch_size)
 
     @model_validator(mode="after")
@@ -200,13 +215,26 @@ class TrainingConfig(Config):
         return self
 
 
-class TrainEncoderConfig(Config):
-    """`smtkit train-encoder`."""
+class _SeedAndDevice(DeviceConfig):
+    seed: Annotated[Seed, Flag()] = 0
+    """Seed of the initial weights and of the order and choice of samples."""
 
-    seed: Seed = 0
-    """Of all random numbers."""
-    device: Device = "auto"
-    """`auto`: CUDA where there is one."""
+
+class TrainEncoderConfig(_SeedAndDevice):
+    """Train the teacher: its memories predict the future.
+
+    The teacher is an encoder, which writes memories, and a decoder, which predicts the future from
+    them. The readout and a first cell are trained together with it.
+    """
+
+    main = (
+        "training.max_steps",
+        "training.learning_rate",
+        "data.window",
+        "encoder.slots",
+        "encoder.slot_width",
+    )
+
     data: WindowConfig = WindowConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
@@ -240,57 +268,69 @@ class TrainEncoderConfig(Config):
         return self
 
 
-class ExtractLabelsConfig(Config):
-    """`smtkit extract-labels`."""
+class ExtractLabelsConfig(_SeedAndDevice):
+    """Write the teacher's memories, as labels for the RNN.
 
-    seed: Seed = 0
-    """Of all random numbers."""
-    device: Device = "auto"
-    """`auto`: CUDA where there is one."""
-    dtype: Literal["float16", "bfloat16", "int8", "float32"] = "float16"
-    """Of the stored memories; `int8` with a scale a slot."""
-    max_windows: Positive | None = None
-    """Train windows, drawn by the seed; unset: all."""
-    max_validation_windows: Positive = 256
-    """Validation windows, drawn by the seed."""
-    batch_size: Positive = 64
-    """Windows a pass of the encoder."""
+    Independent jobs can share the work: each writes one `part`; `finalize` completes the artifact.
+    """
+
+    main = ("max_windows", "max_validation_windows", "dtype", "batch_size", "device")
+
+    dtype: Annotated[Literal["float16", "bfloat16", "int8", "float32"], Flag()] = "float16"
+    """Number format of the stored memories. `int8` has one scale per slot and halves the size of
+    `float16`."""
+    max_windows: Annotated[Positive | None, Flag()] = None
+    """Largest number of train windows, drawn by the seed; unset: all. Lower it if the labels do not
+    fit on the disk."""
+    max_validation_windows: Annotated[Positive, Flag()] = 256
+    """Largest number of validation windows, drawn by the seed."""
+    batch_size: Annotated[Positive, Flag()] = 64
+    """Windows per forward pass of the encoder. Lower it if memory runs out."""
     shard_bytes: Positive = 64 * 2**20
-    """Bytes of memories a shard."""
+    """Bytes of memories per shard file."""
 
 
 Method = Literal["smt", "dmt", "bptt"]
 
 _NETWORK = ("memory.", "cell.", "readout.", "decoder.")
-"""Of these a manifest says what was trained, which the settings need not have asked for."""
+"""For these sections the manifest records the network actually trained, which need not be the one
+in the settings: they may differ from the defaults though they have no effect."""
 
 
-class TrainRnnConfig(Config):
-    """`smtkit train-rnn`."""
+class TrainRnnConfig(_SeedAndDevice):
+    """Train an RNN on labels, in parallel over time, or by BPTT.
 
-    only: ClassVar[tuple[Only, ...]] = (
-        Only("init_from_labels", "method", ("smt", "dmt")),
-        Only("objective", "method", ("smt", "dmt")),
-        Only("data.positions", "method", ("smt",)),
-        Only("data.window", "method", ("bptt",)),
-        Only("memory", "method", ("bptt",)),
-        Only("rollout", "method", ("dmt",)),
-        Only("decoder", "method", ("bptt",)),
-        Only("decoder", "readout.kind", ("decoder",)),
-        Only("bptt_window", "method", ("bptt",)),
+    The methods smt and dmt learn from the teacher's memories, which are in the labels artifact;
+    bptt, the baseline, learns from tokens alone.
+    """
+
+    main = (
+        "method",
+        "cell.kind",
+        "training.max_steps",
+        "training.learning_rate",
+        "init_from_labels",
     )
+    requires = {
+        "init_from_labels": {"method": ("smt", "dmt")},
+        "objective": {"method": ("smt", "dmt")},
+        "data.positions": {"method": ("smt",)},
+        "data.window": {"method": ("bptt",)},
+        "memory": {"method": ("bptt",)},
+        "rollout": {"method": ("dmt",)},
+        "decoder": {"method": ("bptt",), "readout.kind": ("decoder",)},
+        "bptt_window": {"method": ("bptt",)},
+    }
 
-    seed: Seed = 0
-    """Of all random numbers."""
-    device: Device = "auto"
-    """`auto`: CUDA where there is one."""
-    method: Method = "smt"
-    """`smt`: one-step transitions, never unrolled; `dmt`: the same, from the RNN's own rollout;
-    `bptt`: backpropagation through time, from tokens alone."""
-    init_from_labels: bool = False
-    """Of `smt` and `dmt`: start from the teacher's co-trained cell and readout."""
-    bptt_window: Positive | None = None
-    """Of `bptt`: steps through which a gradient flows back; unset: all of the window."""
+    method: Annotated[Method, Flag()] = "smt"
+    """Training method: one-step transitions, the same from the RNN's own rollout, or
+    backpropagation through time. `smt` never unrolls the RNN; `dmt` corrects its drift; `bptt`
+    needs tokens alone and is the baseline."""
+    init_from_labels: Annotated[bool, Flag()] = False
+    """Start from the teacher's co-trained cell and readout, which are stored with the labels."""
+    bptt_window: Annotated[Positive | None, Flag(metavar="K")] = None
+    """Steps through which gradients flow back; unset: the whole window. Set it if memory runs
+    out."""
     data: TransitionDataConfig = TransitionDataConfig()
     memory: MemoryConfig = MemoryConfig()
     cell: CellConfig = CellConfig()
@@ -301,14 +341,13 @@ class TrainRnnConfig(Config):
     training: TrainingConfig
 
     @model_validator(mode="after")
-    def _settings_are_of_the_method(self) -> Self:
+    def _settings_fit_the_method(self) -> Self:
         changed = (key for key, _ in flatten(self.model_dump(exclude_defaults=True)))
-        others = self.refused(key for key in changed if not key.startswith(_NETWORK))
-        for _, line in others:
+        for _, line in unused(self, (key for key in changed if not key.startswith(_NETWORK))):
             raise ValueError(line)
         if self.objective.noise and self.method == "dmt" and self.rollout.kind == "sequential":
             raise ValueError(
-                "objective.noise disturbs labels, and a sequential rollout starts from none; "
-                "allowed with it: rollout.kind segments or jacobi"
+                "objective.noise is added to labels, and a sequential rollout uses none; "
+                "use rollout.kind segments or jacobi"
             )
         return self
