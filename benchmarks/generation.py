@@ -20,8 +20,17 @@ import torch.nn.functional as F
 from measure import machine, parser, ratio, seconds, spread, table, take_turns
 from torch import Tensor
 
-from smtkit.config import CellConfig, DecoderConfig, EncoderConfig, ReadoutConfig
+from smtkit.config import (
+    CellConfig,
+    DecoderConfig,
+    EncoderConfig,
+    MemoryConfig,
+    TrainEncoderConfig,
+    TrainingConfig,
+    TrainRnnConfig,
+)
 from smtkit.evaluation import inference_cost
+from smtkit.networks.architecture import Architecture
 from smtkit.networks.cells import normalize_slots
 from smtkit.networks.encoders import CausalEncoder
 from smtkit.networks.rnn import RecurrentNetwork
@@ -84,18 +93,20 @@ def contenders(options: argparse.Namespace) -> dict[str, Callable[[], list[Recor
     encoder = EncoderConfig(
         width=options.width, layers=options.layers, slots=SLOTS, slot_width=SLOT_WIDTH
     )
-    parts = DecoderConfig(width=options.width), CellConfig(), ReadoutConfig()
-    teacher = Teacher(VOCABULARY, WINDOW, encoder, *parts).to(device).eval()
+    decoder, training = DecoderConfig(width=options.width), TrainingConfig(max_steps=1)
+    settings = TrainEncoderConfig(encoder=encoder, decoder=decoder, training=training)
+    teacher = Teacher(Architecture.of_teacher(settings, VOCABULARY, WINDOW)).to(device).eval()
     found: dict[str, Callable[[], list[Record]]] = {}
     for cell in options.cells:
-        config = CellConfig(kind=cell, width=options.width)
-        network = RecurrentNetwork(
-            VOCABULARY, SLOTS, SLOT_WIDTH, config, ReadoutConfig(), DecoderConfig()
+        config = TrainRnnConfig(
+            memory=MemoryConfig(slots=SLOTS, slot_width=SLOT_WIDTH),
+            cell=CellConfig(kind=cell, width=options.width),
+            training=training,
         )
-        rnn = network.to(device).eval()
+        rnn = RecurrentNetwork(Architecture.of_rnn(config, VOCABULARY, WINDOW)).to(device).eval()
         found[f"RNN, {cell}"] = partial(inference_cost.measure_rnn, rnn, Silent())
     found[CACHED] = partial(of_cached, teacher, device)
-    found[AGAIN] = partial(inference_cost.measure_teacher, teacher, VOCABULARY, Silent())
+    found[AGAIN] = partial(inference_cost.measure_teacher, teacher, Silent())
     return found
 
 
@@ -125,7 +136,7 @@ class CachedEncoder:
     def __init__(self, encoder: CausalEncoder, room: int) -> None:
         """`room`: tokens that it can read."""
         self._encoder, trunk = encoder, encoder.trunk
-        weight = encoder.beginning
+        weight = encoder.bos
         width, symbols = len(weight), room + 1  # with the beginning
         heads = trunk.blocks[0].attention.heads
         shape = 2, 1, heads, symbols, trunk.head_width
@@ -142,7 +153,7 @@ class CachedEncoder:
 
     def step(self, token: Tensor) -> Tensor:
         """The memory after one more token (1,): (1, K, D)."""
-        return self._push(self._encoder.embedding(token)[:, None])
+        return self._push(self._encoder.input(token)[:, None])
 
     def pretend(self, tokens: int) -> None:
         """From now on as if it had read so many."""

@@ -30,10 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smtkit.config import (
     CellConfig,
-    DecoderConfig,
-    ReadoutConfig,
+    MemoryConfig,
     RolloutConfig,
     TrainingConfig,
+    TrainRnnConfig,
     TransitionObjectiveConfig,
 )
 from smtkit.corpus.windows import Windows
@@ -43,7 +43,7 @@ from smtkit.methods.bptt import BackpropagationThroughTime
 from smtkit.methods.dmt import DaggerMemoryTraining, RolloutSampler
 from smtkit.methods.smt import SupervisedMemoryTraining, TransitionSampler
 from smtkit.methods.transitions import LabelSequenceSampler
-from smtkit.networks.loading import with_empty_memory
+from smtkit.networks.architecture import Architecture
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.training.loop import moved
 from smtkit.training.metrics import added
@@ -137,12 +137,14 @@ def updates(
     def network(normalize: str = "slot") -> RecurrentNetwork:
         torch.manual_seed(0)
         config = CellConfig(kind=cell, width=width, normalize=normalize)
-        shape = VOCABULARY, SLOTS, width // SLOTS
-        return RecurrentNetwork(*shape, config, ReadoutConfig(), DecoderConfig())
+        memory = MemoryConfig(slots=SLOTS, slot_width=width // SLOTS)
+        settings = TrainRnnConfig(memory=memory, cell=config, training=TrainingConfig(max_steps=1))
+        return RecurrentNetwork(Architecture.of_rnn(settings, VOCABULARY, length))
 
     def of_labels() -> RecurrentNetwork:
         begun = network()
-        return with_empty_memory(begun, begun.empty_memory.detach())
+        begun.fix_empty_memory(begun.empty_memory.detach())
+        return begun
 
     transitions = TransitionSampler(labels, objective, positions=length, **settings)
     for parts in PARTS:

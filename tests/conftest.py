@@ -18,9 +18,14 @@ import torch
 
 from smtkit.cli import app
 from smtkit.config import (
+    CellConfig,
     Config,
+    DecoderConfig,
+    EncoderConfig,
     EvaluateConfig,
     ExtractLabelsConfig,
+    MemoryConfig,
+    ReadoutConfig,
     SynthesizeConfig,
     TokenizeConfig,
     TrainEncoderConfig,
@@ -30,6 +35,7 @@ from smtkit.corpus.stream import TokenStream, tokens_schema
 from smtkit.corpus.windows import Windows
 from smtkit.labels.reader import LabelShards
 from smtkit.labels.writer import LabelShape, write_labels
+from smtkit.networks.architecture import Architecture
 from smtkit.stages import extract_labels, synthesize, tokenize, train_encoder, train_rnn
 
 # A deadline would be an assertion on the clock.
@@ -89,6 +95,29 @@ def rnn_config(**changes: Any) -> TrainRnnConfig:
         },
     }
     return TrainRnnConfig(**_merged(tiny, changes))
+
+
+def architecture(
+    vocabulary_size: int,
+    slots: int,
+    slot_width: int,
+    cell: CellConfig,
+    readout: ReadoutConfig,
+    decoder: DecoderConfig,
+    *,
+    encoder: EncoderConfig | None = None,
+    window: int = WINDOW,
+) -> Architecture:
+    """The architecture of an RNN or, with `encoder`, of a teacher."""
+    return Architecture(
+        vocabulary_size=vocabulary_size,
+        window=window,
+        memory=MemoryConfig(slots=slots, slot_width=slot_width),
+        encoder=encoder,
+        decoder=decoder,
+        cell=cell,
+        readout=readout,
+    )
 
 
 def evaluate_config(**changes: Any) -> EvaluateConfig:

@@ -114,7 +114,7 @@ def assert_ranges(
 @torch.no_grad()
 def by_steps(pipeline: Pipeline, row: Sequence[int], targets: Sequence[int]) -> list[tuple]:
     """(position, nll, correct) of the free-running RNN at every target, step by step."""
-    network, _ = load_rnn(Artifact.open(pipeline.rnn))
+    network = load_rnn(Artifact.open(pipeline.rnn))
     memory, found = network.empty_memory[None], []
     for i, target in enumerate(targets):
         logits = network.readout(memory)[0]
@@ -128,7 +128,7 @@ def by_steps(pipeline: Pipeline, row: Sequence[int], targets: Sequence[int]) -> 
 @torch.no_grad()
 def by_passes(pipeline: Pipeline, row: Sequence[int], targets: Sequence[int]) -> list[tuple]:
     """(position, nll, correct) of the teacher's decoder, with one encoder pass per target."""
-    teacher, _ = load_teacher(Artifact.open(pipeline.encoder))
+    teacher = load_teacher(Artifact.open(pipeline.encoder))
     nothing, found = torch.empty(1, 0, dtype=torch.int64), []
     for i, target in enumerate(targets):
         if target != IGNORE:

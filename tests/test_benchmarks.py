@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from conftest import architecture
 from smtkit.config import CellConfig, DecoderConfig, EncoderConfig, ReadoutConfig
 from smtkit.evaluation import inference_cost
 from smtkit.networks.cells import MlpCell
@@ -102,8 +103,9 @@ def test_generation(rows, monkeypatch):
 @pytest.mark.parametrize("convolution", [0, 4])
 def test_a_transformer_with_a_cache_computes_the_same_memories(convolution):
     config = EncoderConfig(width=16, slots=2, slot_width=4, convolution=convolution)
-    parts = DecoderConfig(width=16), CellConfig(width=16), ReadoutConfig()
-    encoder = Teacher(7, 9, config, *parts).encoder
+    parts = CellConfig(width=16), ReadoutConfig(), DecoderConfig(width=16)
+    shape = 7, config.slots, config.slot_width
+    encoder = Teacher(architecture(*shape, *parts, encoder=config, window=9)).encoder
     tokens = torch.randint(7, (1, 9))
     with torch.inference_mode():
         cached = generation.CachedEncoder(encoder, 9)

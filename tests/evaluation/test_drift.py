@@ -53,8 +53,8 @@ def test_the_mean_memory_has_a_drift_of_one():
 
 @torch.no_grad()
 def test_drift_is_measured_on_the_windows(pipeline, evaluation, windows):
-    teacher, _ = load_teacher(Artifact.open(pipeline.encoder))
-    network, _ = load_rnn(Artifact.open(pipeline.rnn))
+    teacher = load_teacher(Artifact.open(pipeline.encoder))
+    network = load_rnn(Artifact.open(pipeline.rnn))
     rolled, label = [], []
     for window in windows:
         label.append(teacher.encoder(torch.tensor([window[:WINDOW]]))[0, 1:].flatten(1).numpy())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import encoder_config, label_rows, numbered_labels, rnn_config, shards
+from conftest import architecture, encoder_config, label_rows, numbered_labels, rnn_config, shards
 from smtkit import IGNORE
 from smtkit.config import (
     CellConfig,
@@ -45,12 +45,14 @@ def sequences(*lengths: int, width: int = 80) -> SequenceBatch:
 def test_means_are_those_of_a_loop_over_targets(kind, normalize):
     torch.manual_seed(0)
     network = RecurrentNetwork(
-        VOCABULARY,
-        2,
-        4,
-        CellConfig(kind=kind, width=8, normalize=normalize),
-        ReadoutConfig(),
-        DecoderConfig(width=8, heads=2),
+        architecture(
+            VOCABULARY,
+            2,
+            4,
+            CellConfig(kind=kind, width=8, normalize=normalize),
+            ReadoutConfig(),
+            DecoderConfig(width=8, heads=2),
+        )
     )
     batch = sequences(80, 33, 1)
     nll, right, asked = 0.0, 0, 0
@@ -120,14 +122,14 @@ def test_every_training_stage_says_how_the_rnn_does_on_its_own(tmp_path, parity)
 
 def test_of_the_teacher_it_is_the_cotrained_cell_from_the_empty_memory(tmp_path, parity):
     train_encoder.run(encoder_config(data={"window": None}), parity, tmp_path / "encoder")
-    teacher, _ = load_teacher(Artifact.open(tmp_path / "encoder", "encoder"))
+    teacher = load_teacher(Artifact.open(tmp_path / "encoder", "encoder"))
     batch = SequenceBatch(
         torch.tensor([[1, 0, 1]]), torch.tensor([[-1, 1, 1, 0]]), torch.tensor([3])
     )
     memory = teacher.encoder(batch.tokens)[:, 0]
     nll = 0.0
     for i in range(3):
-        memory = teacher.cell(memory, batch.tokens[:, i])
+        memory = teacher.transition(memory, batch.tokens[:, i])
         nll -= float(teacher.read(memory).log_softmax(-1)[0, batch.targets[0, i + 1]])
     found = FreeRunning.of_teacher(teacher).losses(batch)
     assert float(found["free_running_nll"]) == pytest.approx(nll, rel=1e-5)
@@ -138,7 +140,7 @@ def test_labels_of_short_rows_are_those_of_the_rows_alone(tmp_path, parity):
     encoder, labels = tmp_path / "encoder", tmp_path / "labels"
     train_encoder.run(encoder_config(data={"window": None}), parity, encoder)
     extract_labels.run(ExtractLabelsConfig(batch_size=5, dtype="float32"), encoder, parity, labels)
-    teacher, _ = load_teacher(Artifact.open(encoder, "encoder"))
+    teacher = load_teacher(Artifact.open(encoder, "encoder"))
     for row in label_rows(shards(labels, "train")):
         length = int(row["length"])
         tokens = torch.from_numpy(row["tokens"][:length].astype(np.int64))

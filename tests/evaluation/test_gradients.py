@@ -32,10 +32,10 @@ from smtkit.evaluation.gradients import (
     through_decoder,
 )
 from smtkit.evaluation.subject import Subject, TrainedTeacher
-from smtkit.networks.cells import build_cell
 from smtkit.networks.decoder import FutureDecoder
 from smtkit.networks.heads import MlpReadout
 from smtkit.networks.loading import load_rnn, load_teacher
+from smtkit.networks.transition import Transition
 from smtkit.stages import evaluate, train_rnn
 from smtkit.storage.artifact import Artifact
 
@@ -68,8 +68,8 @@ def _decoder() -> FutureDecoder:
 
 
 def _cell_and_readout():
-    cell = build_cell(CellConfig(width=8, layers=1), VOCABULARY, SLOTS, WIDTH)
-    return cell, MlpReadout(VOCABULARY, SLOTS, WIDTH, None)
+    transition = Transition(CellConfig(width=8, layers=1), VOCABULARY, SLOTS, WIDTH)
+    return transition, MlpReadout(VOCABULARY, SLOTS, WIDTH, None)
 
 
 def _paths(name):
@@ -238,7 +238,7 @@ def test_both_paths_are_measured_before_and_after_training(decay):
 
 def test_gradients_at_distance_zero_are_those_of_the_readout(pipeline, decay):
     """The mean over a sample is within four standard errors of the mean over all positions."""
-    network, _ = load_rnn(Artifact.open(pipeline.rnn))
+    network = load_rnn(Artifact.open(pipeline.rnn))
     tokens = split_tokens(pipeline.tokens, "test")
     count = len(tokens) // WINDOW
     chosen = np.linspace(0, count - 1, min(count, 256)).round().astype(int)
@@ -259,10 +259,10 @@ def test_gradients_at_distance_zero_are_those_of_the_readout(pipeline, decay):
 
 
 def test_initial_weights_have_a_fixed_seed_and_leave_the_generator_alone(pipeline):
-    network, window = load_rnn(Artifact.open(pipeline.rnn))
-    teacher, _ = load_teacher(Artifact.open(pipeline.encoder))
+    network = load_rnn(Artifact.open(pipeline.rnn))
+    teacher = load_teacher(Artifact.open(pipeline.encoder))
     before = torch.get_rng_state()
-    subject = Subject(network, window, TrainedTeacher(teacher, encoder_config(), window))
+    subject = Subject(network, TrainedTeacher(teacher, encoder_config()))
     one, two = (gradients.with_initial_weights(subject) for _ in range(2))
 
     assert torch.equal(torch.get_rng_state(), before)
@@ -329,13 +329,13 @@ def _mean_norm(encode, nll, tokens: torch.Tensor, targets: torch.Tensor, distanc
 def test_the_cell_starts_from_the_rollout_and_the_decoder_from_the_teacher(pipeline, path):
     """Windows are few enough that all pairs are used; memories of the other network give another
     norm."""
-    network, window = load_rnn(Artifact.open(pipeline.rnn))
-    teacher, _ = load_teacher(Artifact.open(pipeline.encoder))
+    network = load_rnn(Artifact.open(pipeline.rnn))
+    teacher = load_teacher(Artifact.open(pipeline.encoder))
     stream = split_tokens(pipeline.tokens, "test")
     targets = torch.tensor([stream[WINDOW * n :][: WINDOW + 1] for n in range(3)])
     tokens = targets[:, :WINDOW]
     read = Windows(tokens.numpy(), targets.numpy(), np.full(3, WINDOW))
-    subject = Subject(network, window, TrainedTeacher(teacher, encoder_config(), window))
+    subject = Subject(network, TrainedTeacher(teacher, encoder_config()))
     records = gradients.measure(subject, read, Recorder())
 
     def through_cell(memory, between, target):

@@ -9,7 +9,9 @@ from conftest import Recorder, encoder_config, evaluate_config
 from evaluations import evaluated
 from smtkit.config import EncoderConfig
 from smtkit.evaluation import inference_cost
-from smtkit.networks.loading import build_teacher, load_rnn
+from smtkit.networks.architecture import Architecture
+from smtkit.networks.loading import load_rnn
+from smtkit.networks.teacher import Teacher
 from smtkit.stages import evaluate
 from smtkit.storage.artifact import Artifact
 
@@ -32,7 +34,7 @@ def test_there_is_a_record_for_each_number_of_tokens(pipeline, tmp_path, monkeyp
 
 def test_the_rnn_reads_every_token(pipeline, monkeypatch):
     monkeypatch.setattr(inference_cost, "TOKENS", (10, 250, 1000))
-    network, _ = load_rnn(Artifact.open(pipeline.rnn))
+    network = load_rnn(Artifact.open(pipeline.rnn))
     steps, read = network.step, []
     monkeypatch.setattr(network, "step", lambda m, t: read.append(t) or steps(m, t))
     inference_cost.measure_rnn(network, Recorder())
@@ -65,9 +67,9 @@ def test_what_would_take_too_long_is_skipped_with_a_warning(pipeline, tmp_path, 
 
 
 def _cost_of_teacher(config: EncoderConfig, window: int = 16) -> list[dict]:
-    teacher = build_teacher(encoder_config(encoder=config.model_dump()), 7, window)
-    teacher.eval().requires_grad_(False)
-    return inference_cost.measure_teacher(teacher, 7, Recorder())
+    settings = encoder_config(encoder=config.model_dump())
+    teacher = Teacher(Architecture.of_teacher(settings, 7, window)).eval().requires_grad_(False)
+    return inference_cost.measure_teacher(teacher, Recorder())
 
 
 BIDIRECTIONAL = {"kind": "bidirectional", "slots": 2, "slot_width": 8, "width": 16, "heads": 2}

@@ -13,8 +13,8 @@ from smtkit.storage.artifact import Artifact
 
 @torch.no_grad()
 def test_few_memories_are_all_used(pipeline, evaluation, windows):
-    network, _ = load_rnn(Artifact.open(pipeline.rnn))
-    teacher, _ = load_teacher(Artifact.open(pipeline.encoder))
+    network = load_rnn(Artifact.open(pipeline.rnn))
+    teacher = load_teacher(Artifact.open(pipeline.encoder))
     read = torch.tensor([window[:WINDOW] for window in windows])
     assert len(windows) * WINDOW < 4096
     expected = {
@@ -48,8 +48,8 @@ def test_no_memory_is_padding_or_used_twice(task_pipeline, tmp_path, monkeypatch
     found = []
     monkeypatch.setattr(memory_sample, "memory_health", lambda memory: found.append(memory) or {})
     evaluated(task_pipeline, tmp_path, batch_size=20)
-    network, _ = load_rnn(Artifact.open(task_pipeline.rnn))
-    teacher, _ = load_teacher(Artifact.open(task_pipeline.encoder))
+    network = load_rnn(Artifact.open(task_pipeline.rnn))
+    teacher = load_teacher(Artifact.open(task_pipeline.encoder))
     rows = arrow_columns(shards(task_pipeline.tokens, "test"))["tokens"]
     assert len({len(row) for row in rows}) == 2
     for memory, encode in zip(found, (teacher.encoder, network.rollout), strict=True):

@@ -26,7 +26,7 @@ from smtkit.storage.artifact import Artifact
 
 @torch.no_grad()
 def test_free_running_is_a_loop_of_steps(pipeline, evaluation, windows):
-    network, _ = load_rnn(Artifact.open(pipeline.rnn))
+    network = load_rnn(Artifact.open(pipeline.rnn))
     nll = {}
     for number, window in enumerate(windows):
         memory = network.empty_memory[None]
@@ -39,7 +39,7 @@ def test_free_running_is_a_loop_of_steps(pipeline, evaluation, windows):
 
 @torch.no_grad()
 def test_the_teacher_predicts_from_its_own_memories(pipeline, evaluation, windows):
-    teacher, _ = load_teacher(Artifact.open(pipeline.encoder))
+    teacher = load_teacher(Artifact.open(pipeline.encoder))
     nothing = torch.empty(1, 0, dtype=torch.int64)
     decoded, read = {}, {}
     for number, window in enumerate(windows):
@@ -54,8 +54,8 @@ def test_the_teacher_predicts_from_its_own_memories(pipeline, evaluation, window
 
 @torch.no_grad()
 def test_one_step_starts_from_the_teachers_memory(pipeline, evaluation, windows):
-    teacher, _ = load_teacher(Artifact.open(pipeline.encoder))
-    network, _ = load_rnn(Artifact.open(pipeline.rnn))
+    teacher = load_teacher(Artifact.open(pipeline.encoder))
+    network = load_rnn(Artifact.open(pipeline.rnn))
     nll = {}
     for number, window in enumerate(windows):
         memory = teacher.encoder(torch.tensor([window[:WINDOW]]))[0]
@@ -178,7 +178,7 @@ def test_rows_longer_than_the_trained_window_are_read_whole(task_pipeline, tmp_p
         for row, targets in zip(columns["tokens"], columns["targets"], strict=True)
         for found in by_steps(task_pipeline, row, targets)
     ]
-    teacher, _ = load_teacher(Artifact.open(task_pipeline.encoder))
+    teacher = load_teacher(Artifact.open(task_pipeline.encoder))
     decoded: dict[int, list[float]] = {}
     for row, targets in zip(columns["tokens"], columns["targets"], strict=True):
         memory = teacher.encoder(torch.tensor([row]))[0]

@@ -360,7 +360,7 @@ def test_labels_of_an_earlier_version_are_refused_in_one_line(pipeline, tmp_path
     result = command("train-rnn", copied, "--out", tmp_path / "rnn", "--max-steps", 1)
 
     assert result.code == 3
-    assert "format version is 2, this smtkit reads 4" in result.line()
+    assert "format version is 2, this smtkit reads 5" in result.line()
 
 
 def _open_files() -> int:

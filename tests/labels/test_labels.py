@@ -49,7 +49,7 @@ def _open(labels: Path, split: str) -> list[dict[str, Any]]:
 
 def _encoded(pipeline: Pipeline, tokens: list[int]) -> np.ndarray:
     """Memories of one window, encoded alone."""
-    teacher, _ = load_teacher(Artifact.open(pipeline.encoder))
+    teacher = load_teacher(Artifact.open(pipeline.encoder))
     with torch.no_grad():
         return teacher.encoder(torch.tensor([tokens], dtype=torch.int64))[0].numpy()
 
@@ -300,7 +300,7 @@ def test_labels_hold_no_weights_of_the_encoder(pipeline):
 
     assert {name.partition(".")[0] for name in names} == {
         "decoder",
-        "cell",
+        "transition",
         "readout",
         "empty_memory",
     }
@@ -327,7 +327,7 @@ def test_an_rnn_can_start_from_the_co_trained_cell(pipeline, tmp_path, readout):
     learned, started = load(model_bytes(encoder)), load(model_bytes(rnn))
     prefix = {"mlp": "readout.", "decoder": "decoder."}[readout]
     expected = {
-        name: values for name, values in learned.items() if name.startswith(("cell.", prefix))
+        name: values for name, values in learned.items() if name.startswith(("transition.", prefix))
     }
     found = {
         name.replace("readout.decoder.", "decoder."): values

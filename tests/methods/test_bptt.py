@@ -9,13 +9,22 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from conftest import Command, KilledError, Killer, model_bytes, rnn_config, write_stream
+from conftest import (
+    Command,
+    KilledError,
+    Killer,
+    architecture,
+    model_bytes,
+    rnn_config,
+    write_stream,
+)
 from smtkit import IGNORE
 from smtkit.config import CellConfig, DecoderConfig, ReadoutConfig, SynthesizeConfig, TrainRnnConfig
 from smtkit.corpus.windows import TextWindows, open_windows
 from smtkit.methods.bptt import BackpropagationThroughTime, SequenceBatch, SequenceSampler
+from smtkit.networks.architecture import Architecture
 from smtkit.networks.cells import Cell, GruCell
-from smtkit.networks.loading import load_rnn, network_of_its_own
+from smtkit.networks.loading import load_rnn
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.stages import synthesize, train_rnn
 from smtkit.storage.artifact import Artifact
@@ -40,8 +49,8 @@ def _named(cell: CellConfig) -> str:
 
 def _network(cell: CellConfig, readout: str = "mlp") -> RecurrentNetwork:
     decoder = DecoderConfig(width=16, heads=2)
-    network = RecurrentNetwork(VOCABULARY, 2, 4, cell, ReadoutConfig(kind=readout), decoder)
-    return network.double()
+    parts = cell, ReadoutConfig(kind=readout), decoder
+    return RecurrentNetwork(architecture(VOCABULARY, 2, 4, *parts)).double()
 
 
 def _batch(rows: int = 3) -> SequenceBatch:
@@ -64,7 +73,7 @@ def _loop(network: RecurrentNetwork, batch: SequenceBatch, window: int | None) -
             if window and i and i % window == 0:
                 memory = memory.detach()
             if i < len(tokens):
-                memory = network.cell(memory[None], tokens[i][None])[0]
+                memory = network.transition(memory[None], tokens[i][None])[0]
     return total
 
 
@@ -232,7 +241,8 @@ def test_an_rnn_of_any_cell_learns_from_tokens_alone(pipeline, tmp_path, cell):
     training = {"max_steps": 40, "learning_rate": 1e-2}
     config = _text(cell=cell.model_dump(exclude_defaults=True), training=training)
     manifest = train_rnn.run(config, pipeline.tokens, tmp_path)
-    network, window = load_rnn(Artifact.open(tmp_path, "rnn"))
+    network = load_rnn(Artifact.open(tmp_path, "rnn"))
+    window = network.architecture.window
 
     assert [parent.kind for parent in manifest.parents] == ["tokens"]
     assert manifest.ancestor("encoder") is None
@@ -254,7 +264,7 @@ def test_fused_and_stepped_kernels_learn_the_same(pipeline, tmp_path, monkeypatc
 def test_the_empty_memory_is_learned(pipeline, tmp_path):
     config = _text()
     torch.manual_seed(config.seed)
-    before = network_of_its_own(config, 257).empty_memory
+    before = RecurrentNetwork(Architecture.of_rnn(config, 257, 16)).empty_memory
     train_rnn.run(config, pipeline.tokens, tmp_path)
 
     assert (_weights(tmp_path)["empty_memory"] - before).abs().max() > 1e-3

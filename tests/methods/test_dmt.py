@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, kl_divergence
 
-from conftest import encoder_config, rnn_config
+from conftest import architecture, encoder_config, rnn_config
 from smtkit import IGNORE
 from smtkit.config import RolloutConfig, TransitionObjectiveConfig
 from smtkit.corpus.windows import Windows
@@ -16,7 +16,6 @@ from smtkit.labels.reader import LabelShards
 from smtkit.labels.writer import LabelShape, write_labels
 from smtkit.methods.dmt import DaggerMemoryTraining, RolloutBatch, RolloutSampler
 from smtkit.networks.decoder import FutureDecoder
-from smtkit.networks.loading import with_empty_memory
 from smtkit.networks.rnn import RecurrentNetwork
 
 VOCABULARY, WINDOW, SLOTS, SLOT_WIDTH = 13, 9, 2, 8
@@ -59,8 +58,9 @@ def _made(
     """The method, on a network with random weights, and a batch of all eight rows."""
     settings = TransitionObjectiveConfig(**{"kl_positions": 3, "kl_future": 4, **objective})
     config = rnn_config()
-    network = RecurrentNetwork(VOCABULARY, SLOTS, SLOT_WIDTH, config.cell, config.readout, DECODER)
-    with_empty_memory(network, torch.ones(SLOTS, SLOT_WIDTH))
+    parts = config.cell, config.readout, DECODER
+    network = RecurrentNetwork(architecture(VOCABULARY, SLOTS, SLOT_WIDTH, *parts))
+    network.fix_empty_memory(torch.ones(SLOTS, SLOT_WIDTH))
     source = RolloutSampler(labels, settings, RolloutConfig(**rollout), batch_size=8, seed=0)
     method = DaggerMemoryTraining(network, settings, RolloutConfig(**rollout), decoder)
     return method, source.batch(1)
@@ -95,7 +95,7 @@ def _rolled_alone(network: RecurrentNetwork, batch: RolloutBatch) -> list[tuple[
                 if batch.restarts[chain, step]:
                     memory = network.empty_memory
                 states.append((chain * steps + step, memory))
-                memory = network.cell(memory[None], batch.tokens[chain, step][None])[0]
+                memory = network.transition(memory[None], batch.tokens[chain, step][None])[0]
     return states
 
 
@@ -107,7 +107,7 @@ def _one_step_sums(network: RecurrentNetwork, batch: RolloutBatch) -> dict[str, 
     for number, memory in _rolled_alone(network, batch):
         if number in learned:
             token = batch.tokens.flatten()[number]
-            predicted = network.cell(memory[None], token[None])[0]
+            predicted = network.transition(memory[None], token[None])[0]
             sums["dynamics"] += (predicted - after[number]).square().mean()
             sums["readout"] += _nll(network, predicted, targets[number])
     for target in batch.first_target:
@@ -173,12 +173,12 @@ def test_after_k_sweeps_a_memory_is_k_steps_from_a_label(labels, sweeps):
 
 def test_a_sweep_passes_no_gradient_to_the_sweeps_before(labels):
     method, batch = _made(labels, {"kind": "jacobi", "sweeps": 3})
-    seen = _inputs(method.network.cell)
+    seen = _inputs(method.network.transition)
     method.losses(batch)["dynamics"].backward()
-    found, calls = method.network.cell.embedding.weight.grad, len(seen)
-    last = method.network.cell(seen[2], batch.tokens.flatten()[batch.learned])
+    found, calls = method.network.transition.input.weight.grad, len(seen)
+    last = method.network.transition(seen[2], batch.tokens.flatten()[batch.learned])
     error = (last - batch.after.flatten(0, 1)[batch.learned]).square().flatten(1).mean(1).sum()
-    (expected,) = torch.autograd.grad(error, [method.network.cell.embedding.weight])
+    (expected,) = torch.autograd.grad(error, [method.network.transition.input.weight])
 
     assert calls == 3
     torch.testing.assert_close(found, expected)
@@ -227,7 +227,7 @@ def test_steps_without_a_graph_change_neither_loss_nor_gradient(labels, rollout,
 def _calls_of_the_cell(method: DaggerMemoryTraining, batch: RolloutBatch) -> list[tuple[bool, int]]:
     """Of each: whether it leaves a graph, and how many memories it takes."""
     calls: list[tuple[bool, int]] = []
-    handle = method.network.cell.register_forward_hook(
+    handle = method.network.transition.register_forward_hook(
         lambda _, inputs, output: calls.append((output.requires_grad, len(inputs[0])))
     )
     method.losses(batch)
@@ -282,7 +282,7 @@ def test_under_autocast_a_gradient_reaches_every_weight_of_the_cell(labels, roll
         losses = method.losses(batch)
     losses["dynamics"].backward()
 
-    assert all(p.grad is not None and p.grad.any() for p in method.network.cell.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in method.network.transition.parameters())
 
 
 @pytest.mark.parametrize("rollout", ROLLOUTS, ids=str)
@@ -301,7 +301,7 @@ def test_a_detached_readout_does_not_move_the_cell(labels):
     for detached in (True, False):
         method, batch = _made(labels, ROLLOUTS[0], detach_readout=detached)
         method.losses(batch)["readout"].backward()
-        moved = [p.grad is not None for p in method.network.cell.parameters()]
+        moved = [p.grad is not None for p in method.network.transition.parameters()]
         assert moved == [not detached] * len(moved)
         assert all(p.grad.any() for p in method.network.readout.parameters())
 
@@ -350,7 +350,7 @@ def test_divergence_moves_the_cell_and_neither_decoder_nor_readout(labels):
 
     assert all(p.grad is None and not p.requires_grad for p in decoder.parameters())
     assert all(p.grad is None for p in method.network.readout.parameters())
-    assert method.network.cell.output.weight.grad.any()
+    assert method.network.transition.cell.to_memory.weight.grad.any()
 
 
 # Noise.
@@ -360,7 +360,7 @@ def test_divergence_moves_the_cell_and_neither_decoder_nor_readout(labels):
 @pytest.mark.parametrize("rollout", [{"depth": 1}, {"kind": "jacobi", "sweeps": 1}], ids=str)
 def test_memories_are_disturbed_by_multiples_of_the_last_measured_error(labels, rollout, noise):
     method, batch = _made(labels, rollout, noise=noise)
-    seen = _inputs(method.network.cell)
+    seen = _inputs(method.network.transition)
     method.losses(batch)
     method.observe(0, {"dynamics": torch.tensor(0.04)})
     method.losses(batch)
@@ -376,7 +376,7 @@ def test_validation_is_without_noise(labels):
     method, batch = _made(labels, {"depth": 1}, noise=5.0)
     method.observe(0, {"dynamics": torch.tensor(1.0)})
     method.network.eval()
-    seen = _inputs(method.network.cell)
+    seen = _inputs(method.network.transition)
     method.losses(batch)
 
     assert torch.equal(seen[0], torch.where(batch.restarts[..., None], 1.0, batch.start))
@@ -385,7 +385,7 @@ def test_validation_is_without_noise(labels):
 def test_the_empty_memory_of_a_chain_is_not_disturbed(labels):
     method, batch = _made(labels, ROLLOUTS[0], noise=5.0)
     method.observe(0, {"dynamics": torch.tensor(1.0)})
-    seen = _inputs(method.network.cell)
+    seen = _inputs(method.network.transition)
     method.losses(batch)
 
     for step in range(4):
@@ -394,7 +394,7 @@ def test_the_empty_memory_of_a_chain_is_not_disturbed(labels):
 
 def test_without_noise_memories_are_left_as_they_are(labels):
     method, batch = _made(labels, {"depth": 1})
-    seen = _inputs(method.network.cell)
+    seen = _inputs(method.network.transition)
     method.losses(batch)
 
     assert len(seen) == 1

@@ -29,9 +29,9 @@ from smtkit.config import (
 )
 from smtkit.errors import UsageError
 from smtkit.labels.reader import LabelShards
-from smtkit.methods.dmt import RolloutSampler
-from smtkit.networks.decoder import FutureDecoder
-from smtkit.networks.loading import TeacherWeights, decoder_of, load_rnn, teacher_weights
+from smtkit.methods.dmt import DaggerMemoryTraining, RolloutSampler
+from smtkit.networks.loading import load_label_teacher, load_rnn
+from smtkit.networks.teacher import LabelTeacher
 from smtkit.stages import synthesize, train_encoder, train_rnn
 from smtkit.storage.artifact import Artifact
 from smtkit.training.loop import Trainer
@@ -61,7 +61,8 @@ def test_an_rnn_learns_from_its_own_rollout(pipeline, tmp_path, rollout):
         rollout={"kind": rollout}, training={"max_steps": 30, "learning_rate": 1e-2, "log_every": 5}
     )
     manifest = train_rnn.run(config, pipeline.labels, tmp_path, init=pipeline.rnn)
-    network, window = load_rnn(Artifact.open(tmp_path, "rnn"))
+    network = load_rnn(Artifact.open(tmp_path, "rnn"))
+    window = network.architecture.window
 
     assert [parent.kind for parent in manifest.parents] == ["labels", "rnn"]
     assert manifest.ancestor("encoder").digest == Artifact.open(pipeline.encoder).manifest.digest
@@ -94,19 +95,19 @@ def test_the_empty_memory_stays_that_of_the_labels(pipeline, tmp_path, method):
 @pytest.mark.parametrize("readout", ["mlp", "decoder"])
 @pytest.mark.parametrize("method", ["smt", "dmt"])
 def test_nothing_of_the_teacher_changes(pipeline, tmp_path, monkeypatch, method, readout):
-    taken: list[FutureDecoder] = []
+    loaded: list[LabelTeacher] = []
 
-    def taking(teacher: TeacherWeights) -> FutureDecoder:
-        taken.append(decoder_of(teacher))
-        return taken[-1]
+    def loading(labels: Artifact) -> LabelTeacher:
+        loaded.append(load_label_teacher(labels))
+        return loaded[-1]
 
-    monkeypatch.setattr(train_rnn, "decoder_of", taking)
+    monkeypatch.setattr(train_rnn, "load_label_teacher", loading)
     base = {"smt": smt_config, "dmt": _config}[method]
     config = base(objective=OBJECTIVE, readout={"kind": readout}, training={"max_steps": 3})
     before = _content(pipeline.labels)
     train_rnn.run(config, pipeline.labels, tmp_path)
-    (used,) = taken
-    stored = decoder_of(teacher_weights(Artifact.open(pipeline.labels))).state_dict()
+    (used,) = loaded
+    stored = load_label_teacher(Artifact.open(pipeline.labels)).state_dict()
 
     assert _content(pipeline.labels) == before
     for name, values in used.state_dict().items():
@@ -114,13 +115,23 @@ def test_nothing_of_the_teacher_changes(pipeline, tmp_path, monkeypatch, method,
     if readout == "decoder":
         moved = _weights(tmp_path)
         assert any(
-            not torch.equal(moved[f"readout.decoder.{name}"], stored[name]) for name in stored
+            not torch.equal(moved[f"readout.{name}"], values)
+            for name, values in stored.items()
+            if name.startswith("decoder.")
         )
 
 
-def test_without_a_weight_no_decoder_is_read(pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_rnn, "decoder_of", None)
+def test_without_a_weight_the_method_has_no_decoder(pipeline, tmp_path, monkeypatch):
+    given = []
+
+    def spy(network, objective, rollout, decoder):
+        given.append(decoder)
+        return DaggerMemoryTraining(network, objective, rollout, decoder)
+
+    monkeypatch.setattr(train_rnn, "DaggerMemoryTraining", spy)
     train_rnn.run(_config(training={"max_steps": 1}), pipeline.labels, tmp_path)
+
+    assert given == [None]
 
 
 VARIANTS: dict[str, dict[str, object]] = {

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from conftest import encoder_config, model_bytes, rnn_config, write_stream
+from conftest import architecture, encoder_config, model_bytes, rnn_config, write_stream
 from smtkit import IGNORE
 from smtkit.config import EncoderConfig, PredictiveStateConfig, TransitionObjectiveConfig
 from smtkit.corpus.windows import TextWindows
 from smtkit.methods.predictive_state import PredictiveState, TeacherBatch, TeacherSampler
 from smtkit.methods.smt import SupervisedMemoryTraining, TransitionBatch
+from smtkit.networks.architecture import Architecture
 from smtkit.networks.encoders import select
-from smtkit.networks.loading import with_empty_memory
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import Teacher
 from smtkit.stages import train_encoder, train_rnn
@@ -63,7 +63,7 @@ def short_batch(tmp_path) -> TeacherBatch:
 
 
 def _teacher() -> Teacher:
-    return Teacher(VOCABULARY, WINDOW, CONFIG.encoder, CONFIG.decoder, CONFIG.cell, CONFIG.readout)
+    return Teacher(Architecture.of_teacher(CONFIG, VOCABULARY, WINDOW))
 
 
 def _method(**changes: float) -> PredictiveState:
@@ -81,7 +81,7 @@ class _Calls:
 
 def test_the_teachers_cell_is_called_once_a_batch(batch):
     method = _method()
-    calls = _Calls(method.network.cell)
+    calls = _Calls(method.network.transition)
     method.losses(batch)
 
     assert len(calls.inputs) == 1
@@ -96,9 +96,8 @@ def test_the_papers_recipes_encode_one_memory_and_its_successor_a_window(tmp_pat
     counts = {name: found[name] for name in ("anchors", "dynamics_positions")}
     settings = {**CONFIG.objective.model_dump(), **found, "uniformity_group": 8}
     encoder = {"kind": "bidirectional", "slots": 2, "slot_width": 8, "width": 16, "heads": 2}
-    teacher = Teacher(
-        VOCABULARY, WINDOW, EncoderConfig(**encoder), CONFIG.decoder, CONFIG.cell, CONFIG.readout
-    )
+    changed = CONFIG.model_copy(update={"encoder": EncoderConfig(**encoder)})
+    teacher = Teacher(Architecture.of_teacher(changed, VOCABULARY, WINDOW))
     method = PredictiveState(teacher, PredictiveStateConfig(**settings))
     stream = write_stream(tmp_path, [[[1 + (7 * i) % 250 for i in range(900)]]])
     source = TeacherSampler(
@@ -147,7 +146,7 @@ def test_dynamics_equal_a_loop_over_transitions(short_batch):
     for row in range(8):
         for i in short_batch.dynamics_positions[row].tolist():
             token = short_batch.tokens[row, i : i + 1]
-            predicted = method.network.cell(memory[row, i : i + 1], token)[0]
+            predicted = method.network.transition(memory[row, i : i + 1], token)[0]
             expected += float((predicted - memory[row, i + 1]).square().mean().detach())
 
     assert method.losses(short_batch)["dynamics"].item() == pytest.approx(expected, rel=1e-4)
@@ -199,7 +198,7 @@ def test_the_readout_term_equals_a_loop_over_transitions(short_batch):
             if batch.targets[row, i + 1] == IGNORE:
                 continue
             token = batch.tokens[row, i : i + 1]
-            predicted = method.network.cell(memory[row, i : i + 1], token)
+            predicted = method.network.transition(memory[row, i : i + 1], token)
             logits = method.network.read(predicted)[0]
             expected += _minus_log_probability(logits, batch.targets[row, i + 1])
             count += 1
@@ -356,7 +355,7 @@ def test_terms_that_need_no_cell_reach_the_encoder(batch, term):
     gradients = {name: p.grad for name, p in method.network.named_parameters()}
 
     assert gradients["encoder.projection.weight"].abs().sum() > 0
-    assert all(g is None for name, g in gradients.items() if name.startswith("cell."))
+    assert all(g is None for name, g in gradients.items() if name.startswith("transition."))
 
 
 def test_dynamics_reach_both_the_cell_and_the_encoder(batch):
@@ -364,7 +363,7 @@ def test_dynamics_reach_both_the_cell_and_the_encoder(batch):
     method.losses(batch)["dynamics"].backward()
 
     assert method.network.encoder.projection.weight.grad.abs().sum() > 0
-    assert method.network.cell.output.weight.grad.abs().sum() > 0
+    assert method.network.transition.cell.to_memory.weight.grad.abs().sum() > 0
 
 
 def test_diagnostics_leave_no_gradient(batch):
@@ -396,8 +395,10 @@ def test_each_sign_of_collapse_is_a_concern(name, value):
 
 def _network() -> RecurrentNetwork:
     config = rnn_config()
-    network = RecurrentNetwork(VOCABULARY, 2, 8, config.cell, config.readout, CONFIG.decoder)
-    return with_empty_memory(network, torch.randn(2, 8))
+    parts = config.cell, config.readout, CONFIG.decoder
+    network = RecurrentNetwork(architecture(VOCABULARY, 2, 8, *parts))
+    network.fix_empty_memory(torch.randn(2, 8))
+    return network
 
 
 def _smt() -> SupervisedMemoryTraining:
@@ -421,7 +422,7 @@ def _transitions(count: int = 6, rows: int = 2) -> TransitionBatch:
 
 def test_smt_calls_the_cell_once_a_batch():
     method = _smt()
-    calls = _Calls(method.network.cell)
+    calls = _Calls(method.network.transition)
     method.losses(_transitions())
 
     assert [len(memory) for memory, _ in calls.inputs] == [6]
@@ -429,7 +430,7 @@ def test_smt_calls_the_cell_once_a_batch():
 
 def test_smt_reads_stored_memories_alone():
     method, transitions = _smt(), _transitions()
-    calls = _Calls(method.network.cell)
+    calls = _Calls(method.network.transition)
     method.losses(transitions)
 
     assert (calls.inputs[0][0] == transitions.before).all()
@@ -463,7 +464,7 @@ def test_smt_equals_a_loop_over_transitions():
     network = method.network
     expected = {"dynamics": 0.0, "readout": 0.0}
     for n in range(6):
-        predicted = network.cell(transitions.before[n][None], transitions.token[n][None])
+        predicted = network.transition(transitions.before[n][None], transitions.token[n][None])
         error = (predicted[0] - transitions.after[n]).square().mean()
         expected["dynamics"] += float(error.detach())
         if n != 1:

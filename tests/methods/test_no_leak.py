@@ -127,7 +127,7 @@ def _smallest_honest(deviation: float, targets: int) -> float:
 @torch.no_grad()
 def _deviation(pipeline: Pipeline) -> float:
     """Of the nll of one target, by the teacher's readout."""
-    teacher, _ = load_teacher(Artifact.open(pipeline.encoder))
+    teacher = load_teacher(Artifact.open(pipeline.encoder))
     tokens = torch.tensor(split_tokens(pipeline.tokens, "validation")[: 100 * WINDOW])
     windows = tokens.view(-1, WINDOW)
     memory = teacher.encoder(windows)[:, :-1]

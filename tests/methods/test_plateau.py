@@ -21,6 +21,8 @@ from conftest import (
 from smtkit import IGNORE
 from smtkit.config import SynthesizeConfig, TrainEncoderConfig
 from smtkit.methods.predictive_state import PlateauGate, PredictiveState
+from smtkit.networks.architecture import Architecture
+from smtkit.networks.teacher import Teacher
 from smtkit.stages import synthesize, train_encoder
 from smtkit.training.checkpoint import TrainingState
 
@@ -113,7 +115,7 @@ def test_an_open_gate_does_not_ask_the_device_when_it_opened():
 
 def _method(unigram_nll: float = 3.0, **changes: object) -> PredictiveState:
     settings = encoder_config(objective={**encoder_config().objective.model_dump(), **changes})
-    teacher = train_encoder.build_teacher(settings, 13, 16)
+    teacher = Teacher(Architecture.of_teacher(settings, 13, 16))
     return PredictiveState(teacher, settings.objective, unigram_nll=unigram_nll)
 
 

@@ -71,7 +71,7 @@ def _normalised(slot: torch.Tensor) -> torch.Tensor:
 
 def _alone(encoder: BidirectionalEncoder, read: torch.Tensor) -> torch.Tensor:
     """The memory (K, D) of one sequence (L,) of tokens, without padding and without a mask."""
-    symbols = torch.cat((encoder.embedding(read), encoder.registers))
+    symbols = torch.cat((encoder.input(read), encoder.registers))
     said = encoder.trunk(symbols[None])[0, len(read) :]
     return torch.stack([_normalised(slot) for slot in encoder.projection(said)])
 
@@ -124,7 +124,7 @@ def test_registers_attend_to_what_is_said_up_to_their_position(convolution):
     memory = encoder(tokens)
 
     for row in range(2):
-        symbols = torch.cat((encoder.beginning[None], encoder.embedding(tokens[row])))
+        symbols = torch.cat((encoder.bos[None], encoder.input(tokens[row])))
         slots = encoder.projection(
             _queried_slowly(encoder.registers, encoder.trunk(symbols[None])[0])
         )
@@ -267,7 +267,7 @@ def test_gradients_of_the_empty_memory_reach_the_registers_alone():
 
     assert encoder.registers.grad.isfinite().all()
     assert encoder.registers.grad.any()
-    assert not encoder.embedding.weight.grad.any()
+    assert not encoder.input.weight.grad.any()
 
 
 @pytest.mark.parametrize("settings", EVERY_ENCODER)

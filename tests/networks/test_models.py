@@ -10,20 +10,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from conftest import architecture
 from smtkit.config import CellConfig, DecoderConfig, EncoderConfig, ReadoutConfig
-from smtkit.networks.cells import GruCell, MlpCell, build_cell, normalize_slots
-from smtkit.networks.decoder import FutureDecoder, empty_future
+from smtkit.networks.cells import GruCell, MlpCell, normalize_slots
+from smtkit.networks.decoder import DecoderReadout, FutureDecoder
 from smtkit.networks.encoders import CausalEncoder, select
-from smtkit.networks.heads import DecoderReadout, MlpReadout
-from smtkit.networks.rnn import RecurrentNetwork, sample
+from smtkit.networks.heads import MlpReadout
+from smtkit.networks.inputs import no_tokens
+from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.networks.sampling import sample_each
 from smtkit.networks.transformer import (
     Attention,
     CausalConvolution,
-    RmsNorm,
     Transformer,
     rotary,
     rotate,
 )
+from smtkit.networks.transition import Transition
 
 VOCABULARY, SLOTS, SLOT_WIDTH = 11, 3, 8
 CELLS = ["mlp", "transformer", "gru", "lstm"]
@@ -53,9 +56,9 @@ def decoder() -> FutureDecoder:
     return FutureDecoder(config, VOCABULARY, SLOTS, SLOT_WIDTH).double()
 
 
-def _cell(kind: str) -> torch.nn.Module:
+def _transition(kind: str) -> Transition:
     config = CellConfig(kind=kind, width=16, layers=2, heads=2)
-    return build_cell(config, VOCABULARY, SLOTS, SLOT_WIDTH).double()
+    return Transition(config, VOCABULARY, SLOTS, SLOT_WIDTH).double()
 
 
 def _memory(count: int) -> torch.Tensor:
@@ -67,14 +70,12 @@ def _tokens(*shape: int) -> torch.Tensor:
 
 
 def _network(readout: str = "mlp", cell: str = "mlp") -> RecurrentNetwork:
-    network = RecurrentNetwork(
-        VOCABULARY,
-        SLOTS,
-        SLOT_WIDTH,
+    parts = (
         CellConfig(kind=cell, width=16, heads=2),
         ReadoutConfig(kind=readout, hidden=8 if readout == "mlp" else None),
         DecoderConfig(width=16, layers=1, heads=2),
     )
+    network = RecurrentNetwork(architecture(VOCABULARY, SLOTS, SLOT_WIDTH, *parts))
     network.requires_grad_(False).empty_memory.copy_(torch.randn(SLOTS, SLOT_WIDTH))
     return network.double().eval().requires_grad_(False)
 
@@ -159,7 +160,7 @@ def test_a_future_token_changes_no_logit_up_to_its_position(decoder, changed):
 
 def test_a_decoder_with_an_empty_future_gives_its_first_logits(decoder):
     memory, future = _memory(4), _tokens(4, 5)
-    empty = decoder(memory, empty_future(memory))
+    empty = decoder(memory, no_tokens(len(memory), memory.device))
 
     assert empty.shape == (4, 1, VOCABULARY)
     torch.testing.assert_close(empty[:, 0], decoder(memory, future)[:, 0])
@@ -179,7 +180,7 @@ def test_every_slot_reaches_every_logit_of_the_decoder(decoder, slot):
 
 @pytest.mark.parametrize("kind", CELLS)
 def test_a_cell_gives_a_normalised_memory(kind):
-    after = _cell(kind)(_memory(5), _tokens(5))
+    after = _transition(kind)(_memory(5), _tokens(5))
     mean_square = after.square().mean(-1)
 
     assert after.shape == (5, SLOTS, SLOT_WIDTH)
@@ -188,10 +189,10 @@ def test_a_cell_gives_a_normalised_memory(kind):
 
 @pytest.mark.parametrize("kind", CELLS)
 def test_rows_do_not_leak_into_each_other(kind):
-    cell, memory, token = _cell(kind), _memory(5), _tokens(5)
+    transition, memory, token = _transition(kind), _memory(5), _tokens(5)
     other_memory, other_token = memory.clone(), token.clone()
     other_memory[2], other_token[2] = -memory[2], (token[2] + 1) % VOCABULARY
-    before, after = cell(memory, token), cell(other_memory, other_token)
+    before, after = transition(memory, token), transition(other_memory, other_token)
 
     rest = [0, 1, 3, 4]
     torch.testing.assert_close(before[rest], after[rest])
@@ -200,20 +201,20 @@ def test_rows_do_not_leak_into_each_other(kind):
 
 @pytest.mark.parametrize("kind", CELLS)
 def test_a_cell_reads_its_token_and_every_slot(kind):
-    cell, memory, token = _cell(kind), _memory(1), _tokens(1)
-    before = cell(memory, token)
+    transition, memory, token = _transition(kind), _memory(1), _tokens(1)
+    before = transition(memory, token)
 
-    assert _differs(before, cell(memory, (token + 1) % VOCABULARY))
+    assert _differs(before, transition(memory, (token + 1) % VOCABULARY))
     for slot in range(SLOTS):
         other = memory.clone()
         other[:, slot] = -other[:, slot]
-        assert _differs(before, cell(other, token))
+        assert _differs(before, transition(other, token))
 
 
 def test_the_gru_cell_is_the_formula_of_gated_recurrent_units():
-    cell = GruCell(VOCABULARY, SLOTS, SLOT_WIDTH, 16).double()
-    memory, token = _memory(4), _tokens(4)
-    state, inputs = memory.flatten(1), cell.embedding.weight[token]
+    cell = GruCell(SLOTS, SLOT_WIDTH, 16).double()
+    memory, inputs = _memory(4), torch.randn(4, 16, dtype=torch.float64)
+    state = memory.flatten(1)
     names = ("reset", "update", "new")
     from_input = dict(
         zip(
@@ -235,17 +236,17 @@ def test_the_gru_cell_is_the_formula_of_gated_recurrent_units():
     updated = ((1 - update) * new + update * state).view_as(memory)
     expected = updated / (updated.square().mean(-1, keepdim=True) + 1e-6).sqrt()
 
-    torch.testing.assert_close(cell(memory, token), expected)
+    torch.testing.assert_close(cell(memory, inputs), expected)
 
 
 def test_the_mlp_cell_adds_its_output_to_the_memory():
-    cell = MlpCell(VOCABULARY, SLOTS, SLOT_WIDTH, 16, 1).double()
+    cell = MlpCell(SLOTS, SLOT_WIDTH, 16, 1).double()
     with torch.no_grad():
-        cell.output.weight.zero_()
-        cell.output.bias.zero_()
-    memory = _memory(4)
+        cell.to_memory.weight.zero_()
+        cell.to_memory.bias.zero_()
+    memory, inputs = _memory(4), torch.randn(4, 16, dtype=torch.float64)
 
-    torch.testing.assert_close(cell(memory, _tokens(4)), memory, rtol=0, atol=1e-5)
+    torch.testing.assert_close(cell(memory, inputs), memory, rtol=0, atol=1e-5)
 
 
 def test_normalisation_divides_each_slot_by_its_root_mean_square():
@@ -361,16 +362,6 @@ def test_the_causal_convolution_is_a_grouped_convolution(kernel, length):
     torch.testing.assert_close(convolution(inputs), expected)
 
 
-def test_the_norm_has_a_gain():
-    norm = RmsNorm(16).double()
-    with torch.no_grad():
-        norm.gain.copy_(torch.arange(16.0))
-    inputs = torch.randn(3, 16, dtype=torch.float64)
-    expected = inputs / (inputs.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.gain
-
-    torch.testing.assert_close(norm(inputs), expected)
-
-
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_rollout_is_a_loop_of_steps(cell):
     network, tokens = _network(cell=cell), _tokens(3, 6)
@@ -392,7 +383,7 @@ def test_a_rollout_goes_on_from_a_memory():
 
 def test_a_network_is_rebuilt_from_its_architecture():
     network = _network("decoder", "transformer")
-    rebuilt = RecurrentNetwork.from_architecture(network.architecture).double()
+    rebuilt = RecurrentNetwork(network.architecture).double()
     rebuilt.load_state_dict(network.state_dict())
     tokens = _tokens(2, 5)
 
@@ -439,7 +430,7 @@ def test_memory_does_not_grow_while_generating():
         memory, token = inputs
         sizes.add((memory.shape, memory.untyped_storage().nbytes(), token.shape))
 
-    network.cell.register_forward_pre_hook(note)
+    network.transition.register_forward_pre_hook(note)
     list(islice(network.generate([1, 2]), 200))
 
     number_bytes = 8
@@ -447,6 +438,10 @@ def test_memory_does_not_grow_while_generating():
 
 
 LOGITS = [1.0, 3.0, 0.0, 2.0, -1.0]
+
+
+def _sample(**settings) -> int:
+    return int(sample_each(torch.tensor([LOGITS]), **settings))
 
 
 def _softmax(logits: list[float]) -> list[float]:
@@ -481,9 +476,7 @@ def _kept(probabilities: list[float], tokens: set[int]) -> list[float]:
 def test_samples_follow_their_distribution(settings, expected):
     draws = 3000
     generator = torch.Generator().manual_seed(1)
-    counts = Counter(
-        sample(torch.tensor(LOGITS), generator=generator, **settings) for _ in range(draws)
-    )
+    counts = Counter(_sample(generator=generator, **settings) for _ in range(draws))
 
     for token, probability in enumerate(expected):
         deviation = math.sqrt(probability * (1 - probability) / draws)
@@ -491,9 +484,9 @@ def test_samples_follow_their_distribution(settings, expected):
 
 
 def test_a_temperature_of_zero_takes_the_likeliest():
-    assert {sample(torch.tensor(LOGITS), temperature=0) for _ in range(20)} == {1}
+    assert {_sample(temperature=0) for _ in range(20)} == {1}
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-40])
 def test_a_temperature_near_zero_takes_the_likeliest(temperature):
-    assert {sample(torch.tensor(LOGITS), temperature) for _ in range(20)} == {1}
+    assert {_sample(temperature=temperature) for _ in range(20)} == {1}

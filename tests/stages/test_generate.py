@@ -16,6 +16,7 @@ from torch import Tensor
 from conftest import (
     Command,
     Pipeline,
+    architecture,
     arrow_columns,
     build_pipeline,
     encoder_config,
@@ -36,7 +37,8 @@ from smtkit.config import (
 from smtkit.corpus.pictures import shades
 from smtkit.corpus.tokenizers import SymbolTokenizer, load_tokenizer
 from smtkit.networks.loading import load_rnn
-from smtkit.networks.rnn import RecurrentNetwork, sample, sample_each
+from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.networks.sampling import sample_each
 from smtkit.stages import generate, synthesize, tokenize
 from smtkit.stages.generate_images import given_lines
 from smtkit.storage.artifact import Artifact
@@ -100,12 +102,14 @@ def grey(path: Path) -> np.ndarray:
 def small_network(readout: str = "mlp") -> RecurrentNetwork:
     torch.manual_seed(0)
     network = RecurrentNetwork(
-        vocabulary_size=5,
-        slots=2,
-        slot_width=4,
-        cell=CellConfig(kind="mlp", width=16),
-        readout=ReadoutConfig(kind=readout, hidden=16),
-        decoder=DecoderConfig(width=16, layers=1, heads=2),
+        architecture(
+            vocabulary_size=5,
+            slots=2,
+            slot_width=4,
+            cell=CellConfig(kind="mlp", width=16),
+            readout=ReadoutConfig(kind=readout, hidden=16),
+            decoder=DecoderConfig(width=16, layers=1, heads=2),
+        )
     ).double()
     with torch.no_grad():
         network.empty_memory.copy_(torch.randn(2, 4))
@@ -126,7 +130,7 @@ def test_completions_side_by_side_are_those_of_one_sequence_each(readout: str, g
 
 def test_a_step_of_all_sequences_is_one_call() -> None:
     network, calls = small_network(), []
-    network.cell.register_forward_pre_hook(lambda cell, inputs: calls.append(inputs[0].shape))
+    network.transition.register_forward_pre_hook(lambda cell, inputs: calls.append(inputs[0].shape))
     network.complete(torch.zeros(50, 3, dtype=torch.int64), 4)
     assert set(calls) == {(50, 2, 4)}
     assert len(calls) <= 3 + 4
@@ -187,8 +191,10 @@ def test_each_row_of_logits_has_its_own_likeliest(settings: dict[str, Any]) -> N
 
 def test_one_row_is_drawn_as_among_many() -> None:
     for row in LOGITS:
-        assert sample(row, temperature=0) == int(row.argmax())
-    one = [sample(LOGITS[0], generator=torch.Generator().manual_seed(s)) for s in range(20)]
+        assert int(sample_each(row[None], temperature=0)) == int(row.argmax())
+    one = [
+        int(sample_each(LOGITS[:1], generator=torch.Generator().manual_seed(s))) for s in range(20)
+    ]
     many = [
         int(sample_each(LOGITS[:1], generator=torch.Generator().manual_seed(s))) for s in range(20)
     ]
@@ -209,7 +215,7 @@ def test_free_images_lie_in_a_grid(images: Pipeline, tmp_path: Path) -> None:
     assert said == f"{out}: 5 images of 4 x 3"
     grid = grey(out)
     assert grid.shape == (2 * HEIGHT + 2, 3 * WIDTH + 2 * 2)
-    network, _ = load_rnn(Artifact.open(images.rnn))
+    network = load_rnn(Artifact.open(images.rnn))
     generator = torch.Generator().manual_seed(1)
     nothing = torch.zeros(5, 0, dtype=torch.int64)
     drawn = network.complete(nothing, 12, temperature=0.7, generator=generator)
@@ -268,7 +274,7 @@ def test_likeliest_completions_are_those_of_one_sequence_each(
     out = tmp_path / "completions.png"
     settings = {"from_split": "test", "samples": 4, "seed": 0, "temperature": 0}
     written(images, tokens=images.tokens, out=out, **settings)
-    network, _ = load_rnn(Artifact.open(images.rnn))
+    network = load_rnn(Artifact.open(images.rnn))
     for original, _, completion in triples(out, 4):
         prompt = (original[:2] // (255 // WHITE)).ravel().tolist()
         rest = (completion[2:] // (255 // WHITE)).ravel().tolist()
@@ -303,7 +309,7 @@ def test_without_a_seed_each_result_is_another(images: Pipeline) -> None:
 def test_images_are_drawn_in_a_terminal(command: Command, images: Pipeline) -> None:
     result = command("generate", images.rnn, "--samples", 3, "--seed", 1, "--top-k", 2)
     assert result.code == 0
-    network, _ = load_rnn(Artifact.open(images.rnn))
+    network = load_rnn(Artifact.open(images.rnn))
     nothing = torch.zeros(3, 0, dtype=torch.int64)
     generator = torch.Generator().manual_seed(1)
     drawn = network.complete(nothing, 12, top_k=2, generator=generator).numpy()
@@ -357,7 +363,7 @@ def test_answers_are_the_likeliest_of_a_rollout(command: Command, task: Pipeline
     flags = ["--tokens", task.tokens, "--from-split", "test", "--samples", 20]
     result = command("generate", task.rnn, *flags)
     assert result.code == 0
-    network, _ = load_rnn(Artifact.open(task.rnn))
+    network = load_rnn(Artifact.open(task.rnn))
     columns = stored(task.tokens, "test")
     tokenizer = load_tokenizer(Artifact.open(task.rnn))
     assert isinstance(tokenizer, SymbolTokenizer)

@@ -30,7 +30,9 @@ from smtkit.corpus.tasks import TASKS, TaskSettings, generate
 from smtkit.corpus.windows import RowWindows, open_windows
 from smtkit.errors import UsageError
 from smtkit.methods.predictive_state import PredictiveState, TeacherSampler
-from smtkit.networks.loading import build_teacher, load_rnn
+from smtkit.networks.architecture import Architecture
+from smtkit.networks.loading import load_rnn
+from smtkit.networks.teacher import Teacher
 from smtkit.stages import evaluate, synthesize, train_encoder
 from smtkit.stages import generate as generate_stage
 from smtkit.storage.artifact import Artifact
@@ -271,7 +273,7 @@ def test_the_rest_of_a_row_is_asked_from_every_anchor(command: Command, tmp_path
         uniformity_positions=2,
     )
     config = encoder_config(data={"window": None}, objective={"future_length": "rest"})
-    teacher = build_teacher(config, 64, window)
+    teacher = Teacher(Architecture.of_teacher(config, 64, window))
     method = PredictiveState(
         teacher, PredictiveStateConfig(**config.objective.model_dump()), window
     )
@@ -344,7 +346,7 @@ def test_labels_are_the_memories_of_whole_rows(task_pipeline: Pipeline) -> None:
 def test_free_running_on_a_task_is_a_loop_of_steps(
     task_pipeline: Pipeline, results: list[dict[str, Any]]
 ) -> None:
-    network, _ = load_rnn(Artifact.open(task_pipeline.rnn))
+    network = load_rnn(Artifact.open(task_pipeline.rnn))
     columns = stored(Artifact.open(task_pipeline.tokens), "test")
     nll: dict[int, list[float]] = {}
     right: dict[int, list[bool]] = {}

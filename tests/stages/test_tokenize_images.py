@@ -356,8 +356,9 @@ def test_images_are_predicted_pixel_by_pixel(image_pipeline: Pipeline, tmp_path:
         tmp_path / "out",
         encoder=image_pipeline.encoder,
     )
-    network, window = load_rnn(Artifact.open(image_pipeline.rnn))
-    teacher, _ = load_teacher(Artifact.open(image_pipeline.encoder))
+    network = load_rnn(Artifact.open(image_pipeline.rnn))
+    window = network.architecture.window
+    teacher = load_teacher(Artifact.open(image_pipeline.encoder))
     assert window == manifest.statistics["window"] == 12
     rows = [tokens for tokens, _ in rows_of(Artifact.open(image_pipeline.tokens), "test")]
     assert manifest.statistics["windows"] == len(rows) == 16

@@ -65,7 +65,7 @@ def of_encoder(
         _encoded(config, weights, lengths)
         + objective.anchors * decoded * _met(weights, "decoder.")
         + objective.anchors * _attended(decoder.width, decoder.layers, decoded)
-        + objective.dynamics_positions * _met(weights, "cell.")
+        + objective.dynamics_positions * _met(weights, "transition.")
         + read * _met(weights, "readout.")
     )
     return _TRAINING * _OPERATIONS * config.training.batch_size * float(np.mean(a_window))
@@ -84,7 +84,7 @@ def of_rnn(config: TrainRnnConfig, weights: Mapping[str, Tensor], lengths: Lengt
     passes = float(_TRAINING)
     if config.method == "dmt" and config.rollout.kind == "jacobi":
         passes += config.rollout.sweeps - 1
-    a_token = passes * _met(weights, "cell.") + _TRAINING * _met(weights, "readout.")
+    a_token = passes * _met(weights, "transition.") + _TRAINING * _met(weights, "readout.")
     return _OPERATIONS * config.training.batch_size * positions * a_token
 
 
@@ -104,5 +104,5 @@ def _met(weights: Mapping[str, Tensor], prefix: str) -> int:
     return sum(
         tensor.numel()
         for name, tensor in weights.items()
-        if name.startswith(prefix) and tensor.ndim >= 2 and "embedding" not in name
+        if name.startswith(prefix) and tensor.ndim >= 2 and not name.endswith("input.weight")
     )

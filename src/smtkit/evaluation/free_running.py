@@ -61,7 +61,7 @@ class FreeRunning:
     def of_teacher(cls, teacher: Teacher) -> "FreeRunning":
         """Measures the co-trained cell with the dense readout."""
         return cls(
-            lambda tokens, memory: teacher.cell.rollout(memory, tokens),
+            lambda tokens, memory: teacher.transition.rollout(memory, tokens),
             teacher.read,
             teacher.encoder.empty_memory,
         )

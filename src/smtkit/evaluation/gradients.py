@@ -19,7 +19,6 @@ from smtkit import IGNORE
 from smtkit.corpus.windows import Windows
 from smtkit.evaluation.decay import fit_decay
 from smtkit.evaluation.subject import Subject
-from smtkit.networks.loading import build_teacher
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import Teacher
 from smtkit.training.progress import Progress
@@ -79,11 +78,10 @@ def with_initial_weights(subject: Subject) -> tuple[RecurrentNetwork, Teacher | 
     network, teacher = subject.network, subject.teacher
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        fresh = RecurrentNetwork.from_architecture(network.architecture)
+        fresh = RecurrentNetwork(network.architecture)
         fresh_teacher = None
         if teacher is not None:
-            vocabulary_size = network.architecture["vocabulary_size"]
-            fresh_teacher = build_teacher(teacher.config, vocabulary_size, teacher.window)
+            fresh_teacher = Teacher(teacher.network.architecture)
             fresh_teacher.eval().requires_grad_(False).to(subject.device)
     fresh.requires_grad_(False).empty_memory.copy_(network.empty_memory)
     return fresh.eval().to(subject.device), fresh_teacher

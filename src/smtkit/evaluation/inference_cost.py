@@ -42,17 +42,16 @@ Record = dict[str, Any]
 
 def measure(subject: Subject, progress: Progress) -> list[Record]:
     """A record per predictor and number of tokens."""
-    vocabulary_size = subject.network.architecture["vocabulary_size"]
     records = measure_rnn(subject.network, progress)
     if subject.teacher is not None:
-        records += measure_teacher(subject.teacher.network, vocabulary_size, progress)
+        records += measure_teacher(subject.teacher.network, progress)
     return records
 
 
 @torch.inference_mode()
 def measure_rnn(network: RecurrentNetwork, progress: Progress) -> list[Record]:
     """A record per number of tokens, which are read one by one from the empty memory."""
-    vocabulary_size = network.architecture["vocabulary_size"]
+    vocabulary_size = network.architecture.vocabulary_size
     memory, done, started = network.start(1), 0, time.monotonic()
     device, size = memory.device, memory.numel() * memory.element_size()
     records: list[Record] = []
@@ -82,8 +81,9 @@ def measure_rnn(network: RecurrentNetwork, progress: Progress) -> list[Record]:
 
 
 @torch.inference_mode()
-def measure_teacher(teacher: Teacher, vocabulary_size: int, progress: Progress) -> list[Record]:
+def measure_teacher(teacher: Teacher, progress: Progress) -> list[Record]:
     """A record per number of tokens in the context of one pass."""
+    vocabulary_size = teacher.architecture.vocabulary_size
     device = next(teacher.parameters()).device
     records: list[Record] = []
     passes: list[tuple[int, float]] = []  # tokens that the encoder read, seconds

@@ -21,7 +21,6 @@ from smtkit.evaluation.metrics import Scores
 from smtkit.evaluation.ngrams import NgramModel
 from smtkit.evaluation.subject import Subject
 from smtkit.methods.bptt import SequenceBatch, as_sequences
-from smtkit.networks.heads import DecoderReadout
 from smtkit.training.distributed import Ranks
 from smtkit.training.progress import Progress
 
@@ -98,7 +97,7 @@ class Predictors:
         assert self._subject.teacher is not None
         network, teacher = self._subject.network, self._subject.teacher.network
         labels = teacher.encoder(batch.tokens)
-        score_memories(scores[TEACHER_DECODER], DecoderReadout(teacher.decoder), labels, batch)
+        score_memories(scores[TEACHER_DECODER], teacher.decoder.read, labels, batch)
         if teacher.readout is not None:
             score_memories(scores[TEACHER_READOUT], teacher.readout, labels, batch)
         self.samples[TEACHER].add(labels, 0, index, batch.length.numpy())

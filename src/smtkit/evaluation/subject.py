@@ -15,20 +15,23 @@ _MEMORY_BYTES = 2**27  # of the teacher's memories that are held at once
 
 @dataclass(frozen=True)
 class TrainedTeacher:
-    """A teacher, the config of its training, and the window it was trained on."""
+    """A teacher and the config of its training."""
 
     network: Teacher
     config: TrainEncoderConfig
-    window: int
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An RNN, the window T that it was trained on, and its teacher."""
+    """An RNN and its teacher."""
 
     network: RecurrentNetwork
-    window: int
     teacher: TrainedTeacher | None
+
+    @property
+    def window(self) -> int:
+        """T: tokens per sequence in the training of the RNN."""
+        return self.network.architecture.window
 
     @property
     def device(self) -> torch.device:
@@ -47,10 +50,8 @@ class Subject:
 
 def load_subject(rnn: Artifact, encoder: Artifact | None, device: torch.device) -> Subject:
     """The networks of an `rnn` and an `encoder` artifact, on `device`, for inference."""
-    network, window = load_rnn(rnn)
     teacher = None
     if encoder is not None:
-        found, trained_on = load_teacher(encoder)
         config = TrainEncoderConfig(**encoder.manifest.config)
-        teacher = TrainedTeacher(found.to(device), config, trained_on)
-    return Subject(network.to(device), window, teacher)
+        teacher = TrainedTeacher(load_teacher(encoder).to(device), config)
+    return Subject(load_rnn(rnn).to(device), teacher)

@@ -237,7 +237,7 @@ class PredictiveState:
             batch.uniformity_positions,
         )
         tokens = select(batch.tokens, positions).flatten()
-        predicted = self.network.cell(before.flatten(0, 1), tokens)  # (B P, K, D)
+        predicted = self.network.step(before.flatten(0, 1), tokens)  # (B P, K, D)
         sums = {
             "decoding": self._decoding(anchored.flatten(0, 1), batch),
             "dynamics": losses.dynamics(predicted, after.flatten(0, 1)),

@@ -1,17 +1,22 @@
-"""The future decoder: from a memory and the tokens after it to logits of their targets."""
+"""The future decoder: logits of the next targets from a memory and the tokens after it.
+
+N: memories, F: future tokens, K: slots, D: slot width, C: width, V: vocabulary.
+"""
 
 import torch
 from torch import Tensor, nn
 
 from smtkit.config import DecoderConfig
+from smtkit.networks.heads import TokenHead
+from smtkit.networks.inputs import TokenEmbedding, no_tokens
 from smtkit.networks.transformer import Transformer
 
 
 class FutureDecoder(nn.Module):
-    """A causal transformer over K slots, then the future tokens.
+    """A causal transformer over the K slots of a memory, then F future tokens.
 
-    `decoder(memory (N, K, D), future (N, F))` gives logits (N, F + 1, V): the first, said at the
-    last slot, of the target at the memory's own position; each next one after one more token.
+    `decoder(memory (N, K, D), future (N, F))` returns logits (N, F + 1, V). The first, at the last
+    slot, predict the target at the memory's own position; logits i, the target i tokens later.
     """
 
     def __init__(
@@ -19,16 +24,27 @@ class FutureDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.slots = slots
-        self.embedding = nn.Embedding(vocabulary_size, config.width)
-        self.input = nn.Linear(slot_width, config.width)
+        self.input = TokenEmbedding(vocabulary_size, config.width)
+        self.from_memory = nn.Linear(slot_width, config.width)
         self.transformer = Transformer(config.width, config.layers, config.heads, causal=True)
-        self.output = nn.Linear(config.width, vocabulary_size)
+        self.output = TokenHead(config.width, vocabulary_size)
 
     def forward(self, memory: Tensor, future: Tensor) -> Tensor:
-        symbols = torch.cat((self.input(memory), self.embedding(future)), dim=1)
-        return self.output(self.transformer(symbols)[:, self.slots - 1 :])
+        inputs = torch.cat((self.from_memory(memory), self.input(future)), dim=1)
+        hidden = self.transformer(inputs)  # (N, K + F, C)
+        return self.output(hidden[:, self.slots - 1 :])
+
+    def read(self, memory: Tensor) -> Tensor:
+        """Logits of the target at the memory's own position: (N, K, D) -> (N, V)."""
+        return self(memory, no_tokens(len(memory), memory.device))[:, 0]
 
 
-def empty_future(memory: Tensor) -> Tensor:
-    """(N, 0) tokens."""
-    return torch.empty(len(memory), 0, dtype=torch.int64, device=memory.device)
+class DecoderReadout(nn.Module):
+    """The readout that is a decoder with an empty future: memory (N, K, D) -> logits (N, V)."""
+
+    def __init__(self, decoder: FutureDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, memory: Tensor) -> Tensor:
+        return self.decoder.read(memory)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from smtkit.config import EncoderConfig
 from smtkit.networks.cells import normalize_slots
-from smtkit.networks.transformer import GatedMlp, RmsNorm, Transformer, rotary, rotate
+from smtkit.networks.inputs import TokenEmbedding, no_tokens
+from smtkit.networks.transformer import NORM_EPS, GatedMlp, Transformer, rotary, rotate
 
 _TOKENS_AT_ONCE = 2**16
 _TOKENS_AT_ONCE_ON_CPU = 2**12  # more would leave its cache
@@ -57,7 +58,7 @@ class MemoryEncoder(nn.Module, ABC):
     def empty_memory(self) -> Tensor:
         """(K, D): the memory of having read nothing."""
         device = next(self.parameters()).device
-        return self(torch.empty(1, 0, dtype=torch.int64, device=device))[0, 0]
+        return self(no_tokens(1, device))[0, 0]
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles the parts: whichever method calls them, and no loop over passes."""
@@ -74,8 +75,8 @@ class CausalEncoder(MemoryEncoder):
     def __init__(self, config: EncoderConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.slots, self.slot_width = config.slots, config.slot_width
-        self.beginning = nn.Parameter(torch.randn(config.width))
-        self.embedding = nn.Embedding(vocabulary_size, config.width)
+        self.bos = nn.Parameter(torch.randn(config.width))
+        self.input = TokenEmbedding(vocabulary_size, config.width)
         self.trunk = _trunk(config, causal=True)
         self.registers: RegisterQueries | None
         if config.memory == "registers":
@@ -86,8 +87,8 @@ class CausalEncoder(MemoryEncoder):
             self.projection = nn.Linear(config.width, config.slots * config.slot_width)
 
     def encode(self, tokens: Tensor) -> Tensor:
-        beginning = self.beginning.expand(len(tokens), 1, -1)
-        said = self.trunk(torch.cat((beginning, self.embedding(tokens)), dim=1))  # (B, T + 1, C)
+        bos = self.bos.expand(len(tokens), 1, -1)
+        said = self.trunk(torch.cat((bos, self.input(tokens)), dim=1))  # (B, T + 1, C)
         if self.registers is not None:
             said = self.registers(said)  # (B, T + 1, K, C)
         memory = self.projection(said).reshape(*said.shape[:2], self.slots, self.slot_width)
@@ -100,7 +101,7 @@ class CausalEncoder(MemoryEncoder):
         streams = self.slots if self.registers is not None else 1
         return _pass_cost(
             tokens,
-            width=len(self.beginning),
+            width=len(self.bos),
             symbols=tokens + 1,
             streams=streams,
             outputs=self.slots * self.slot_width * (tokens + 1),
@@ -118,9 +119,9 @@ class RegisterQueries(nn.Module):
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
-        self.mlp_norm = RmsNorm(width)
+        self.mlp_norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.mlp = GatedMlp(width)
-        self.norm = RmsNorm(width)
+        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
 
     def forward(self, inputs: Tensor) -> Tensor:
         stream = inputs[:, :, None] + self.registers  # (B, L, K, C)
@@ -155,7 +156,7 @@ class BidirectionalEncoder(MemoryEncoder):
         self.slots, self.slot_width = config.slots, config.slot_width
         self.context_length = context_length
         self.registers = nn.Parameter(torch.randn(config.slots, config.width))
-        self.embedding = nn.Embedding(vocabulary_size, config.width)
+        self.input = TokenEmbedding(vocabulary_size, config.width)
         self.trunk = _trunk(config, causal=False)
         self.projection = nn.Linear(config.width, config.slot_width)
 
@@ -203,7 +204,7 @@ class BidirectionalEncoder(MemoryEncoder):
         position. Contexts end where the registers begin; what a short one lacks is masked."""
         length = min(self.context_length, tokens.shape[1])
         places = positions[:, None] + torch.arange(-length, 0, device=tokens.device)  # (N, L)
-        context = self.embedding(tokens[rows[:, None], places.clamp(min=0)])
+        context = self.input(tokens[rows[:, None], places.clamp(min=0)])
         registers = self.registers.expand(len(rows), -1, -1)
         mask = F.pad(places >= 0, (0, self.slots), value=True)
         said = self.trunk(torch.cat((context, registers), dim=1), mask)

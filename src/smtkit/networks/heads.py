@@ -1,12 +1,20 @@
-"""Output heads: from a memory to logits of the next target."""
+"""Output heads: logits of the next target from features or from a memory.
+
+N: memories, C: width of the features, K: slots, D: slot width, V: vocabulary.
+"""
 
 from torch import Tensor, nn
 
-from smtkit.networks.decoder import FutureDecoder, empty_future
+
+class TokenHead(nn.Linear):
+    """Logits of the next token: features (..., C) -> logits (..., V)."""
+
+    def __init__(self, width: int, vocabulary_size: int) -> None:
+        super().__init__(width, vocabulary_size)
 
 
 class MlpReadout(nn.Module):
-    """Logits of the next target from a memory: a linear map, or an MLP with one hidden layer."""
+    """A linear map of the whole memory, or an MLP with one hidden layer: (N, K, D) -> (N, V)."""
 
     def __init__(
         self, vocabulary_size: int, slots: int, slot_width: int, hidden: int | None
@@ -14,23 +22,12 @@ class MlpReadout(nn.Module):
         super().__init__()
         size = slots * slot_width
         self.layers = (
-            nn.Linear(size, vocabulary_size)
+            TokenHead(size, vocabulary_size)
             if hidden is None
             else nn.Sequential(
-                nn.Linear(size, hidden), nn.GELU(), nn.Linear(hidden, vocabulary_size)
+                nn.Linear(size, hidden), nn.GELU(), TokenHead(hidden, vocabulary_size)
             )
         )
 
     def forward(self, memory: Tensor) -> Tensor:
         return self.layers(memory.flatten(1))
-
-
-class DecoderReadout(nn.Module):
-    """The decoder with an empty future: memory (N, K, D) -> logits (N, V)."""
-
-    def __init__(self, decoder: FutureDecoder) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, memory: Tensor) -> Tensor:
-        return self.decoder(memory, empty_future(memory))[:, 0]

@@ -1,45 +1,68 @@
 """The teacher: an encoder that makes memories, a decoder that predicts the future from them.
 
-B: sequences, T: window, K: slots, D: slot width, F: future tokens, V: vocabulary.
+N: memories, K: slots, D: slot width, V: vocabulary.
 """
 
+import torch
 from torch import Tensor, nn
 
-from smtkit.config import CellConfig, DecoderConfig, EncoderConfig, ReadoutConfig
-from smtkit.networks.cells import build_cell
-from smtkit.networks.decoder import FutureDecoder, empty_future
+from smtkit.errors import UsageError
+from smtkit.networks.architecture import Architecture, Network
+from smtkit.networks.decoder import FutureDecoder
 from smtkit.networks.encoders import build_encoder
 from smtkit.networks.heads import MlpReadout
+from smtkit.networks.transition import Transition
 
 
-class Teacher(nn.Module):
-    """Encoder, decoder, dense readout, and the cell that is trained along with them.
+class Teacher(Network):
+    """Encoder, future decoder, co-trained transition and dense readout."""
 
-    `window`: the encoder's context length, where it has one and its config sets none.
-    """
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__(architecture)
+        encoder, shape = architecture.encoder, architecture.shape
+        if encoder is None:
+            raise UsageError("`encoder`: none in the architecture, a teacher has one")
+        self.encoder = build_encoder(encoder, architecture.vocabulary_size, architecture.window)
+        self.decoder = FutureDecoder(architecture.decoder, *shape)
+        self.transition = Transition(architecture.cell, *shape)
+        self.readout = _dense_readout(architecture)
 
-    def __init__(
-        self,
-        vocabulary_size: int,
-        window: int,
-        encoder: EncoderConfig,
-        decoder: DecoderConfig,
-        cell: CellConfig,
-        readout: ReadoutConfig,
-    ) -> None:
-        super().__init__()
-        memory_shape = (encoder.slots, encoder.slot_width)
-        self.encoder = build_encoder(encoder, vocabulary_size, window)
-        self.decoder = FutureDecoder(decoder, vocabulary_size, *memory_shape)
-        self.cell = build_cell(cell, vocabulary_size, *memory_shape)
-        self.readout = (
-            MlpReadout(vocabulary_size, *memory_shape, readout.hidden)
-            if readout.kind == "mlp"
-            else None
-        )
+    def step(self, memory: Tensor, tokens: Tensor) -> Tensor:
+        """One step of the co-trained transition: (N, K, D), (N,) -> (N, K, D)."""
+        return self.transition(memory, tokens)
 
     def read(self, memory: Tensor) -> Tensor:
-        """Dense readout, (N, K, D) -> (N, V); where there is none, the decoder's first logits."""
-        if self.readout is not None:
-            return self.readout(memory)
-        return self.decoder(memory, empty_future(memory))[:, 0]
+        """Logits of the dense readout or, without one, of the decoder: (N, K, D) -> (N, V)."""
+        return self.decoder.read(memory) if self.readout is None else self.readout(memory)
+
+
+class LabelTeacher(Network):
+    """The parts of a teacher that are stored with its labels: the empty memory (K, D), and all
+    networks but the encoder."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__(architecture)
+        shape = architecture.shape
+        self.empty_memory = nn.Parameter(torch.zeros(shape[1:]))
+        self.decoder = FutureDecoder(architecture.decoder, *shape)
+        self.transition = Transition(architecture.cell, *shape)
+        self.readout = _dense_readout(architecture)
+
+    @classmethod
+    def of(cls, teacher: Teacher) -> "LabelTeacher":
+        """Copies the parts of `teacher`."""
+        parts = cls(teacher.architecture)
+        copied = {
+            name: tensor
+            for name, tensor in teacher.state_dict().items()
+            if not name.startswith("encoder.")
+        }
+        parts.load_state_dict({**copied, "empty_memory": teacher.encoder.empty_memory()})
+        return parts
+
+
+def _dense_readout(architecture: Architecture) -> MlpReadout | None:
+    """None where the decoder with an empty future is the readout."""
+    if architecture.readout.kind == "decoder":
+        return None
+    return MlpReadout(*architecture.shape, architecture.readout.hidden)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+NORM_EPS = 1e-6
 _ROPE_BASE = 10_000.0
 
 
@@ -32,7 +33,7 @@ class Transformer(nn.Module):
         for block in blocks:
             block.start_small(layers)
         self.blocks = nn.ModuleList(blocks)
-        self.norm = RmsNorm(width)
+        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         rotation = rotary(inputs.shape[1], self.head_width, inputs.device, inputs.dtype)
@@ -47,9 +48,9 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, *, causal: bool, convolution: int) -> None:
         super().__init__()
         self.convolution = CausalConvolution(width, convolution) if convolution else None
-        self.attention_norm = RmsNorm(width)
+        self.attention_norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.attention = Attention(width, heads, causal=causal)
-        self.mlp_norm = RmsNorm(width)
+        self.mlp_norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.mlp = GatedMlp(width)
 
     def forward(
@@ -132,17 +133,6 @@ class CausalConvolution(nn.Module):
         for tap in range(1, kernel):
             mixed = torch.addcmul(mixed, padded[:, tap : tap + length], self.weight[tap])
         return mixed
-
-
-class RmsNorm(nn.Module):
-    """Root-mean-square normalisation of the last axis, with a learned gain."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(width))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return F.rms_norm(inputs, self.gain.shape, self.gain, eps=1e-6)
 
 
 def rotary(

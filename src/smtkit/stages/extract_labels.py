@@ -22,17 +22,17 @@ from smtkit.corpus.windows import Windows, open_windows
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.labels.writer import LabelShape, write_labels
 from smtkit.networks.loading import load_teacher
+from smtkit.networks.teacher import LabelTeacher
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.manifest import Manifest
 from smtkit.storage.run import Run
 from smtkit.storage.shards import map_shard
-from smtkit.storage.tensors import MODEL, load_tensors, save_tensors
+from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
 from smtkit.training.interrupts import stop_signals, stopped
 from smtkit.training.progress import Progress, Silent
 
 LABEL_SPLITS = ("train", "validation")
-_NOT_NEEDED = "encoder."
 _NAMED = 8  # missing shards, in an error
 
 
@@ -76,7 +76,8 @@ def run(
             artifact.keep()  # what another rank has written, the first does not know
         extraction.write(own, progress or Silent())
         if ranks.is_first:
-            _save_what_rnns_need(artifact, teacher, extraction.empty_memory())
+            LabelTeacher.of(extraction.teacher).save(artifact.directory / MODEL)
+            artifact.add(MODEL)
             load_tokenizer(source).save(artifact)
         return artifact.commit({"windows": extraction.windows(), **vars(extraction.shape)})
 
@@ -147,9 +148,10 @@ class _Extraction:
         device: torch.device,
         artifact: Run,
     ) -> None:
-        teacher, window = load_teacher(encoder)
+        self.teacher = load_teacher(encoder).to(device)
+        window = self.teacher.architecture.window
         self._config = config
-        self._encoder = teacher.encoder.to(device)
+        self._encoder = self.teacher.encoder
         self._device = device
         self._artifact = artifact
         self._windows = {
@@ -190,10 +192,6 @@ class _Extraction:
                 f"missing: {', '.join(missing[:_NAMED])}{more}",
                 "run the parts that did not end with exit code 0 again",
             )
-
-    @torch.inference_mode()
-    def empty_memory(self) -> torch.Tensor:
-        return self._encoder.empty_memory().cpu()
 
     def _cut(self, split: str) -> list[_Shard]:
         starts = self._chosen(split)
@@ -244,12 +242,3 @@ class _Extraction:
             tokens = torch.from_numpy(windows.tokens[chosen, :longest]).to(self._device)
             memory[chosen, : longest + 1] = self._encoder(tokens).float().cpu().numpy()
         return memory
-
-
-def _save_what_rnns_need(artifact: Run, encoder: Artifact, empty_memory: torch.Tensor) -> None:
-    """Decoder, readout, co-trained cell and empty memory: `train-rnn` takes the labels alone."""
-    tensors, header = load_tensors(encoder.file(MODEL))
-    kept = {name: t for name, t in tensors.items() if not name.startswith(_NOT_NEEDED)}
-    kept["empty_memory"] = empty_memory
-    save_tensors(artifact.directory / MODEL, kept, header)
-    artifact.add(MODEL)

@@ -20,7 +20,8 @@ from smtkit.corpus.tokenizers import (
 from smtkit.corpus.windows import Windows, open_windows
 from smtkit.errors import UsageError
 from smtkit.networks.loading import load_rnn
-from smtkit.networks.rnn import RecurrentNetwork, Sampling
+from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.networks.sampling import Sampling
 from smtkit.stages.generate_answers import answered_rows
 from smtkit.stages.generate_images import check_place, generated_images
 from smtkit.storage.artifact import Artifact
@@ -65,7 +66,7 @@ def run(
     rows = None
     if tokens is not None:
         rows = _rows(config, trained, Artifact.open(tokens, "tokens"), generator.initial_seed())
-    network = load_rnn(trained)[0].to(choose_device(config.device))
+    network = load_rnn(trained).to(choose_device(config.device))
     temperature = 0.0 if kind == "answers" else 1.0
     sampling = Sampling(
         temperature=temperature if config.temperature is None else config.temperature,

@@ -8,7 +8,8 @@ import torch
 from smtkit import IGNORE
 from smtkit.corpus.tokenizers import SymbolTokenizer, Tokenizer
 from smtkit.corpus.windows import Windows
-from smtkit.networks.rnn import RecurrentNetwork, Sampling
+from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.networks.sampling import Sampling
 
 
 def answered_rows(

@@ -16,7 +16,8 @@ from smtkit.corpus.pictures import BETWEEN, shades, write_grid
 from smtkit.corpus.tokenizers import PixelTokenizer
 from smtkit.corpus.windows import Windows
 from smtkit.errors import UsageError
-from smtkit.networks.rnn import RecurrentNetwork, Sampling
+from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.networks.sampling import Sampling
 from smtkit.storage.files import publish
 
 _DOT = "\N{MIDDLE DOT} "

@@ -17,10 +17,11 @@ from smtkit.errors import UsageError
 from smtkit.evaluation.free_running import FreeRunning
 from smtkit.methods.bptt import SequenceSampler
 from smtkit.methods.predictive_state import PredictiveState, TeacherSampler
-from smtkit.networks.loading import build_teacher
+from smtkit.networks.architecture import Architecture
+from smtkit.networks.teacher import Teacher
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.manifest import METRICS, Manifest
-from smtkit.storage.tensors import MODEL, save_tensors
+from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import Ranks, SharedRun, join
 from smtkit.training.loop import Trainer
 from smtkit.training.progress import Progress, Silent
@@ -61,11 +62,13 @@ def run(
             return artifact.finished
         windows = _windows(config, source, "train")
         torch.manual_seed(config.seed)
-        teacher = build_teacher(config, tokenizer.vocabulary_size, windows.window)
+        teacher = Teacher(
+            Architecture.of_teacher(config, tokenizer.vocabulary_size, windows.window)
+        )
         method = PredictiveState(teacher, config.objective, _unigram(config, windows))
         trainer = Trainer(
             method,
-            _source(config, windows),
+            _source(config, windows, teacher),
             _validations(config, source, method),
             config.training,
             artifact.directory,
@@ -77,12 +80,7 @@ def run(
         validated = trainer.run()
         if ranks.is_first:
             tokenizer.save(artifact)
-            header = {
-                "vocabulary_size": tokenizer.vocabulary_size,
-                "window": windows.window,
-                **config.model_dump(include={"encoder", "decoder", "cell", "readout"}),
-            }
-            save_tensors(artifact.directory / MODEL, teacher.state_dict(), header)
+            teacher.save(artifact.directory / MODEL)
             for name in (MODEL, METRICS):
                 artifact.add(name)
         return artifact.commit({**trainer.statistics(), "validation": validated})
@@ -98,7 +96,11 @@ def _windows(config: TrainEncoderConfig, tokens: Artifact, split: str) -> Window
 
 
 def _source(
-    config: TrainEncoderConfig, windows: WindowReader, *, by_length: bool = True
+    config: TrainEncoderConfig,
+    windows: WindowReader,
+    teacher: Teacher,
+    *,
+    by_length: bool = True,
 ) -> TeacherSampler:
     return TeacherSampler(
         windows,
@@ -108,7 +110,7 @@ def _source(
         dynamics_positions=config.objective.dynamics_positions,
         uniformity_positions=config.objective.uniformity_positions,
         aligned=_aligned(config.objective),
-        dense_positions=_dense_positions(config),
+        dense_positions=_dense_positions(config.objective, teacher),
         rest=config.objective.future_length == "rest",
         by_length=by_length,
     )
@@ -127,11 +129,11 @@ def _aligned(objective: PredictiveStateConfig) -> int:
     return objective.uniformity_group if objective.uniformity_pairs == "aligned" else 1
 
 
-def _dense_positions(config: TrainEncoderConfig) -> int | None:
-    objective = config.objective
+def _dense_positions(objective: PredictiveStateConfig, teacher: Teacher) -> int | None:
+    """Positions per window of the dense loss; None: all."""
     if not objective.dense_weight:
         return 0
-    if config.encoder.kind == "causal":
+    if teacher.encoder.parallel:
         return objective.dense_positions
     return objective.dense_positions or objective.anchors
 
@@ -158,6 +160,6 @@ def _validations(
         alone, batch_size=config.training.batch_size, seed=config.seed, by_length=False
     )
     return [
-        Validation(method, _source(config, windows, by_length=False), batches),
+        Validation(method, _source(config, windows, method.network, by_length=False), batches),
         Validation(FreeRunning.of_teacher(method.network), sequences, batches),
     ]

@@ -17,20 +17,14 @@ from smtkit.methods.bptt import BackpropagationThroughTime, SequenceBatch, Seque
 from smtkit.methods.dmt import DaggerMemoryTraining, RolloutSampler
 from smtkit.methods.smt import SupervisedMemoryTraining, TransitionSampler
 from smtkit.methods.transitions import LabelSequenceSampler
-from smtkit.networks.loading import (
-    TeacherWeights,
-    decoder_of,
-    describing,
-    network_for_labels,
-    network_of,
-    network_of_its_own,
-    teacher_weights,
-    with_empty_memory,
-)
+from smtkit.networks.architecture import Architecture
+from smtkit.networks.decoder import DecoderReadout
+from smtkit.networks.loading import load_label_teacher, load_rnn
 from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.networks.teacher import LabelTeacher
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.manifest import METRICS, Manifest
-from smtkit.storage.tensors import MODEL, save_tensors
+from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
 from smtkit.training.loop import Trainer
 from smtkit.training.prefetch import Prefetch
@@ -38,6 +32,8 @@ from smtkit.training.progress import Progress, Silent
 from smtkit.training.protocols import Method, Sampler, Validation
 
 _SPLITS = ("train", "validation")
+_PARTS = ("memory", "cell", "readout", "decoder")
+"""Sections of the config that describe the network."""
 
 
 def run(
@@ -50,17 +46,18 @@ def run(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Trains an RNN on the artifact `source`: labels, or, with `bptt`, tokens; from the `rnn`
-    artifact `init`, or from random weights.
+    """Trains an RNN on the artifact `source`: labels, or tokens with method `bptt`.
 
-    Under torchrun, the ranks train it together. Raises ArtifactError (a wrong kind, a damaged row,
-    an RNN of another teacher or tokenizer), UsageError, NonFiniteLossError, InterruptedRunError.
+    The weights start from the `rnn` artifact `init`, or from random numbers. Under torchrun, the
+    ranks train it together.
+
+    Raises ArtifactError (wrong kind, damaged row, `init` of another teacher or tokenizer),
+    UsageError, NonFiniteLossError, InterruptedRunError.
     """
     ranks = join(config.device)
-    device = ranks.device
-    read = Artifact.open(source, "tokens" if config.method == "bptt" else "labels")
-    begun = _checked_init(config, read, init)
-    parents = [artifact for artifact in (read, begun) if artifact]
+    data = Artifact.open(source, "tokens" if config.method == "bptt" else "labels")
+    initial = _open_initial(config, data, init)
+    parents = [artifact for artifact in (data, initial) if artifact]
     with SharedRun(
         ranks,
         out,
@@ -74,31 +71,56 @@ def run(
         if artifact.finished:
             return artifact.finished
         torch.manual_seed(config.seed)
-        if config.method == "bptt":
-            course = _from_tokens(config, read, begun)
-        else:
-            course = _from_labels(config, read, begun, device)
-        with Prefetch(course.train, _readers(config, device)) as train:
+        prepare = _prepare_bptt if config.method == "bptt" else _prepare_labels
+        training = prepare(config, data, initial, ranks.device)
+        with Prefetch(training.train, _readers(config, ranks.device)) as train:
             trainer = Trainer(
-                course.method,
+                training.method,
                 train,
-                course.validations,
+                training.validations,
                 config.training,
                 artifact.directory,
-                device,
+                ranks.device,
                 progress or Silent(),
                 artifact.keep,
                 ranks,
             )
             validated = trainer.run()
         if ranks.is_first:
-            load_tokenizer(read).save(artifact)
-            header = {**course.network.architecture, "window": course.window}
-            save_tensors(artifact.directory / MODEL, course.network.state_dict(), header)
+            load_tokenizer(data).save(artifact)
+            training.network.save(artifact.directory / MODEL)
             for name in (MODEL, METRICS):
                 artifact.add(name)
+        # Labels or `init` may have determined parts of the network.
+        parts = {part: getattr(training.network.architecture, part) for part in _PARTS}
         statistics = {**trainer.statistics(), "validation": validated}
-        return artifact.commit(statistics, describing(config, course.network))
+        return artifact.commit(statistics, config.model_copy(update=parts))
+
+
+def _open_initial(
+    config: TrainRnnConfig, data: Artifact, init: str | os.PathLike[str] | None
+) -> Artifact | None:
+    """The artifact of the RNN to start from.
+
+    Raises ArtifactError if it has another tokenizer or, for training on labels, another teacher:
+    its memories would mean something else.
+    """
+    if init is None:
+        return None
+    if config.init_from_labels:
+        raise UsageError("`init` and `init_from_labels`: found both, allowed: one of them")
+    initial = Artifact.open(init, "rnn")
+    check_tokenizers(initial, data)
+    if config.method != "bptt":
+        teachers = [artifact.manifest.ancestor("encoder") for artifact in (data, initial)]
+        digests = [teacher.digest[:8] if teacher else "none" for teacher in teachers]
+        if digests[0] != digests[1]:
+            raise ArtifactError(
+                f"{initial.directory}: it learned from encoder {digests[1]}, the labels of "
+                f"{data.directory} are of encoder {digests[0]}",
+                "start from an RNN that was trained on labels of the same encoder",
+            )
+    return initial
 
 
 def _readers(config: TrainRnnConfig, device: torch.device) -> int:
@@ -108,81 +130,76 @@ def _readers(config: TrainRnnConfig, device: torch.device) -> int:
 
 
 @dataclass(frozen=True)
-class _Course:
-    """A method, and what it learns from."""
+class _Training:
+    """A method with its network, and the batches for training and validation."""
 
     method: Method[Any]
     network: RecurrentNetwork
     train: Sampler[Any]
     validations: Sequence[Validation[Any]]
-    window: int
 
 
-def _from_tokens(config: TrainRnnConfig, tokens: Artifact, begun: Artifact | None) -> _Course:
+def _prepare_bptt(
+    config: TrainRnnConfig, tokens: Artifact, initial: Artifact | None, _: torch.device
+) -> _Training:
     windows = [open_windows(tokens, split, config.data.window) for split in _SPLITS]
-    vocabulary_size = load_tokenizer(tokens).vocabulary_size
-    network = network_of(config, begun) if begun else network_of_its_own(config, vocabulary_size)
+    window = windows[0].window
+    if initial is not None:
+        network = _load_initial(config, initial, window)
+    else:
+        vocabulary_size = load_tokenizer(tokens).vocabulary_size
+        network = RecurrentNetwork(Architecture.of_rnn(config, vocabulary_size, window))
     size, seed = config.training.batch_size, config.seed
     train = SequenceSampler(windows[0], batch_size=size, seed=seed)
     validation = SequenceSampler(windows[1], batch_size=size, seed=seed, by_length=False)
     method = BackpropagationThroughTime(network, config.bptt_window)
     batches = config.training.validation_batches(windows[1].per_epoch)
     validations = _validations(method, validation, network, validation, batches)
-    return _Course(method, network, train, validations, windows[0].window)
+    return _Training(method, network, train, validations)
 
 
-def _from_labels(
-    config: TrainRnnConfig, labels: Artifact, begun: Artifact | None, device: torch.device
-) -> _Course:
+def _prepare_labels(
+    config: TrainRnnConfig, labels: Artifact, initial: Artifact | None, device: torch.device
+) -> _Training:
     pinned = device.type == "cuda"
     shards = [LabelShards(labels.files(f"{split}-"), pinned=pinned) for split in _SPLITS]
-    shape = shards[0].shape
-    teacher = teacher_weights(labels)
-    network = _network(config, teacher, begun)
-    decoder = decoder_of(teacher).to(device) if config.objective.kl_weight else None
+    teacher = load_label_teacher(labels)
+    network = _network_for_labels(config, teacher, initial, shards[0].shape.window)
+    decoder = teacher.decoder.to(device) if config.objective.kl_weight else None
     method: Method[Any]
     if config.method == "smt":
         method = SupervisedMemoryTraining(network, config.objective, decoder)
     else:
         method = DaggerMemoryTraining(network, config.objective, config.rollout, decoder)
-    train, validation = _label_sources(config, *shards)
+    train, validation = _label_samplers(config, *shards)
     batches = config.training.validation_batches(len(shards[1]))
     sequences = LabelSequenceSampler(
         shards[1], batch_size=config.training.batch_size, seed=config.seed, by_length=False
     )
     validations = _validations(method, validation, network, sequences, batches)
-    return _Course(method, network, train, validations, shape.window)
+    return _Training(method, network, train, validations)
 
 
 def _validations(
     method: Method[Any],
-    source: Sampler[Any],
+    sampler: Sampler[Any],
     network: RecurrentNetwork,
     sequences: Sampler[SequenceBatch],
     batches: int,
 ) -> list[Validation[Any]]:
-    """By the method's own objective, and of the RNN on its own."""
+    """The method's own objective, and the RNN free-running."""
     return [
-        Validation(method, source, batches),
+        Validation(method, sampler, batches),
         Validation(FreeRunning.of_network(network), sequences, batches),
     ]
 
 
-def _network(
-    config: TrainRnnConfig, teacher: TeacherWeights, begun: Artifact | None
-) -> RecurrentNetwork:
-    if begun is None:
-        return network_for_labels(config, teacher)
-    # What bptt has made of the empty memory is not where the labels begin.
-    return with_empty_memory(network_of(config, begun), teacher.tensors["empty_memory"])
-
-
-def _label_sources(
+def _label_samplers(
     config: TrainRnnConfig, train: LabelShards, validation: LabelShards
 ) -> tuple[Sampler[Any], Sampler[Any]]:
     objective, size, seed = config.objective, config.training.batch_size, config.seed
 
-    def source(labels: LabelShards, rollout: RolloutConfig, *, by_length: bool) -> Sampler[Any]:
+    def sampler(labels: LabelShards, rollout: RolloutConfig, *, by_length: bool) -> Sampler[Any]:
         if config.method == "smt":
             return TransitionSampler(
                 labels,
@@ -196,32 +213,63 @@ def _label_sources(
             labels, objective, rollout, batch_size=size, seed=seed, by_length=by_length
         )
 
-    # At the depth that the ramp leads to, so that records of validation can be compared.
-    settled = config.rollout.model_copy(update={"depth_ramp": 0})
+    # Validate at the final depth of the ramp, so that records of one run can be compared.
+    final = config.rollout.model_copy(update={"depth_ramp": 0})
     return (
-        source(train, config.rollout, by_length=True),
-        source(validation, settled, by_length=False),
+        sampler(train, config.rollout, by_length=True),
+        sampler(validation, final, by_length=False),
     )
 
 
-def _checked_init(
-    config: TrainRnnConfig, read: Artifact, init: str | os.PathLike[str] | None
-) -> Artifact | None:
-    """The RNN to start from. Raises where it has another tokenizer, or, for training on labels,
-    another teacher: its memories would mean something else."""
-    if init is None:
-        return None
-    if config.init_from_labels:
-        raise UsageError("--init and --init-from-labels: found both, allowed: one of them")
-    begun = Artifact.open(init, "rnn")
-    check_tokenizers(begun, read)
-    if config.method != "bptt":
-        teachers = [artifact.manifest.ancestor("encoder") for artifact in (read, begun)]
-        digests = [teacher.digest[:8] if teacher else "none" for teacher in teachers]
-        if digests[0] != digests[1]:
-            raise ArtifactError(
-                f"{begun.directory}: it learned from encoder {digests[1]}, the labels of "
-                f"{read.directory} are of encoder {digests[0]}",
-                "start from an RNN that was trained on labels of the same encoder",
-            )
-    return begun
+def _load_initial(config: TrainRnnConfig, initial: Artifact, window: int) -> RecurrentNetwork:
+    """The network of `initial`, to be trained on windows of `window` tokens."""
+    network = load_rnn(initial)
+    _check_parts(config, network.architecture, _PARTS, f"`init` {initial.directory} has a")
+    network.architecture = network.architecture.model_copy(update={"window": window})
+    return network.train().requires_grad_(True)
+
+
+def _network_for_labels(
+    config: TrainRnnConfig, teacher: LabelTeacher, initial: Artifact | None, window: int
+) -> RecurrentNetwork:
+    """The network of `initial`; or that of the config, with the co-trained weights for
+    `init_from_labels`. It starts from the empty memory of the labels, which is not trained."""
+    if initial is not None:
+        network = _load_initial(config, initial, window)
+    else:
+        network = _new_network(config, teacher, window)
+    network.fix_empty_memory(teacher.empty_memory)
+    return network
+
+
+def _new_network(config: TrainRnnConfig, teacher: LabelTeacher, window: int) -> RecurrentNetwork:
+    """A network of the labels' memory and decoder, with the weights that the labels determine."""
+    cotrained, found = config.init_from_labels, teacher.architecture
+    _check_parts(config, found, ("memory", "decoder"), "the labels are of a")
+    if cotrained:
+        why = "`init_from_labels` starts from the co-trained"
+        _check_parts(config, found, ("cell", "readout"), why)
+    else:
+        found = found.model_copy(update={"cell": config.cell, "readout": config.readout})
+    network = RecurrentNetwork(found.model_copy(update={"encoder": None, "window": window}))
+    if cotrained:
+        network.transition.load_state_dict(teacher.transition.state_dict())
+    if isinstance(network.readout, DecoderReadout):
+        network.readout.decoder.load_state_dict(teacher.decoder.state_dict())
+    elif cotrained and teacher.readout is not None:
+        network.readout.load_state_dict(teacher.readout.state_dict())
+    return network
+
+
+def _check_parts(
+    config: TrainRnnConfig, found: Architecture, parts: Sequence[str], why: str
+) -> None:
+    """Raises UsageError where the config sets a key of `parts` to another value than `found`."""
+    for part in parts:
+        for key, wanted in getattr(config, part).model_dump(exclude_unset=True).items():
+            value = getattr(getattr(found, part), key)
+            if wanted != value:
+                raise UsageError(
+                    f"`{part}.{key}` = {wanted!r}: {why} {part} whose {key} is {value!r}",
+                    f"leave `{part}.{key}` out",
+                )

@@ -31,7 +31,7 @@ MADE_BY = {
 }
 """Commands that make the artifacts which other stages read."""
 
-_FORMAT_VERSIONS = {"labels": 4}  # 1 for other kinds
+_FORMAT_VERSIONS = {"encoder": 2, "labels": 5, "rnn": 2}  # 1 for other kinds
 _PACKAGES = ("numpy", "pyarrow", "safetensors", "sentencepiece", "torch")
 
 
