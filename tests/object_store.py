@@ -15,11 +15,9 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from smtkit.config import Config
 from smtkit.storage.location import locate
-from smtkit.storage.manifest import MANIFEST, METRICS, Manifest
+from smtkit.storage.manifest import MANIFEST, Manifest
 from smtkit.storage.remote import Remote
-from smtkit.storage.run import Run
 
 BUCKET = "bucket"
 
@@ -32,12 +30,6 @@ server.start()
 print(server.get_host_and_port()[1], flush=True)
 threading.Event().wait()
 """
-
-
-class Width(Config):
-    """A schema of one key."""
-
-    width: int = 1
 
 
 @pytest.fixture(scope="session")
@@ -96,18 +88,6 @@ def objects(uri: str) -> set[str]:
 
 def named(manifest: Manifest) -> set[str]:
     return {MANIFEST, *(entry.name for entry in manifest.files)}
-
-
-def make(out: str, content: bytes = b"some content", width: int = 1, **options: Any) -> Manifest:
-    """An artifact of one shard, `data`, and metrics."""
-    with Run(out, "tokens", Width(width=width), **options) as run:
-        if run.finished:
-            return run.finished
-        (run.directory / "data").write_bytes(content)
-        run.add("data", rows=3)
-        (run.directory / METRICS).write_text("{}\n")
-        run.add(METRICS)
-        return run.commit({"answer": 42})
 
 
 def put(uri: str, name: str, content: bytes) -> None:

@@ -1,10 +1,13 @@
-"""The exceptions a user can cause, each with the exit code that the command line returns."""
+"""Errors that a user can cause, each with the exit code that the command line returns."""
 
 import signal
 
 
 class SmtkitError(Exception):
-    """One line for the user: where, what was found, what is allowed; and perhaps a hint."""
+    """One line for the user: where, what was found, what is allowed; and perhaps a hint.
+
+    Names of config keys and arguments are in backticks, which the command line replaces by flags.
+    """
 
     exit_code = 1
 
@@ -14,7 +17,7 @@ class SmtkitError(Exception):
 
 
 class UsageError(SmtkitError):
-    """A wrong flag, key or value, a path that does not exist, an output that does."""
+    """A wrong key or value, a path that does not exist, or an output that does."""
 
     exit_code = 2
 
@@ -44,11 +47,11 @@ class InputOutputError(SmtkitError):
 
 
 class LostRankError(InputOutputError):
-    """Another process of a distributed run ended, or cannot be reached; it knows better why."""
+    """Another process of a distributed run failed or cannot be reached; its own error is the cause."""
 
 
 class BrokenDocumentError(InputOutputError):
-    """A document that is not what its format says; `--errors skip` passes over it."""
+    """A document that does not have its format; `errors` = skip leaves it out."""
 
 
 class InterruptedRunError(SmtkitError):

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import xxhash
 
+from artifacts import (
+    make,
+)
 from conftest import Command, Pipeline, rnn_config, shards
-from object_store import make
 from smtkit.errors import ArtifactError, InputOutputError, UsageError
 from smtkit.stages import train_rnn
 from smtkit.storage import cache
@@ -40,7 +42,7 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> Remote:
     """An artifact with a file `data`."""
-    make(str(tmp_path / "store"), CONTENT)
+    make(tmp_path / "store", CONTENT)
     return Remote(f"file://{tmp_path}/store")
 
 
@@ -149,7 +151,7 @@ def test_threads_that_find_one_damaged_copy_heal_it_once(
 
 def test_processes_that_find_one_damaged_copy_heal_it(store: Remote, tmp_path: Path) -> None:
     content = os.urandom(2**23)
-    make(str(tmp_path / "store"), content, overwrite=True)
+    make(tmp_path / "store", content, overwrite=True)
     Artifact.open(store).file("data").write_bytes(bytes(2**23))
     program = (
         "import sys; from smtkit.storage.artifact import Artifact\n"
@@ -289,7 +291,7 @@ def replace_before(
 
     def late(remote: Remote, *arguments: Any) -> Any:
         if len(made) < times:
-            made.append(make(str(out), bytes(len(made) + 1), overwrite=True))
+            made.append(make(out, bytes(len(made) + 1), overwrite=True))
         return done(remote, *arguments)
 
     monkeypatch.setattr(Remote, step, late)
@@ -323,7 +325,7 @@ def test_a_manifest_that_is_replaced_while_it_is_read_is_the_new_one(
     path = tmp_path / "store" / MANIFEST
     lengths = iter([path.stat().st_size])
     read = Remote.read
-    second = make(str(path.parent), b"more", overwrite=True)
+    second = make(path.parent, b"more", overwrite=True)
     path.write_text(" " * 100 + path.read_text())  # so it is the longer one
     monkeypatch.setattr(Remote, "read", lambda *at: read(*at)[: next(lengths, None)])
     found = opened(store)
@@ -345,7 +347,7 @@ def test_a_manifest_that_stays_cut_is_refused(store: Remote, tmp_path: Path) -> 
 )
 def test_names_that_are_no_names_are_refused(tmp_path: Path, command: Command, name: str) -> None:
     out = tmp_path / "out"
-    content = json.loads(make(str(out)).model_dump_json())
+    content = json.loads(make(out).model_dump_json())
     content["files"][0]["name"] = name
     (out / MANIFEST).write_text(json.dumps(content))
     result = command("inspect", out)
@@ -356,7 +358,7 @@ def test_names_that_are_no_names_are_refused(tmp_path: Path, command: Command, n
 @pytest.mark.parametrize("key", ["config", "parents"])
 def test_a_manifest_without_bottom_is_refused(tmp_path: Path, command: Command, key: str) -> None:
     out = tmp_path / "out"
-    content = json.loads(make(str(out)).model_dump_json())
+    content = json.loads(make(out).model_dump_json())
     text = json.dumps({**content, key: "BOTTOM"})
     (out / MANIFEST).write_text(text.replace('"BOTTOM"', "[" * 100_000 + "]" * 100_000))
     result = command("inspect", out)

@@ -1,6 +1,5 @@
 """Artifacts at URIs, on an S3 server of this machine; what they are when something goes wrong."""
 
-import gc
 import json
 import os
 import subprocess
@@ -10,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from artifacts import (
+    make,
+)
 from conftest import (
     Command,
     KilledError,
@@ -23,57 +25,20 @@ from conftest import (
     shards,
     write_text,
 )
-from object_store import Width, at, make, named, objects, put
+from object_store import at, named, objects, put
 from smtkit.config import ExtractLabelsConfig
-from smtkit.errors import ArtifactError, InputOutputError, LockedError, UsageError
+from smtkit.errors import ArtifactError, UsageError
 from smtkit.stages import extract_labels, train_encoder
 from smtkit.storage import cache
 from smtkit.storage.artifact import Artifact, read_manifest
-from smtkit.storage.location import locate
 from smtkit.storage.manifest import MANIFEST, METRICS
 from smtkit.storage.remote import Remote
-from smtkit.storage.run import Run
 
 NAMES = ("tokens", "encoder", "labels", "rnn", "evaluation")
 SMALL_SHARDS = ExtractLabelsConfig(shard_bytes=20_000, max_windows=60)
 
 
 # --- where an artifact may be -------------------------------------------------------------------
-
-
-def test_a_location_is_a_path_or_a_uri(tmp_path: Path) -> None:
-    assert locate("a//b") == Path("a/b")
-    assert locate(tmp_path) == tmp_path
-    assert locate(f"file://{tmp_path}/with%20space") == tmp_path / "with space"
-    for uri in (
-        "s3://bucket/a/b",
-        "gs://anonymous@bucket/a",
-        "s3://b/a?endpoint_override=h:1&scheme=http",
-    ):
-        assert str(locate(uri)) == uri
-    assert str(locate("s3://bucket/a/")) == "s3://bucket/a"
-    assert at("s3://b/a?scheme=http").uri_of("x") == "s3://b/a/x?scheme=http"
-
-
-@pytest.mark.parametrize(
-    ("uri", "message"),
-    [
-        ("ftp://host/x", r"ftp://host/x: scheme is ftp, allowed: a path, or file://, gs://, s3://"),
-        ("file://host/x", "host is host"),
-        ("s3://bucket", "expected s3://bucket/name"),
-        ("s3:///x", "expected s3://bucket/name"),
-        ("s3://bucket/x#1", "expected s3://bucket/name"),
-    ],
-)
-def test_other_locations_are_refused(uri: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        locate(uri)
-
-
-def test_credentials_are_kept_out_of_manifests_and_messages() -> None:
-    with pytest.raises(UsageError) as caught:
-        locate("s3://key:secret@bucket/x")
-    assert "secret" not in str(caught.value)
 
 
 def test_a_file_uri_is_a_directory(tmp_path: Path) -> None:
@@ -85,7 +50,8 @@ def test_a_file_uri_is_a_directory(tmp_path: Path) -> None:
 
 
 def test_an_artifact_is_what_it_is_on_a_disk(store: str, tmp_path: Path) -> None:
-    remote, local = make(store), make(str(tmp_path / "local"))
+    remote = make(store, metrics="{}\n")
+    local = make(tmp_path / "local", metrics="{}\n")
     assert remote.digest == local.digest
     assert objects(store) == named(remote)
     artifact = Artifact.open(store, "tokens")
@@ -209,142 +175,6 @@ def test_what_is_not_there_is_said_in_one_line(store: str, command: Command, end
     result = command("inspect", "s3://b/x?nonsense=1")
     assert result.code == 2
     assert "nonsense" in result.line()
-
-
-# --- writing, and what goes wrong ---------------------------------------------------------------
-
-
-def test_the_refusals_are_those_of_a_disk(store: str) -> None:
-    first = make(store)
-    with pytest.raises(UsageError, match=f"`out` {store}: exists"):
-        make(store)
-    with pytest.raises(UsageError, match="kind tokens, not labels"), Run(store, "labels", Width()):
-        pass
-    with pytest.raises(UsageError, match="cannot resume: width was 1, is 2"):
-        make(store, width=2, resume=True)
-    assert make(store, resume=True) == first
-    put(f"{store}/strange", "notes.txt", b"")
-    with pytest.raises(UsageError, match=r"holds other files \(notes.txt\)"):
-        make(f"{store}/strange", overwrite=True)
-
-
-def test_two_runs_of_a_machine_do_not_write_one_artifact(store: str) -> None:
-    with Run(store, "tokens", Width()), pytest.raises(LockedError, match=store):
-        make(store)
-
-
-def test_the_old_artifact_stays_readable_until_the_new_one_is_whole(store: str) -> None:
-    first = make(store, b"old")
-    with Run(store, "tokens", Width(), overwrite=True) as run:
-        (run.directory / "data").write_bytes(b"new")
-        run.add("data", rows=3)
-        artifact = Artifact.open(store)
-        assert artifact.manifest == first
-        assert artifact.file("data").read_bytes() == b"old"
-        second = run.commit({})
-    assert Artifact.open(store).file("data").read_bytes() == b"new"
-    assert objects(store) == named(second)
-
-
-def test_a_failed_run_leaves_nothing(store: str) -> None:
-    def fail() -> None:
-        with Run(store, "tokens", Width()) as run:
-            (run.directory / "data").write_bytes(b"half")
-            run.add("data", rows=1)
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        fail()
-    assert objects(store) == set()
-    make(store)
-
-
-class Failing:
-    """A file that ends in an error, midway."""
-
-    def __init__(self) -> None:
-        self._blocks = [b"x" * 1000]
-
-    def __enter__(self) -> "Failing":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def read(self, size: int) -> bytes:
-        if not self._blocks:
-            raise OSError("the disk is gone")
-        return self._blocks.pop()
-
-
-def upload_half(store: str, monkeypatch: pytest.MonkeyPatch, *, removed: bool) -> None:
-    """An upload that stops midway; `removed`: what it left could be removed."""
-
-    def opened(path: Path, *arguments: Any, **options: Any) -> Any:
-        return Failing() if path.name == "data" else whole(path, *arguments, **options)
-
-    whole = Path.open
-    with Run(store, "tokens", Width(), resume=True) as run, monkeypatch.context() as patch:
-        (run.directory / "data").write_bytes(b"x" * 2000)
-        patch.setattr(Path, "open", opened)
-        if not removed:
-            patch.setattr(Remote, "remove", lambda remote, name: None)
-        run.add("data", rows=2)
-
-
-@pytest.mark.parametrize("removed", [True, False])
-def test_half_an_upload_is_not_taken_for_a_file(
-    store: str, monkeypatch: pytest.MonkeyPatch, another_machine: Any, removed: bool
-) -> None:
-    with pytest.raises(InputOutputError, match="the disk is gone"):
-        upload_half(store, monkeypatch, removed=removed)
-    gc.collect()
-    halves = [size for name, size in at(store).sizes().items() if name.endswith("/data")]
-    assert halves == ([] if removed else [1000])  # the stream publishes what it has
-    with Run(store, "tokens", Width(), resume=True) as run:
-        assert (run.directory / "data").stat().st_size == 2000  # nothing is lost here
-    another_machine()
-    with Run(store, "tokens", Width(), resume=True) as run:
-        assert not run.has("data")
-        (run.directory / "data").write_bytes(b"x" * 2000)
-        run.add("data", rows=2)
-        manifest = run.commit({})
-    assert objects(store) == named(manifest)
-
-
-def test_a_manifest_that_cannot_be_uploaded_leaves_the_old_one(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = make(store, b"old")
-
-    write = Remote.write
-
-    def fail(remote: Remote, name: str, content: bytes) -> None:
-        if name.endswith(MANIFEST):
-            content = content[:100]
-        write(remote, name, content)
-        if name.endswith(MANIFEST):
-            raise InputOutputError("the network is gone")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Remote, "write", fail)
-        with pytest.raises(InputOutputError, match="the network is gone"):
-            make(store, b"new", overwrite=True)
-    gc.collect()
-    assert Artifact.open(store).manifest == first
-    assert Artifact.open(store).file("data").read_bytes() == b"old"
-    second = make(store, b"new", resume=True)
-    assert second.digest != first.digest
-    assert objects(store) == named(second)
-
-
-def test_files_that_another_run_removed_are_not_named(store: str) -> None:
-    with Run(store, "tokens", Width()) as run:
-        (run.directory / "data").write_bytes(b"mine")
-        at(store).remove(run.add("data", rows=1).name)
-        with pytest.raises(InputOutputError, match="no longer there as it was uploaded"):
-            run.commit({})
-    assert MANIFEST not in objects(store)
 
 
 # --- stages -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from conftest import Command
+from object_store import at
 from smtkit.errors import UsageError
 from smtkit.storage.location import locate
 from smtkit.storage.remote import Remote
@@ -245,3 +246,32 @@ def test_a_wrong_uri_is_one_line_and_writes_nothing(
         assert result.code == 2
         assert SECRET not in result.line()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_location_is_a_path_or_a_uri(tmp_path: Path) -> None:
+    assert locate("a//b") == Path("a/b")
+    assert locate(tmp_path) == tmp_path
+    assert locate(f"file://{tmp_path}/with%20space") == tmp_path / "with space"
+    for uri in (
+        "s3://bucket/a/b",
+        "gs://anonymous@bucket/a",
+        "s3://b/a?endpoint_override=h:1&scheme=http",
+    ):
+        assert str(locate(uri)) == uri
+    assert str(locate("s3://bucket/a/")) == "s3://bucket/a"
+    assert at("s3://b/a?scheme=http").uri_of("x") == "s3://b/a/x?scheme=http"
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("ftp://host/x", r"ftp://host/x: scheme is ftp, allowed: a path, or file://, gs://, s3://"),
+        ("file://host/x", "host is host"),
+        ("s3://bucket", "expected s3://bucket/name"),
+        ("s3:///x", "expected s3://bucket/name"),
+        ("s3://bucket/x#1", "expected s3://bucket/name"),
+    ],
+)
+def test_other_locations_are_refused(uri: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        locate(uri)

@@ -1,20 +1,17 @@
 """Opening an artifact, in a directory or at a URI, and reading its verified files."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from smtkit.errors import ArtifactError, InputOutputError, UsageError
 from smtkit.storage import cache
-from smtkit.storage.files import hash_file
+from smtkit.storage.files import file_size, hash_file
 from smtkit.storage.location import Location, locate
 from smtkit.storage.manifest import MADE_BY, MANIFEST, FileEntry, Kind, Manifest, Parent
 from smtkit.storage.remote import Remote
 
 _ATTEMPTS = 5  # at reading a manifest that is replaced again and again
-
-_Read = TypeVar("_Read")
 
 
 class Artifact:
@@ -34,14 +31,7 @@ class Artifact:
         artifact of that kind and of this format version, or a file is missing or cut short.
         """
         location = locate(directory)
-
-        def opened(content: bytes) -> "Artifact":
-            manifest = Manifest.parse(content, _path_in(location, MANIFEST))
-            _check_kind(location, manifest.kind, kinds)
-            _check_sizes(location, manifest.files)
-            return cls(location, manifest)
-
-        return _read_consistently(location, opened)
+        return cls(location, read_manifest(location, *kinds, check_files=True))
 
     def file(self, logical_name: str) -> Path:
         """The path of a file of this artifact. Raises ArtifactError if it has none of the name."""
@@ -58,8 +48,7 @@ class Artifact:
     def verified(self, logical_name: str) -> Path:
         """The path of a file after its checksum was compared. Raises ArtifactError if it differs,
         or if there is no file of the name."""
-        entry = self._entry(logical_name)
-        (path,) = self._paths([entry])
+        entry, path = self._entry(logical_name), self.file(logical_name)
         if isinstance(self.directory, Remote):
             return path  # the cache has checked it
         if (found := hash_file(path)) != entry.xxh3:
@@ -72,8 +61,7 @@ class Artifact:
         difference."""
         for name, entry in self._entries.items():
             if isinstance(self.directory, Remote):
-                cache.check(self.directory, entry)
-                cache.drop_damaged(entry)
+                cache.verify(self.directory, entry)
             else:
                 self.verified(name)
 
@@ -86,6 +74,12 @@ class Artifact:
             parents=self.manifest.parents,
         )
 
+    def _entry(self, logical_name: str) -> FileEntry:
+        if logical_name not in self._entries:
+            reason = f"{self.manifest.kind} artifact without {logical_name}"
+            raise ArtifactError(f"{self.directory}: {reason}")
+        return self._entries[logical_name]
+
     def _with_prefix(self, prefix: str) -> list[FileEntry]:
         return [self._entries[name] for name in sorted(self._entries) if name.startswith(prefix)]
 
@@ -95,37 +89,26 @@ class Artifact:
             return cache.fetch(self.directory, entries, rows_are_checked=are_labels)
         return [self.directory / entry.name for entry in entries]
 
-    def _entry(self, logical_name: str) -> FileEntry:
-        if logical_name not in self._entries:
-            raise ArtifactError(
-                f"{self.directory}: {self.manifest.kind} artifact without {logical_name}"
-            )
-        return self._entries[logical_name]
 
-
-def read_manifest(directory: Location, *, any_format: bool = False) -> Manifest:
+def read_manifest(
+    directory: Location, *kinds: Kind, check_files: bool = False, any_format: bool = False
+) -> Manifest:
     """Reads and checks `directory/manifest.json`. Raises UsageError or ArtifactError.
 
-    `any_format`: also accepts format versions that this smtkit does not read.
+    `check_files`: also that its files exist and have the right sizes. `any_format`: also accepts
+    format versions that this smtkit does not read.
     """
-    path = _path_in(directory, MANIFEST)
-    return _read_consistently(
-        directory, lambda content: Manifest.parse(content, path, any_format=any_format)
-    )
-
-
-def _read_consistently(directory: Location, parse: Callable[[bytes], _Read]) -> _Read:
-    """Returns `parse` of the manifest's bytes. A run that commits meanwhile replaces the manifest
-    and removes the old files, so an error counts only if the manifest has stayed the same."""
     content = _read(directory)
     for _ in range(_ATTEMPTS - 1):
         try:
-            return parse(content)
+            return _checked(directory, content, kinds, check_files, any_format)
         except ArtifactError:
+            # A run that commits meanwhile replaces the manifest and removes the old files, so an
+            # error counts only if the manifest has stayed the same.
             previous, content = content, _read(directory)
             if content == previous:
                 raise
-    return parse(content)
+    return _checked(directory, content, kinds, check_files, any_format)
 
 
 def _read(directory: Location) -> bytes:
@@ -141,37 +124,30 @@ def _read(directory: Location) -> bytes:
         reason = f"not a complete artifact: it holds no {MANIFEST}"
         raise ArtifactError(f"{directory}: {reason}") from None
     except OSError as error:
-        raise InputOutputError(f"{_path_in(directory, MANIFEST)}: {error.strerror}") from None
+        raise InputOutputError(f"{_path(directory, MANIFEST)}: {error.strerror}") from None
 
 
-def _check_kind(directory: Location, found: Kind, allowed: Sequence[Kind]) -> None:
-    if allowed and found not in allowed:
-        hint = ", ".join(f"{kind}: made by {MADE_BY[kind]}" for kind in allowed if kind in MADE_BY)
-        wanted = " or ".join(allowed)
-        raise ArtifactError(f"{directory}: kind is {found}, expected {wanted}", hint or None)
+def _checked(
+    directory: Location, content: bytes, kinds: Sequence[Kind], check_files: bool, any_format: bool
+) -> Manifest:
+    path = _path(directory, MANIFEST)
+    manifest = Manifest.parse(content, path, any_format=any_format)
+    if kinds and manifest.kind not in kinds:
+        hint = ", ".join(f"{kind}: made by {MADE_BY[kind]}" for kind in kinds if kind in MADE_BY)
+        message = f"{directory}: kind is {manifest.kind}, expected {' or '.join(kinds)}"
+        raise ArtifactError(message, hint or None)
+    if check_files:
+        found = directory.sizes() if isinstance(directory, Remote) else None
+        for entry in manifest.files:
+            path = _path(directory, entry.name)
+            size = file_size(Path(path)) if found is None else found.get(entry.name)
+            if size is None:
+                raise ArtifactError(f"{path}: missing, though the manifest names it")
+            if size != entry.bytes:
+                raise ArtifactError(f"{path}: {size} bytes, the manifest says {entry.bytes}")
+    return manifest
 
 
-def _check_sizes(directory: Location, files: Sequence[FileEntry]) -> None:
-    sizes: Mapping[str, int | None]
-    if isinstance(directory, Remote):
-        sizes = directory.sizes()
-    else:
-        sizes = {entry.name: _size(directory / entry.name) for entry in files}
-    for entry in files:
-        path, size = _path_in(directory, entry.name), sizes.get(entry.name)
-        if size is None:
-            raise ArtifactError(f"{path}: missing, though the manifest names it")
-        if size != entry.bytes:
-            raise ArtifactError(f"{path}: {size} bytes, the manifest says {entry.bytes}")
-
-
-def _path_in(directory: Location, name: str) -> str:
-    """The path or URI of a file, for messages."""
+def _path(directory: Location, name: str) -> str:
+    """The path or URI of a file."""
     return directory.uri_of(name) if isinstance(directory, Remote) else str(directory / name)
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None

@@ -15,8 +15,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import xxhash
 
-from smtkit.errors import ArtifactError, UsageError
-from smtkit.storage.files import named_errors, publish
+from smtkit.errors import ArtifactError, InputOutputError, UsageError
+from smtkit.storage.files import file_size, hash_file, named_errors, publish
 from smtkit.storage.locks import DirectoryLock
 from smtkit.storage.manifest import FileEntry
 from smtkit.storage.remote import Remote
@@ -50,8 +50,10 @@ def fetch(
         return list(pool.map(lambda entry: _fetch(remote, entry, rows_are_checked), entries))
 
 
-def drop_damaged(entry: FileEntry) -> None:
-    """Removes a copy that is not what the manifest says, so that it is downloaded again."""
+def verify(remote: Remote, entry: FileEntry) -> None:
+    """Reads a file of `remote`, and then its copy, which is removed if it is damaged. Raises
+    ArtifactError where the file of `remote` is missing or not what the manifest says."""
+    _check(remote, entry)
     path = _path(entry)
     if path.exists():
         with _locked(path):
@@ -59,9 +61,26 @@ def drop_damaged(entry: FileEntry) -> None:
                 path.unlink(missing_ok=True)
 
 
-def check(remote: Remote, entry: FileEntry, sink: BinaryIO | None = None) -> None:
-    """Reads a file of `remote`, not its copy, and writes it to `sink`. Raises ArtifactError where
-    it is missing or not what the manifest says."""
+def _fetch(remote: Remote, entry: FileEntry, rows_are_checked: bool) -> Path:
+    path = _path(entry)
+    if rows_are_checked and entry.rows is not None and file_size(path) == entry.bytes:
+        return path
+    if _is_verified(path, entry):
+        return path
+    with _locked(path):
+        if not _is_verified(path, entry):
+            temporary = path.with_name(".part")  # one name, so that leftovers are overwritten
+            try:
+                with temporary.open("wb") as file:
+                    _check(remote, entry, file)
+                publish(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+    return path
+
+
+def _check(remote: Remote, entry: FileEntry, sink: BinaryIO | None = None) -> None:
+    """Reads a file of `remote`, and writes it to `sink`."""
     uri, checksum, size = remote.uri_of(entry.name), xxhash.xxh3_128(), 0
     try:
         for block in remote.blocks(entry.name):
@@ -78,26 +97,6 @@ def check(remote: Remote, entry: FileEntry, sink: BinaryIO | None = None) -> Non
         )
 
 
-def _fetch(remote: Remote, entry: FileEntry, rows_are_checked: bool) -> Path:
-    path = _path(entry)
-    is_usable = _has_size if rows_are_checked and entry.rows is not None else _is_verified
-    if not is_usable(path, entry):
-        with _locked(path):
-            if not _is_verified(path, entry):
-                _download(remote, entry, path)
-    return path
-
-
-def _download(remote: Remote, entry: FileEntry, path: Path) -> None:
-    temporary = path.with_name(".part")  # one name, so that leftovers are overwritten
-    try:
-        with temporary.open("wb") as file:
-            check(remote, entry, file)
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Holds a lock on the directory of a copy, which is made if need be."""
@@ -110,29 +109,18 @@ def _locked(path: Path) -> Iterator[None]:
             lock.release()
 
 
-def _has_size(path: Path, entry: FileEntry) -> bool:
-    try:
-        return path.stat().st_size == entry.bytes
-    except OSError:
-        return False
-
-
 def _is_verified(path: Path, entry: FileEntry) -> bool:
     """Whether size and checksum of a copy are right; hashed once per process, and again if the file
     was modified."""
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
-            if status.st_size != entry.bytes:
+    with contextlib.suppress(OSError, InputOutputError):
+        status = path.stat()
+        stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if status.st_size == entry.bytes and _verified.get(path) != stamp:
+            if hash_file(path) != entry.xxh3:
                 return False
-            if _verified.get(path) != stamp:
-                if hashlib.file_digest(file, xxhash.xxh3_128).hexdigest() != entry.xxh3:
-                    return False
-                _verified[path] = stamp
-    except OSError:
-        return False
-    return True
+            _verified[path] = stamp
+        return status.st_size == entry.bytes
+    return False
 
 
 def _path(entry: FileEntry) -> Path:

@@ -56,6 +56,13 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
+def file_size(path: Path) -> int | None:
+    """Bytes of a file; None if there is none."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return None
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

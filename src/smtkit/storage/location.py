@@ -14,20 +14,20 @@ Location = Path | Remote
 
 _URI = re.compile(r"(?:file|gs|s3):|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _EXPECTED = {"file": "file:///path", "gs": "gs://bucket/name", "s3": "s3://bucket/name"}
+_OPTIONS = {  # those that pyarrow reads and that hold no secret
+    "gs": "endpoint_override, location, project_id, retry_limit_seconds, scheme",
+    "s3": "allow_bucket_creation, allow_bucket_deletion, allow_delayed_open, endpoint_override, "
+    "region, scheme, smart_defaults, tls_ca_dir_path, tls_ca_file_path, tls_verify_certificates",
+}
 
 
 class _Rule(NamedTuple):
-    """Refuses a URI with a `part` in which `pattern` is found, as {found} in `message`."""
+    """Refuses a URI with a `part` in which `pattern` is found."""
 
     part: str
     pattern: str
     message: str
     hint: str | None = None
-
-
-def _allowed_options(names: str) -> _Rule:
-    pattern = rf"^(?!(?:{names.replace(' ', '|')})=)[^=]*"
-    return _Rule("option", pattern, f"option is {{found}}, allowed: {names.replace(' ', ', ')}")
 
 
 _CREDENTIALS = _Rule(
@@ -38,11 +38,10 @@ _CREDENTIALS = _Rule(
 )
 _CONTROL = _Rule("decoded", r"[\x00-\x1f\x7f-\x9f]", "a name with the control character {found!a}")
 _FILE_RULES = (
-    _Rule("rest", r"\?", "? in a URI, expected file:///path", "in a name it is written %3F"),
-    _Rule("rest", "#", "# in a URI, expected file:///path", "in a name it is written %23"),
+    _Rule("rest", "[?#]", "{found} in a URI, expected {expected}", "in a name, write %3F or %23"),
     _CONTROL,
-    _Rule("rest", "^(?!localhost(?:/|$))[^/]+", "host is {found}, allowed: file:///path"),
-    _Rule("rest", "^[^/]*$", "expected file:///path"),
+    _Rule("rest", "^(?!localhost(?:/|$))[^/]+", "host is {found}, allowed: {expected}"),
+    _Rule("rest", "^[^/]*$", "expected {expected}"),
 )
 _STORE_RULES = (
     _Rule(
@@ -51,7 +50,7 @@ _STORE_RULES = (
         "{found!a} in a URI, expected {expected}",
         "percent-encode what is not a letter, a digit or one of -._~: a space is %20, % is %25",
     ),
-    _Rule("base", "^/|^[^/]*$|^[^/]*/$", "expected {expected}"),
+    _Rule("base", "^/|^[^/]*/?$", "expected {expected}"),
     _Rule(
         "bucket",
         ":",
@@ -65,23 +64,11 @@ _STORE_RULES = (
     ),
     _Rule("decoded", "[\udc80-\udcff]", "a name that is not UTF-8"),
     _CONTROL,
-    # pyarrow and stores resolve these, and the URI would lead elsewhere. %2F is a slash to them.
-    _Rule("decoded", r"(?:^|(?<=/))\.\.?(?=/|$)", "{found} between slashes, expected a name"),
-    _Rule("decoded", "(?:^|(?<=/))(?=/|$)", "nothing between slashes, expected a name"),
+    # pyarrow and stores resolve these, also with %2F, so that the URI would lead elsewhere.
+    _Rule("decoded", r"(?:^|(?<=/))(\.\.?)?(?=/|$)", "{found} between slashes, expected a name"),
     _Rule("option", "^[^=]*=?$", "an option without a value, expected ?name=value&name=value"),
-    _Rule(
-        "option",
-        "^endpoint_override=.*(?:@|%40)",
-        "endpoint_override with an @, expected host:port",
-    ),
+    _Rule("endpoint", "@|%40", "endpoint_override with an @, expected host:port"),
 )
-_OPTIONS = {  # those that pyarrow reads and that hold no secret
-    "gs": _allowed_options("endpoint_override location project_id retry_limit_seconds scheme"),
-    "s3": _allowed_options(
-        "allow_bucket_creation allow_bucket_deletion allow_delayed_open endpoint_override region "
-        "scheme smart_defaults tls_ca_dir_path tls_ca_file_path tls_verify_certificates"
-    ),
-}
 
 
 def locate(path: str | os.PathLike[str] | Remote) -> Location:
@@ -95,11 +82,9 @@ def locate(path: str | os.PathLike[str] | Remote) -> Location:
     scheme, slashes, rest = scheme.lower(), rest[:2], rest.removeprefix("//")
     # First, and without the URI in the message: manifests and messages repeat URIs.
     anonymous = "anonymous@" if scheme == "gs" else ""
-    _check(f"{scheme}://...", [_CREDENTIALS], rest=[rest.removeprefix(anonymous)])
-    shown = "".join(  # on one line, without options, which may be secrets
-        character if character.isprintable() else f"%{ord(character):02X}"
-        for character in text.partition("?")[0]
-    )
+    _check(f"{scheme}://...", "", [_CREDENTIALS], rest=[rest.removeprefix(anonymous)])
+    base = text.partition("?")[0]  # without options, which may be secrets
+    shown = "".join(c if c.isprintable() else f"%{ord(c):02X}" for c in base)
     if scheme not in _EXPECTED:
         allowed = ", ".join(f"{name}://" for name in _EXPECTED)
         raise UsageError(f"{shown}: scheme is {scheme}, allowed: a path, or {allowed}")
@@ -111,7 +96,7 @@ def locate(path: str | os.PathLike[str] | Remote) -> Location:
 def _file(shown: str, rest: str) -> Path:
     host, _, path = rest.partition("/")
     decoded = os.fsdecode(unquote_to_bytes(os.fsencode(path)))
-    _check(shown, _FILE_RULES, rest=[rest], decoded=[host + decoded])
+    _check(shown, _EXPECTED["file"], _FILE_RULES, rest=[rest], decoded=[host + decoded])
     return Path(f"/{decoded}")
 
 
@@ -119,23 +104,28 @@ def _remote(shown: str, scheme: str, rest: str) -> Remote:
     base, _, query = rest.partition("?")
     base = base.removesuffix("/")
     authority, _, key = base.partition("/")
+    options = [option.partition("=") for option in query.split("&")] if query else []
     _check(
         shown,
-        [*_STORE_RULES, _OPTIONS[scheme]],
         _EXPECTED[scheme],
+        _STORE_RULES,
         rest=[rest],
         base=[base],
         bucket=[authority.rpartition("@")[2]],
         decoded=[unquote(key, errors="surrogateescape")],
-        option=query.split("&") if query else [],
+        option=["".join(option) for option in options],
+        endpoint=[value for name, _, value in options if name == "endpoint_override"],
     )
+    for name, _, _ in options:
+        if name not in _OPTIONS[scheme].split(", "):
+            raise UsageError(f"{shown}: option is {name}, allowed: {_OPTIONS[scheme]}")
     return Remote(f"{scheme}://{base}{'?' if query else ''}{query}")
 
 
-def _check(shown: str, rules: Iterable[_Rule], expected: str = "", **parts: list[str]) -> None:
+def _check(shown: str, expected: str, rules: Iterable[_Rule], **parts: list[str]) -> None:
     """Raises UsageError for the first rule that a part breaks."""
     for rule in rules:
         for part in parts[rule.part]:
             if found := re.search(rule.pattern, part, re.ASCII):
-                message = rule.message.format(found=found[0], expected=expected)
+                message = rule.message.format(found=found[0] or "nothing", expected=expected)
                 raise UsageError(f"{shown}: {message}", rule.hint)

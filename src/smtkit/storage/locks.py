@@ -27,14 +27,16 @@ class DirectoryLock:
         self._path = directory / LOCK
         self._shared = shared
         kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-        while not self._try(kind):
-            pass
+        while not self._try(kind):  # False where the previous holder has removed the file meanwhile
+            os.close(self._file)
 
     def release(self, *, remove: bool = False) -> None:
         """Releases the lock and removes its file. The file of a shared lock stays, unless `remove`
         is set and no other process holds it."""
         try:
-            if (not self._shared or (remove and self._is_only_holder())) and self._is_current():
+            if remove and self._shared:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if others hold it
+            if (remove or not self._shared) and self._is_current():
                 self._path.unlink()
         except OSError:
             pass  # the file alone locks nobody out
@@ -42,32 +44,23 @@ class DirectoryLock:
             os.close(self._file)
 
     def _try(self, kind: int) -> bool:
-        """Locks the file. False if its previous holder has removed it meanwhile."""
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(self._file, kind)
-            if self._is_current():
-                return True
-        except BlockingIOError:
-            os.close(self._file)
-            raise
+            return self._is_current()
         except OSError as error:
-            if error.errno != errno.ESTALE:  # which NFS raises for a file that was removed
-                os.close(self._file)
-                with contextlib.suppress(OSError):
-                    self._path.unlink()
-                reason = f"{self._path}: cannot be locked: {error.strerror}"
-                raise InputOutputError(reason) from None
-        os.close(self._file)
-        return False
+            if error.errno == errno.ESTALE:  # raised by NFS for a file that was removed
+                return False
+            os.close(self._file)
+            if isinstance(error, BlockingIOError):
+                raise
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            reason = f"{self._path}: cannot be locked: {error.strerror}"
+            raise InputOutputError(reason) from None
 
     def _is_current(self) -> bool:
         """Whether the open file is still the one in the directory."""
         with contextlib.suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(self._file), self._path.stat())
         return False
-
-    def _is_only_holder(self) -> bool:
-        """Raises BlockingIOError where it is not."""
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True

@@ -9,7 +9,8 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -81,6 +82,22 @@ class Manifest(_Record):
     digest: str
 
     @classmethod
+    def of(cls, files: Sequence[FileEntry], kind: Kind, **fields: Any) -> "Manifest":
+        """The manifest of an artifact that this process has just made of `files`."""
+        return cls(
+            **fields,
+            kind=kind,
+            format_version=format_version(kind),
+            smtkit_version=__version__,
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            git_revision=_git_revision(),
+            packages={name: metadata.version(name) for name in _PACKAGES},
+            finished=now(),
+            files=list(files),
+            digest=_digest(kind, files),
+        )
+
+    @classmethod
     def parse(cls, content: bytes, path: str, *, any_format: bool = False) -> "Manifest":
         """Reads and checks the `content` of a manifest; messages name it `path`.
 
@@ -105,14 +122,17 @@ class Manifest(_Record):
             key = ".".join(map(str, detail["loc"]))
             raise ArtifactError(f"{path}: {key}: {detail['msg']}") from None
 
+    def text(self) -> str:
+        """The content of the file."""
+        return self.model_dump_json(indent=2) + "\n"
+
     def ancestor(self, kind: Kind) -> Parent | None:
         """The nearest artifact of `kind` in the lineage."""
-        generation = self.parents
-        while generation:
-            for parent in generation:
-                if parent.kind == kind:
-                    return parent
-            generation = [grandparent for parent in generation for grandparent in parent.parents]
+        lineage = list(self.parents)
+        for parent in lineage:
+            if parent.kind == kind:
+                return parent
+            lineage.extend(parent.parents)
         return None
 
 
@@ -121,7 +141,12 @@ def format_version(kind: str) -> int:
     return _FORMAT_VERSIONS.get(kind, 1)
 
 
-def content_digest(kind: Kind, files: Iterable[FileEntry]) -> str:
+def now() -> str:
+    """The time in UTC, as manifests record it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _digest(kind: Kind, files: Sequence[FileEntry]) -> str:
     """Digest of an artifact's content, which excludes times, paths and how it was made."""
     content = sorted(
         (entry.logical_name, entry.bytes, entry.xxh3)
@@ -130,16 +155,6 @@ def content_digest(kind: Kind, files: Iterable[FileEntry]) -> str:
     )
     text = json.dumps([kind, format_version(kind), content])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def provenance() -> dict[str, Any]:
-    """The manifest's fields that describe this process: command line and versions of the code."""
-    return {
-        "smtkit_version": __version__,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "git_revision": _git_revision(),
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
-    }
 
 
 def _git_revision() -> str | None:

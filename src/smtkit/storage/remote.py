@@ -42,30 +42,27 @@ class Remote:
 
     def check_bucket(self) -> None:
         """Raises UsageError if the bucket does not exist."""
-        filesystem, root = self._opened
-        bucket = root.partition("/")[0]
+        bucket = self._files.base_path.partition("/")[0]
         with self._named_errors():
-            found = filesystem.get_file_info(bucket)
+            found = self._files.base_fs.get_file_info(bucket)
         if found.type == fs.FileType.NotFound:
             raise UsageError(f"{self.uri}: no such bucket: {bucket}", "make it, or name another")
 
     def sizes(self) -> dict[str, int]:
         """Name to bytes of every file in the directory and below; empty if it does not exist."""
-        filesystem, root = self._opened
-        selector = fs.FileSelector(root, allow_not_found=True, recursive=True)
+        selector = fs.FileSelector("", allow_not_found=True, recursive=True)
         with self._named_errors():
-            found = filesystem.get_file_info(selector)
-        prefix = len(root) + 1
-        return {info.path[prefix:]: info.size for info in found if info.is_file}
+            found = self._files.get_file_info(selector)
+        return {info.path: info.size for info in found if info.is_file}
 
     def read(self, name: str) -> bytes:
         """The content of a file. Raises FileNotFoundError."""
-        with self._input(name) as stream:
+        with self._named_errors(name), self._files.open_input_stream(name, None) as stream:
             return bytes(stream.read())
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """The content of a file in blocks of up to 8 MiB. Raises FileNotFoundError."""
-        with self._input(name) as stream:
+        with self._named_errors(name), self._files.open_input_stream(name, None) as stream:
             while block := stream.read(_BLOCK):
                 yield block
 
@@ -89,25 +86,21 @@ class Remote:
 
     def replace(self, source: str, name: str) -> None:
         """Copies `source` to `name` in the store: a reader sees the whole old or new file."""
-        filesystem, root = self._opened
         with self._named_errors(name):
-            filesystem.copy_file(f"{root}/{source}", f"{root}/{name}")
+            self._files.copy_file(source, name)
 
     def remove(self, name: str) -> None:
         """Removes a file, if the store allows it."""
-        filesystem, root = self._opened
         with contextlib.suppress(OSError):
-            filesystem.delete_file(f"{root}/{name}")
+            self._files.delete_file(name)
 
     def remove_directory(self, name: str) -> None:
         """Removes a directory and all files in it, if the store allows it."""
-        filesystem, root = self._opened
         with contextlib.suppress(OSError):
-            filesystem.delete_dir(f"{root}/{name}")
+            self._files.delete_dir(name)
 
     @cached_property
-    def _opened(self) -> tuple[fs.FileSystem, str]:
-        """The file system, and the path of the directory in it."""
+    def _files(self) -> fs.SubTreeFileSystem:
         uri = self.uri
         if uri.startswith("gs://") and _GS_RETRY_LIMIT not in uri:
             uri += f"{'&' if '?' in uri else '?'}{_GS_RETRY_LIMIT}60"  # the default is 15 minutes
@@ -116,22 +109,12 @@ class Remote:
                 filesystem, root = fs.FileSystem.from_uri(uri)
             except pa.ArrowInvalid as error:
                 raise UsageError(f"{self.uri}: {_reason(error)}") from None
-        return filesystem, root.rstrip("/")
-
-    @contextlib.contextmanager
-    def _input(self, name: str) -> Iterator[Any]:
-        filesystem, root = self._opened
-        with (
-            self._named_errors(name),
-            filesystem.open_input_stream(f"{root}/{name}", compression=None) as stream,
-        ):
-            yield stream
+        return fs.SubTreeFileSystem(root, filesystem)
 
     @contextlib.contextmanager
     def _output(self, name: str) -> Iterator[Any]:
-        filesystem, root = self._opened
         with self._named_errors(name):
-            sink = filesystem.open_output_stream(f"{root}/{name}", compression=None)
+            sink = self._files.open_output_stream(name, None)
             try:
                 yield sink
                 sink.close()

@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,44 +18,25 @@ from smtkit.config import Config
 from smtkit.errors import InputOutputError, LockedError, UsageError
 from smtkit.storage.artifact import Artifact, read_manifest
 from smtkit.storage.files import write_atomically
-from smtkit.storage.local_store import (
-    RUN_RECORD,
-    LocalStore,
-    RunRecord,
-    is_written_by_runs,
-    runs_of,
-)
 from smtkit.storage.location import locate
 from smtkit.storage.locks import DirectoryLock
-from smtkit.storage.manifest import (
-    MANIFEST,
-    FileEntry,
-    Kind,
-    Manifest,
-    content_digest,
-    format_version,
-    provenance,
-)
-from smtkit.storage.remote import Remote
-from smtkit.storage.remote_store import RemoteStore
+from smtkit.storage.manifest import MANIFEST, FileEntry, Kind, Manifest, format_version, now
+from smtkit.storage.store import RUN_RECORD, RunRecord, is_of_runs, open_store, run_of
 
 
 class Run:
     """One stage's work on one artifact. Use as a context manager.
 
-    On entry the run finds a finished artifact (`resume`), resumes an unfinished run (`resume`,
-    `part`), or starts. If `finished` is set, it is the manifest of an artifact that is already
-    complete, and there is nothing to do. Otherwise write files to `directory` and `add` them; `has`
-    shows which ones an earlier run, or another machine, has finished.
-    When the block raises, the folder is removed, unless `keep` was called.
+    On entry a run finds the finished artifact (`resume`), takes over an unfinished run (`resume`,
+    `part`), or starts. If `finished`, a manifest, is set, there is nothing to do. Otherwise write
+    files to `directory` and `add` them; `has` shows which ones are finished already. When the block
+    raises, the folder is removed, unless `keep` was called.
 
     `part`: one of several processes that write files of their own to one `directory` at the same
-    time. They do not commit; when all have ended, a run with `resume` takes over the directory and
-    commits.
+    time. They do not commit; when all have ended, a run with `resume` takes over and commits.
 
-    Entering raises UsageError where the output exists, is unfinished, or was made with other
-    settings or inputs, and no option allows that; LockedError where another run is writing it;
-    InputOutputError where it cannot be written.
+    Entering raises UsageError where the options do not allow for what `path` holds, LockedError
+    where another run is writing it, InputOutputError where it cannot be written.
     """
 
     def __init__(
@@ -73,14 +53,10 @@ class Run:
         inputs: Mapping[str, str] | None = None,
     ) -> None:
         self.location = locate(path)
-        self.kind = kind
+        self._store = open_store(self.location)
         self.directory: Path
         self.finished: Manifest | None = None
-        self._store = (
-            RemoteStore(self.location)
-            if isinstance(self.location, Remote)
-            else LocalStore(self.location)
-        )
+        self._kind = kind
         self._config = config
         self._parents = [parent.as_parent() for parent in parents]
         self._seed = seed
@@ -92,21 +68,18 @@ class Run:
             **{f"input {parent.kind}": parent.digest for parent in self._parents},
             **(inputs or {}),
         }
-        self._record = RunRecord(
-            identity={"kind": kind, "format_version": format_version(kind), **self._identity},
-            started=_now(),
-        )
+        made = {"kind": kind, "format_version": format_version(kind)}
+        self._record = RunRecord(identity={**made, **self._identity}, started=now())
         self._entries: dict[str, FileEntry] = {}
         self._kept = part
         self._lock: DirectoryLock | None = None
+        self._created: list[Path] = []
 
     def __enter__(self) -> Self:
-        if not self._acquire_lock():
-            return self
         try:
-            self._resume_or_start()
+            self._acquire_lock()
             if self.finished is None:
-                self._store.begin(self.directory, self._record)
+                self._resume_or_start()
         except BaseException:
             self._undo_lock()
             raise
@@ -153,30 +126,25 @@ class Run:
         `config`: recorded in the manifest in place of the given settings, where some of these were
         resolved from the inputs. `resume` compares the given settings.
         """
-        files = [self._entries[name] for name in sorted(self._entries)]
-        manifest = Manifest(
-            **provenance(),
-            kind=self.kind,
-            format_version=format_version(self.kind),
+        manifest = Manifest.of(
+            [self._entries[name] for name in sorted(self._entries)],
+            kind=self._kind,
             config=(config or self._config).model_dump(mode="json"),
             identity=self._identity,
             seed=self._seed,
             started=self._record.started,
-            finished=_now(),
             parents=self._parents,
-            files=files,
             statistics=dict(statistics),
-            digest=content_digest(self.kind, files),
         )
         self.keep()
         self._store.commit(manifest)
         self.finished = manifest
-        self._store.collect({entry.name for entry in files})
+        self._store.collect({entry.name for entry in manifest.files})
         return manifest
 
-    def _acquire_lock(self) -> bool:
-        """Makes the directory if need be, and locks it. False if it is read-only and holds the
-        finished artifact."""
+    def _acquire_lock(self) -> None:
+        """Makes the directory if need be, and locks it; or sets `finished`, where it is read-only
+        and holds the finished artifact."""
         directory = self._store.directory
         self._created = [path for path in (directory, *directory.parents) if not path.exists()]
         try:
@@ -185,16 +153,12 @@ class Run:
         except BlockingIOError:
             raise LockedError(f"`out` {self.location}: another run is writing it") from None
         except (FileExistsError, NotADirectoryError):
-            raise UsageError(f"`out` {directory}: not a directory") from None
+            raise self._refusal("not a directory") from None
         except OSError as error:
-            if self._resume and self._is_finished(self._committed(self._store.names())):
-                return False
-            reason = f"{error.filename or directory}: {error.strerror}"
-            raise InputOutputError(f"`out` {reason}") from None
-        except InputOutputError:
-            self._undo_lock()
-            raise
-        return True
+            committed = self._committed(self._store.names()) if self._resume else None
+            if not self._is_finished(committed):
+                reason = f"{error.filename or directory}: {error.strerror}"
+                raise InputOutputError(f"`out` {reason}") from None
 
     def _undo_lock(self) -> None:
         """Releases the lock and removes the directories that `_acquire_lock` made."""
@@ -226,23 +190,17 @@ class Run:
         names = self._store.names()
         committed = self._committed(names)
         runs = self._store.runs()
-        others = sorted(name for name in names if not is_written_by_runs(name))
+        others = sorted(name for name in names if not is_of_runs(name))
         if others and not committed and not runs:
-            raise UsageError(
-                f"`out` {self.location}: holds other files ({others[0]})",
-                "name a new or empty directory",
-            )
+            raise self._refusal(f"holds other files ({others[0]})", "name a new or empty directory")
         if committed and not (self._resume or self._overwrite):
-            raise UsageError(
-                f"`out` {self.location}: exists", "`overwrite` replaces it, `resume` keeps it"
-            )
-        unfinished = [run for run in runs if run.name not in runs_of(committed)]
-        holds_work = any(self._store.holds_work(run) for run in unfinished)
-        if holds_work and not (self._resume or self._overwrite or self._part):
-            raise UsageError(
-                f"`out` {self.location}: holds an unfinished run",
-                "`resume` continues it, `overwrite` starts anew",
-            )
+            raise self._refusal("exists", "`overwrite` replaces it, `resume` keeps it")
+        done = {run_of(entry.name) for entry in committed.files} if committed else set()
+        unfinished = [run for run in runs if run.name not in done]
+        allowed = self._resume or self._overwrite or self._part
+        if not allowed and any(self._store.holds_work(run) for run in unfinished):
+            hint = "`resume` continues it, `overwrite` starts anew"
+            raise self._refusal("holds an unfinished run", hint)
         return committed, unfinished
 
     def _committed(self, names: set[str]) -> Manifest | None:
@@ -251,12 +209,9 @@ class Run:
         if MANIFEST not in names:
             return None
         manifest = read_manifest(self.location, any_format=self._overwrite)
-        if manifest.kind != self.kind:
-            raise UsageError(
-                f"`out` {self.location}: holds an artifact of kind {manifest.kind}, not "
-                f"{self.kind}",
-                "name another directory",
-            )
+        if manifest.kind != self._kind:
+            reason = f"holds an artifact of kind {manifest.kind}, not {self._kind}"
+            raise self._refusal(reason, "name another directory")
         return manifest
 
     def _is_finished(self, committed: Manifest | None) -> bool:
@@ -266,9 +221,8 @@ class Run:
         made = {"kind": committed.kind, "format_version": committed.format_version}
         difference = self._record.difference_from({**made, **committed.identity})
         self._refuse(difference)
-        if difference is None:
-            self.finished = committed
-        return difference is None
+        self.finished = None if difference else committed
+        return self.finished is not None
 
     def _difference_from(self, run: Path) -> str | None:
         return self._record.difference_from(RunRecord.read(run).identity)
@@ -276,26 +230,24 @@ class Run:
     def _refuse(self, difference: str | None) -> None:
         """Raises UsageError for a difference, unless `overwrite` allows it."""
         if difference is not None and not self._overwrite:
-            raise UsageError(
-                f"`out` {self.location}: cannot resume: {difference}", "`overwrite` starts anew"
-            )
+            raise self._refusal(f"cannot resume: {difference}", "`overwrite` starts anew")
+
+    def _refusal(self, reason: str, hint: str | None = None) -> UsageError:
+        return UsageError(f"`out` {self.location}: {reason}", hint)
 
     def _take_over(self, run: Path) -> None:
         """Resumes the run in a folder."""
-        self._record = RunRecord.read(run)
-        self.directory = run
+        self.directory, self._record = run, RunRecord.read(run)
         self.keep()
         if not self._part:
             for temporary in run.glob(".*"):  # left by a process that was killed
                 temporary.unlink(missing_ok=True)
+        self._store.begin(run, self._record)
 
     def _start(self) -> None:
         """Makes the folder of a new run; parts of one run have the same."""
         name = self._record.key() if self._part else secrets.token_hex(4)
         self.directory = self._store.directory / f"run-{name}"
         self.directory.mkdir(exist_ok=self._part)
-        write_atomically(self.directory / RUN_RECORD, self._record.text())
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+        write_atomically(self.directory / RUN_RECORD, self._record.model_dump_json(indent=2))
+        self._store.begin(self.directory, self._record)
