@@ -1,13 +1,12 @@
-"""Labels a second of the encoders: all memories of a window in one pass, beside a pass for each.
+"""Labels per second: encoders with one pass per window, compared with one pass per label.
 
-The rival is what the paper's code does: every label is a pass over the 256 tokens before it and K
-registers (`bidirectional`, of the same width and depth). It is measured twice: with all 256 tokens,
-which is what that code computes for every label, padding included; and with only those tokens that
-the label's prefix has, half as many on average, as smtkit computes it. Of its windows, a few
-positions stand for all.
+The paper's code encodes every label in a pass over the 256 tokens before it and K registers
+(`bidirectional`, here of the same width and depth). It is measured twice: with 256 tokens for every
+label, padding included, as that code does; and with only the tokens of the label's prefix, half as
+many on average, as smtkit does. A few positions per window stand for all.
 
-Encoding is the network alone; `extract-labels` is the whole stage, which also reads tokens, writes
-shards and closes the artifact. Each at the best of a few batch sizes; all take turns.
+Encoder rows time the network alone; `extract-labels` is the whole stage, which also reads tokens,
+writes shards and commits the artifact. Each runs at the best of a few batch sizes; all take turns.
 
     python benchmarks/extraction.py [--sizes 128x4 256x8] [--slots 16] [--window 256]
 """
@@ -31,11 +30,11 @@ CAUSAL = {
     "one pass, projection": {"kind": "causal", "memory": "projection"},
     "one pass, registers": {"kind": "causal", "memory": "registers"},
 }
-WHOLE, PREFIX = "a pass a label, all of the context", "a pass a label, its prefix alone"
-STRATA = 4  # of a window, whose middles stand for all positions
+WHOLE, PREFIX = "one pass per label, whole context", "one pass per label, its prefix"
+STRATA = 4  # equal parts of a window; the middle of each stands for its positions
 
 Speed = Callable[[], float]
-"""Labels a second."""
+"""Measures labels per second."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--slots", type=int, default=16)
     found.add_argument("--slot-width", type=int, default=64)
     found.add_argument("--window", type=int, default=256)
-    found.add_argument("--windows", type=int, default=64, help="of one pass a window")
-    found.add_argument("--sampled", type=int, default=16, help="windows of a pass a label")
+    found.add_argument("--windows", type=int, default=64, help="windows for one pass per window")
+    found.add_argument("--sampled", type=int, default=16, help="windows for one pass per label")
     return found
 
 
@@ -103,7 +102,7 @@ def config_of(size: str, name: str, options: argparse.Namespace) -> EncoderConfi
 
 
 def encodings(size: str, options: argparse.Namespace) -> dict[str, Callable[[int], Speed]]:
-    """Each as what measures its speed at a batch of so many windows."""
+    """For each encoder, a function of the batch size (in windows) that returns its `Speed`."""
     device, window = torch.device(options.device), options.window
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(VOCABULARY, (options.windows, window), generator=generator).to(device)
@@ -134,19 +133,19 @@ def encodings(size: str, options: argparse.Namespace) -> dict[str, Callable[[int
 
 @torch.inference_mode()
 def encode(encoder: MemoryEncoder, tokens: Tensor, positions: list[int] | None) -> None:
-    """(B, T): all memories, or those at `positions`, each from what comes before it alone."""
+    """Encodes tokens (B, T): all memories, or those at `positions` from their prefixes alone."""
     if positions is None:
         encoder.encode(tokens)
         return
     for position in positions:
-        places = torch.full((len(tokens), 1), position, device=tokens.device)
-        encoder.encode_at(tokens[:, :position], places)
+        column = torch.full((len(tokens), 1), position, device=tokens.device)
+        encoder.encode_at(tokens[:, :position], column)
 
 
 def stage_speed(
     config: EncoderConfig, tokens: Path, batch: int, options: argparse.Namespace
 ) -> Speed:
-    """Of the stage, with an encoder after one step of training."""
+    """Speed of `extract-labels`, with an encoder after one training step."""
     name = f"{config.width}-{config.memory}"
     encoder, labels = tokens.with_name(f"encoder-{name}"), tokens.with_name(f"labels-{name}")
     one = {"batch_size": 1, "max_steps": 1, "validation_windows": 1}

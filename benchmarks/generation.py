@@ -1,17 +1,16 @@
-"""Tokens a second and memory after 10^2 to 10^5 tokens: an RNN beside a transformer.
+"""Tokens per second and memory after 10^2 to 10^5 tokens: an RNN compared with a transformer.
 
-One sequence; the speed is that of the next tokens, after so many. The RNN and the teacher that
-reads all again for each token are timed by what `smtkit eval --cost` uses, which says what it
-counts as memory: the RNN's memory; the teacher's context and the activations of a layer. The third
-is the same teacher as others serve it, with the keys and values of all tokens kept: its memory is
-these. It is not made to read what came before: keys and values are noise, which costs no less.
-Weights are not counted, and no tokens are drawn.
+One sequence; speed is that of the next tokens. The RNN, and the teacher that reads its whole
+context again for each token, are timed as by `smtkit eval --cost`: the RNN's memory is its state,
+the teacher's its context and the activations of a layer. The third contender is the same teacher
+with a cache of the keys and values of all tokens, which is its memory. The cache is filled with
+noise, which costs as much as real content. Weights are not counted, and no tokens are sampled.
 
     python benchmarks/generation.py [--width 128] [--layers 2]
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -40,9 +39,9 @@ from smtkit.training.progress import Silent
 
 VOCABULARY, SLOTS, SLOT_WIDTH = 256, 4, 64
 CELLS = ("mlp", "gru", "lstm", "transformer")
-WINDOW = 256  # of a causal teacher, which does not depend on it
-STEPS = 20  # of the teacher with a cache, a turn
-AGAIN, CACHED = "transformer, reads all again", "transformer, keys and values kept"
+WINDOW = 256  # no effect on the speed of a causal teacher
+STEPS = 20  # of the teacher with a cache, per turn
+AGAIN, CACHED = "transformer, no cache", "transformer, keys and values cached"
 
 Record = dict[str, Any]
 
@@ -59,9 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
     table(
         ["predictor", "after tokens", "tokens/s", f"of {base}", "memory, KiB"],
         [
-            row(name, place, [run[place] for run in runs], [run[place] for run in found[base]])
+            row(name, [run[index] for run in runs], [run[index] for run in found[base]])
             for name, runs in found.items()
-            for place in range(len(runs[0]))
+            for index in range(len(runs[0]))
         ],
     )
 
@@ -74,8 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     return found
 
 
-def row(name: str, place: int, runs: list[Record], base: list[Record]) -> tuple[object, ...]:
-    """Of the runs of a predictor after as many tokens; `base`: of the first predictor."""
+def row(name: str, runs: list[Record], base: list[Record]) -> tuple[object, ...]:
+    """A row of the table, from the runs of a predictor and of the `base` predictor after the same
+    number of tokens."""
     tokens, size = runs[0]["tokens"], f"{runs[0]['bytes'] / 2**10:,.0f}"
     skipped = [run["skipped"] for run in runs if run["skipped"]]
     if skipped:
@@ -87,7 +87,7 @@ def row(name: str, place: int, runs: list[Record], base: list[Record]) -> tuple[
 
 
 def contenders(options: argparse.Namespace) -> dict[str, Callable[[], list[Record]]]:
-    """Each gives a record for each number of tokens, as `inference_cost` writes them."""
+    """Functions that return a record per number of tokens, as in `inference_cost`."""
     device = torch.device(options.device)
     torch.manual_seed(0)
     encoder = EncoderConfig(
@@ -104,10 +104,14 @@ def contenders(options: argparse.Namespace) -> dict[str, Callable[[], list[Recor
             training=training,
         )
         rnn = RecurrentNetwork(Architecture.of_rnn(config, VOCABULARY, WINDOW)).to(device).eval()
-        found[f"RNN, {cell}"] = partial(inference_cost.measure_rnn, rnn, Silent())
+        found[f"RNN, {cell}"] = partial(records_of, inference_cost.measure_rnn, rnn)
     found[CACHED] = partial(of_cached, teacher, device)
-    found[AGAIN] = partial(inference_cost.measure_teacher, teacher, Silent())
+    found[AGAIN] = partial(records_of, inference_cost.measure_teacher, teacher)
     return found
+
+
+def records_of(measure: Callable[..., Iterable[Record]], *arguments: object) -> list[Record]:
+    return list(measure(*arguments, Silent()))
 
 
 @torch.inference_mode()
@@ -116,7 +120,7 @@ def of_cached(teacher: Teacher, device: torch.device) -> list[Record]:
     for tokens in inference_cost.TOKENS:
         cached = CachedEncoder(teacher.encoder, tokens + 2 * STEPS)
         size = cached.bytes_of(tokens)
-        cached.pretend(tokens)
+        cached.fill(tokens)
         token = torch.zeros(1, dtype=torch.int64, device=device)
 
         def step(cached: CachedEncoder = cached, token: Tensor = token) -> Tensor:
@@ -131,17 +135,17 @@ def of_cached(teacher: Teacher, device: torch.device) -> list[Record]:
 
 
 class CachedEncoder:
-    """A causal encoder of one sequence that keeps what attention and convolutions look back to."""
+    """A causal encoder of one sequence with a cache of keys, values and convolution inputs."""
 
-    def __init__(self, encoder: CausalEncoder, room: int) -> None:
-        """`room`: tokens that it can read."""
+    def __init__(self, encoder: CausalEncoder, capacity: int) -> None:
+        """`capacity`: tokens that it can read."""
         self._encoder, trunk = encoder, encoder.trunk
         weight = encoder.bos
-        width, symbols = len(weight), room + 1  # with the beginning
+        width, symbols = len(weight), capacity + 1  # with BOS
         heads = trunk.blocks[0].attention.heads
         shape = 2, 1, heads, symbols, trunk.head_width
         self._rotation = rotary(symbols, trunk.head_width, weight.device, weight.dtype)
-        self._kept = [torch.zeros(shape, device=weight.device) for _ in trunk.blocks]
+        self._cache = [torch.zeros(shape, device=weight.device) for _ in trunk.blocks]
         self._recent = [
             torch.zeros(1, len(block.convolution.weight) if block.convolution else 0, width).to(
                 weight.device
@@ -155,26 +159,26 @@ class CachedEncoder:
         """The memory after one more token (1,): (1, K, D)."""
         return self._push(self._encoder.input(token)[:, None])
 
-    def pretend(self, tokens: int) -> None:
-        """From now on as if it had read so many."""
-        for kept in self._kept:
-            kept[:, :, :, : tokens + 1].normal_()
+    def fill(self, tokens: int) -> None:
+        """Fills the cache with noise in place of `tokens` tokens."""
+        for cache in self._cache:
+            cache[:, :, :, : tokens + 1].normal_()
         self._read = tokens + 1
 
     def bytes_of(self, tokens: int) -> int:
-        """What is kept of so many."""
-        kept = [each[:, :, :, : tokens + 1] for each in self._kept]
-        return sum(each.numel() * each.element_size() for each in (*kept, *self._recent))
+        """Bytes of the cache after `tokens` tokens."""
+        cache = [each[:, :, :, : tokens + 1] for each in self._cache]
+        return sum(each.numel() * each.element_size() for each in (*cache, *self._recent))
 
     def _push(self, stream: Tensor) -> Tensor:
         blocks = self._encoder.trunk.blocks
-        for block, kept, recent in zip(blocks, self._kept, self._recent, strict=True):
-            stream = self._through(block, stream, kept, recent)
+        for block, cache, recent in zip(blocks, self._cache, self._recent, strict=True):
+            stream = self._through(block, stream, cache, recent)
         self._read += 1
-        said = self._encoder.projection(self._encoder.trunk.norm(stream))
-        return normalize_slots(said.view(1, self._encoder.slots, self._encoder.slot_width))
+        memory = self._encoder.projection(self._encoder.trunk.norm(stream))
+        return normalize_slots(memory.view(1, self._encoder.slots, self._encoder.slot_width))
 
-    def _through(self, block: Block, stream: Tensor, kept: Tensor, recent: Tensor) -> Tensor:
+    def _through(self, block: Block, stream: Tensor, cache: Tensor, recent: Tensor) -> Tensor:
         at, attention = self._read, block.attention
         if block.convolution is not None:
             recent.copy_(torch.cat((recent[:, 1:], stream), dim=1))
@@ -182,8 +186,8 @@ class CachedEncoder:
         projected = attention.query_key_value(block.attention_norm(stream))
         query, key, value = projected.view(3, 1, attention.heads, 1, -1)
         rotation = self._rotation[0][at : at + 1], self._rotation[1][at : at + 1]
-        kept[:, :, :, at : at + 1] = torch.stack((rotate(key, rotation), value))
-        keys, values = kept[:, :, :, : at + 1]
+        cache[:, :, :, at : at + 1] = torch.stack((rotate(key, rotation), value))
+        keys, values = cache[:, :, :, : at + 1]
         mixed = F.scaled_dot_product_attention(rotate(query, rotation), keys, values)
         stream = stream + attention.output(mixed.view(1, 1, -1))
         return stream + block.mlp(block.mlp_norm(stream))

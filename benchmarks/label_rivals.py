@@ -1,12 +1,12 @@
-"""Label windows through other libraries: written once, then read in whole batches.
+"""Reads label windows with other libraries; run by benchmarks/labels.py.
 
-Run by benchmarks/labels.py, with the Python of an environment that has them:
+With the Python of an environment that has them,
 
     python label_rivals.py NAME DIRECTORY
 
 writes `DIRECTORY/windows.npy`, (N, T + 1, Z) float16, in the library's own format; then, for every
-line "WORKERS BATCH ORDER" of its input, reads all and prints a line of JSON. WORKERS are processes;
-0: the one that trains reads too.
+input line "WORKERS BATCH ORDER", reads everything once and prints a line of JSON. WORKERS is the
+number of reading processes; with 0 this process reads.
 """
 
 import importlib.machinery
@@ -32,7 +32,7 @@ def windows(directory: Path) -> np.ndarray:
 
 
 class Mosaic:
-    """MosaicML Streaming. What it imports of torchvision is not used here."""
+    """MosaicML Streaming. It imports torchvision, which is not used here: stubs stand in for it."""
 
     @staticmethod
     def streaming() -> Any:
@@ -133,18 +133,18 @@ RIVALS = {"mosaic": Mosaic(), "litdata": LitData(), "datasets": HuggingFace()}
 
 
 def cpu_seconds() -> float:
-    """Of this process and of those it has waited for."""
+    """CPU seconds of this process and of its ended children."""
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in usage)
 
 
 def timed(batches: Iterable[Any]) -> dict[str, float]:
-    """Bytes, seconds on the wall, seconds of all cores."""
-    began, cpu, size = time.perf_counter(), cpu_seconds(), 0
+    """Bytes read, wall seconds, CPU seconds."""
+    started, cpu, size = time.perf_counter(), cpu_seconds(), 0
     for batch in batches:
         size += batch.nbytes
-        del batch  # before the next is asked for, so that its memory can be used again
-    seconds = time.perf_counter() - began
+        del batch  # before the next one is read, so that its memory can be reused
+    seconds = time.perf_counter() - started
     return {"bytes": size, "seconds": seconds, "cpu": cpu_seconds() - cpu}
 
 
@@ -158,7 +158,7 @@ def main() -> None:
         workers, batch, order = line.split()
         found = rival.read(Path(directory), int(workers), int(batch), order == "shuffled")
         print(json.dumps(timed(found)), flush=True)
-    os._exit(0)  # some keep threads that are slow to end
+    os._exit(0)  # some libraries have threads that end slowly
 
 
 if __name__ == "__main__":

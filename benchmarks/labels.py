@@ -1,13 +1,13 @@
-"""Reading label windows: smtkit beside a bare copy from the memory map, and beside others' loaders.
+"""Reading speed of label windows: smtkit, other data loaders, and a plain copy as the limit.
 
 A sample is a whole window, T + 1 memories of Z float16 numbers; a batch is contiguous memory. The
-limit copies windows from numpy memory maps into a reused buffer, unchecked. smtkit is the batches
-of `train-rnn`: shuffled, with tokens and targets, every checksum compared. All contenders take
-turns; printed are medians and ranges of gigabytes a second, on the wall and of all cores together.
+limit copies windows from numpy memory maps into a reused buffer, unchecked. smtkit reads the
+batches of `train-rnn`: shuffled, with tokens and targets, every checksum verified. All contenders
+take turns; printed are medians and ranges of gigabytes per second of wall time and per core-second.
 
     python benchmarks/labels.py [--others other/bin/python] [--mebibytes 1024] [--widths 4096]
 
-`--others`: the Python of an environment with mosaicml-streaming, litdata and datasets.
+`--others` is the Python of an environment with mosaicml-streaming, litdata and datasets.
 """
 
 import argparse
@@ -40,8 +40,8 @@ BATCHES = (4, 16, 64)
 THREADS = (1, 2)
 
 
-class Ours:
-    """A reader of label shards, which are mapped anew every time."""
+class Reader:
+    """A reader of label shards in this process; each run maps the shards again."""
 
     def __init__(self, directory: Path, reader: Callable[..., Iterator[Any]]) -> None:
         self._paths = sorted(directory.glob("*.arrow"))
@@ -55,10 +55,10 @@ class Ours:
 
 
 class Rival:
-    """A process that has another library. Raises RuntimeError where it ends early."""
+    """Another library in a process of its own. Raises RuntimeError if the process ends early."""
 
     def __init__(self, python: Path, name: str, directory: Path) -> None:
-        # LitData empties the folder `data` of the temporary folder: it gets one of its own.
+        # LitData deletes the folder `data` in the temporary folder, so each rival has its own.
         temporary = directory / f"temporary-{name}"
         temporary.mkdir()
         self._process = subprocess.Popen(
@@ -82,7 +82,7 @@ class Rival:
         self._process.communicate()
 
     def _line(self, beginning: str) -> str:
-        """The next line that begins so; libraries print others."""
+        """The next line with this beginning; libraries print lines of their own."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(beginning):
@@ -90,7 +90,7 @@ class Rival:
         raise RuntimeError((self._log.read_text().strip().splitlines() or ["no message"])[-1])
 
 
-Contender = Ours | Rival
+Contender = Reader | Rival
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -111,8 +111,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def compare(directory: Path, width: int, options: argparse.Namespace) -> None:
     make_labels(directory, width, options.mebibytes * 2**20)
-    contenders: dict[str, Contender] = {"limit": Ours(directory, copies)}
-    contenders["smtkit"] = Ours(directory, batches)
+    contenders: dict[str, Contender] = {"limit": Reader(directory, copies)}
+    contenders["smtkit"] = Reader(directory, batches)
     for name in options.rivals if options.others else []:
         try:
             contenders[name] = Rival(options.others, name, directory)
@@ -154,11 +154,11 @@ def report(width: int, order: str, threads: int, found: dict[str, list[dict[str,
         for own, limit in zip(speeds[name], speeds["limit"], strict=True):
             row += [spread(own, 2), f"{ratio(own, limit):.2f}"]
         rows.append(row)
-    table(["", "batch", "GB/s", "of the limit", "GB a core-second", "of the limit"], rows)
+    table(["", "batch", "GB/s", "of the limit", "GB per core-second", "of the limit"], rows)
 
 
 def make_labels(directory: Path, width: int, size: int) -> None:
-    """Shards of labels, and the same windows as one array."""
+    """Writes label shards, and the same windows as one array."""
     window, slots = WINDOWS[width]
     random = np.random.default_rng(0)
     shape = LabelShape(window, slots, width // slots, 256, "float16")
@@ -187,7 +187,7 @@ def make_labels(directory: Path, width: int, size: int) -> None:
 
 
 def batches(paths: list[Path], threads: int, size: int, shuffled: bool) -> Iterator[torch.Tensor]:
-    """What `train-rnn` reads where it draws all positions; its order has no other setting."""
+    """The batches of `train-rnn` with all positions of a window; their order is always shuffled."""
     labels = LabelShards(paths)
     source = TransitionSampler(
         labels,
@@ -202,7 +202,7 @@ def batches(paths: list[Path], threads: int, size: int, shuffled: bool) -> Itera
 
 
 def copies(paths: list[Path], threads: int, size: int, shuffled: bool) -> Iterator[np.ndarray]:
-    """Each thread copies its share of the windows into a buffer of its own, again and again."""
+    """Each thread copies its share of the windows into its own buffer, which it reuses."""
     maps = [
         read_shard(path).get_batch(0)["memory"].flatten().to_numpy().view(np.uint16)
         for path in paths
@@ -214,8 +214,8 @@ def copies(paths: list[Path], threads: int, size: int, shuffled: bool) -> Iterat
 
     def copy(numbers: list[int]) -> None:
         buffer = np.empty((size, len(windows[0])), dtype=np.uint16)
-        for place, number in enumerate(numbers):
-            np.copyto(buffer[place % size], windows[number])
+        for index, number in enumerate(numbers):
+            np.copyto(buffer[index % size], windows[number])
 
     shares = [[int(n) for n in order[k:whole:threads]] for k in range(threads)]
     running = [threading.Thread(target=copy, args=(share,)) for share in shares]

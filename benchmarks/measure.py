@@ -1,7 +1,7 @@
-"""What the benchmarks share: options, turns, medians and ranges, and which machine it was.
+"""Shared by the benchmarks: options, timing in turns, medians and ranges, the machine.
 
-torch is imported where it is needed: Linux counts what the parent of a process holds in memory to
-that process's peak, which tokenization.py reads.
+torch is imported inside functions: Linux counts the memory of a process's parent at the fork in the
+process's peak, which tokenization.py reports.
 """
 
 import argparse
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    """The options that all have; `doc` is the script's own, whose first line says what it does."""
+    """A parser with the common options; the first line of `doc` is its description."""
     found = argparse.ArgumentParser(description=doc.splitlines()[0])
     found.add_argument("--repetitions", type=int, default=3)
     found.add_argument("--threads", type=int, default=1)
@@ -33,7 +33,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
 def take_turns(
     contenders: Mapping[str, Callable[[], Result]], repetitions: int
 ) -> dict[str, list[Result]]:
-    """Results of each; all once, then all again, so that what disturbs the machine disturbs all."""
+    """Results of each contender. All run once, then all again, so that they share disturbances."""
     found: dict[str, list[Result]] = {name: [] for name in contenders}
     for _ in range(repetitions):
         for name, contender in contenders.items():
@@ -42,28 +42,28 @@ def take_turns(
 
 
 def seconds(work: Callable[[], object], device: "torch.device", times: int = 1) -> float:
-    """For one of `times` in a row; of one thread on a CPU, its time there, whatever else runs."""
+    """Mean seconds of `times` calls in a row: CPU time for one CPU thread, else wall time."""
     import torch
 
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.process_time if alone else time.perf_counter
+    one_thread = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if one_thread else time.perf_counter
     _wait(device)
-    began = clock()
+    started = clock()
     for _ in range(times):
         work()
     _wait(device)
-    return (clock() - began) / times
+    return (clock() - started) / times
 
 
 def spread(values: Iterable[float], digits: int = 1) -> str:
-    """Median and range."""
+    """Median and range, as text."""
     numbers = list(values)
     low, middle, high = min(numbers), statistics.median(numbers), max(numbers)
     return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
 def ratio(values: Sequence[float], base: Sequence[float]) -> float:
-    """Of medians."""
+    """Ratio of the medians."""
     return statistics.median(values) / statistics.median(base)
 
 
@@ -75,21 +75,21 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def machine(device: str = "cpu", threads: int | None = None, others: Sequence[str] = ()) -> str:
-    """What it ran on, and the versions of what ran; `others`: packages beside smtkit and torch."""
-    where = _processor()
+    """Processor, threads, and versions of smtkit, torch and the packages `others`."""
+    hardware = _processor()
     if device == "cuda":
         import torch
 
-        where += f", {torch.cuda.get_device_name()}"
+        hardware += f", {torch.cuda.get_device_name()}"
     if threads:
-        where += f", threads: {threads}"
+        hardware += f", threads: {threads}"
     names = ("smtkit", "torch", *others)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
-    return f"{where}; {versions}, Python {platform.python_version()}"
+    return f"{hardware}; {versions}, Python {platform.python_version()}"
 
 
 def library_tokens(out: Path) -> Path:
-    """A `tokens` artifact of Python's standard library, without its packages, by bytes."""
+    """A `tokens` artifact of the modules of Python's standard library, tokenized as bytes."""
     from smtkit.config import TokenizeConfig
     from smtkit.stages import tokenize
 
@@ -106,8 +106,8 @@ def _wait(device: "torch.device") -> None:
 
 
 def _processor() -> str:
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     name = models[0] if models else platform.processor() or platform.machine()
     return f"{name} ({platform.machine()}), cores: {os.cpu_count()}"

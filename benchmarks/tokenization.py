@@ -1,11 +1,11 @@
-"""How fast `smtkit tokenize` is, beside what it is built on and what others use.
+"""Speed of `smtkit tokenize`, compared with sentencepiece and Hugging Face tokenizers.
 
     python benchmarks/tokenization.py --mebibytes 1024 --others PYTHON
 
-Every contender turns the same text into a file of token numbers, as a process of its own, in turn;
-the table gives the median and range over the repetitions, and ratios of medians within this run.
-`--others` is a Python of another environment that has `tokenizers` installed; without it that
-contender is left out. smtkit also finds duplicates, splits, checks and writes Arrow.
+Every contender converts the same text to a file of token numbers, in a process of its own; they
+take turns. The table gives medians, ranges, and ratios of medians within this run. `--others` is
+the Python of an environment with `tokenizers`; without it that contender is left out. smtkit also
+removes duplicates, splits, verifies and writes Arrow.
 """
 
 import argparse
@@ -87,7 +87,7 @@ def write_text(path: Path, size: int) -> None:
 def contenders(
     directory: Path, text: Path, sample: Path, vocab_size: int, others: str | None
 ) -> dict[str, list[str]]:
-    """What to run, by name."""
+    """Commands by name."""
     smtkit = [sys.executable, "-m", "smtkit.cli.app"]
     out = str(directory / "tokens")
     trained = directory / "trained"
@@ -116,21 +116,21 @@ def contenders(
 
 
 def timed(command: list[str]) -> tuple[float, float, float]:
-    """Wall seconds, CPU seconds and peak GiB of a command, by the system's account of it."""
-    began = time.perf_counter()
+    """Wall seconds, CPU seconds and peak GiB of a command, from `wait4`."""
+    started = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{command[:4]} ended with {process.returncode}")
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
 
 
 def report(
     runs: dict[str, list[tuple[float, float, float]]], mebibytes: int, vocab_size: int
 ) -> None:
-    """A table in Markdown."""
+    """Prints the table."""
     print(
         f"{mebibytes} MiB of text, vocabulary {vocab_size}; "
         f"{machine(threads=THREADS, others=['sentencepiece'])}\n"

@@ -1,13 +1,13 @@
-"""Time of an update of the RNN by every method, and its share of the machine's peak.
+"""Time per update of the RNN for every method, and its share of the machine's peak.
 
-All methods read the same windows of made-up labels, as many tokens an update whatever their length;
-an update is forward, backward, clipping and AdamW, in float32, without the reading. The memory has
-as many numbers as the cell is wide, in four slots. "bptt, fused" is torch's own kernel over all
-steps (`nn.GRU`, `nn.LSTM`), for which slots are not normalised.
+All methods read the same windows of random labels, with the same number of tokens per update at
+every length. An update is forward, backward, clipping and AdamW, in float32, without reading. The
+memory has four slots, with as many numbers as the cell is wide. "bptt, fused" is torch's kernel
+over all steps (`nn.GRU`, `nn.LSTM`); slots are not normalised for it.
 
-The share of peak is of a large float32 matrix product that takes its turn with the rest. Operations
-are counted as torch dispatches them: matrix products, on a CPU without those of attention; of a
-fused kernel, which hides its own, those of the same cell step by step.
+The peak is the speed of a large float32 matrix product, measured in turn with the rest. Operations
+are counted as torch dispatches them: matrix products, on a CPU without those of attention. A fused
+kernel hides its operations: those of the same cell step by step are used.
 
     python benchmarks/training.py [--cells mlp] [--lengths 64 256 1024] [--widths 128]
     python benchmarks/training.py --widths 64 256 512 --lengths 256 --methods smt bptt --updates 1
@@ -53,7 +53,7 @@ VOCABULARY, SLOTS = 256, 4
 CELLS = ("mlp", "gru", "lstm", "transformer")
 FUSED = ("gru", "lstm")
 PARTS = (1, 4)
-"""In which an update of smt is computed (`training.accumulation`): parts stay in a CPU's cache."""
+"""Parts of an smt update (`training.accumulation`): smaller parts stay in a CPU's cache."""
 ROLLOUTS = {
     "sequential": RolloutConfig(kind="sequential"),
     "segments of 16": RolloutConfig(depth=16),
@@ -64,7 +64,7 @@ ROLLOUTS = {
 
 @dataclass(frozen=True)
 class Update:
-    """run: makes one. calls: of the cell, each of which waits for the one before."""
+    """run: makes one update. calls: of the cell, one after the other."""
 
     run: Callable[[], None]
     calls: str
@@ -74,13 +74,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     print(
-        f"About {options.tokens} tokens an update, vocabulary {VOCABULARY}; "
+        f"About {options.tokens} tokens per update, vocabulary {VOCABULARY}; "
         f"{machine(options.device, options.threads)}\n"
     )
     for cell, width in itertools.product(options.cells, options.widths):
         print(f"Cell: {cell}, width and memory {width}\n")
         rows = [row for length in options.lengths for row in measured(cell, width, length, options)]
-        columns = ["T", "windows", "update", "calls", "microseconds a token", "of bptt"]
+        columns = ["T", "windows", "update", "calls", "microseconds per token", "of bptt"]
         table([*columns, "GFLOP/s", "share of peak"], rows)
 
 
@@ -91,9 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--lengths", type=int, nargs="+", default=[64, 256, 1024])
     methods = ["smt", "dmt", "bptt"]
     found.add_argument("--methods", nargs="+", default=methods, choices=methods)
-    found.add_argument("--tokens", type=int, default=8192, help="of an update")
-    found.add_argument("--updates", type=int, default=2, help="a turn")
-    found.add_argument("--matrix", type=int, default=2048, help="rows of the product for the peak")
+    found.add_argument("--tokens", type=int, default=8192, help="per update")
+    found.add_argument("--updates", type=int, default=2, help="per turn")
+    found.add_argument(
+        "--matrix", type=int, default=2048, help="rows of the matrices that measure the peak"
+    )
     return found
 
 
@@ -109,7 +111,7 @@ def measured(
             for name, each in updates(labels, cell, width, device)
             if name.split(",")[0] in options.methods
         }
-    operations = {name: counted(each.run) for name, each in made.items()}  # and warmed up
+    operations = {name: counted(each.run) for name, each in made.items()}  # also warms up
     if "bptt, fused" in operations:
         operations["bptt, fused"] = operations["bptt"]
     turns = {
@@ -122,9 +124,9 @@ def measured(
     for name, times in found.items():
         speed = operations[name] / statistics.median(times)
         of_bptt = f"{ratio(times, found['bptt']):.2f}" if "bptt" in found else ""
-        a_token = spread(1e6 * time / (batch * length) for time in times)
-        told = (length, batch, name, made[name].calls, a_token, of_bptt)
-        yield (*told, f"{speed / 1e9:.1f}", f"{speed / peak:.2f}")
+        per_token = spread(1e6 * time / (batch * length) for time in times)
+        first = (length, batch, name, made[name].calls, per_token, of_bptt)
+        yield (*first, f"{speed / 1e9:.1f}", f"{speed / peak:.2f}")
 
 
 def updates(
@@ -167,7 +169,7 @@ def updates(
 
 
 def update(method: Any, parts: Sequence[Any], device: torch.device) -> Callable[[], None]:
-    """Of a batch in parts, whose gradients are added up."""
+    """An update on a batch given in parts, whose gradients are accumulated."""
     trained = method.network.to(device).train()
     method.state.to(device)
     batches = [moved(part, device) for part in parts]

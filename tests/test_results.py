@@ -1,4 +1,4 @@
-"""The comparison of SMT with BPTT: what is declared, how settings are chosen, what is reported."""
+"""The comparison of SMT with BPTT: declarations, choice of settings, report."""
 
 import json
 import re
@@ -31,7 +31,7 @@ METHODS = {"smt": "smt", "dmt": "dmt", "finetune": "bptt", "bptt": "bptt"}
 
 
 @pytest.mark.parametrize("path", [CORE, FULL], ids=lambda path: path.stem)
-def test_every_declared_run_is_one_that_the_stages_accept(path):
+def test_the_stages_accept_every_declared_run(path):
     matrix = load(path)
     for run in (*trial_runs(matrix), *final_runs(matrix)):
         arm = matrix.arms[run.arm]
@@ -46,7 +46,7 @@ def test_every_declared_run_is_one_that_the_stages_accept(path):
 
 
 @pytest.mark.parametrize("path", [CORE, FULL], ids=lambda path: path.stem)
-def test_both_sides_have_as_many_trials_the_same_budget_and_the_same_cell(path):
+def test_both_methods_have_the_same_trials_budget_and_cell(path):
     matrix = load(path)
     assert len(matrix.trials["smt"]) == len(matrix.trials["bptt"])
     for name, task in matrix.tasks.items():
@@ -78,7 +78,7 @@ def test_trials_use_a_seed_of_their_own_and_are_never_tested():
 
 
 def result(accuracy=0.5, nll=1.0, seconds=10.0, failed=None, digest="", steps=100):
-    """A raw result of one stage, as a run writes it."""
+    """A raw result with one stage, as a run writes it."""
     stage = {
         "stage": "bptt",
         "seconds": seconds,
@@ -114,7 +114,7 @@ def written(store: Store, run: Run, **values) -> dict:
     return result(digest=digest, **values)
 
 
-def test_a_run_waits_for_its_trials_and_takes_the_settings_of_the_best(tmp_path):
+def test_a_run_waits_for_its_trials_and_uses_the_settings_of_the_best(tmp_path):
     store = Store(load(CORE), tmp_path)
     run = Run("retrieval-256", "bptt-gru", 0)
     trials = trials_for(store.matrix, run)
@@ -129,7 +129,7 @@ def test_a_run_waits_for_its_trials_and_takes_the_settings_of_the_best(tmp_path)
     assert store.specification(run).stages["bptt"]["training"]["learning_rate"] == best
 
 
-def test_a_result_of_another_declaration_does_not_count(tmp_path):
+def test_a_result_of_a_changed_declaration_does_not_count(tmp_path):
     matrix = load(CORE)
     store = Store(matrix, tmp_path)
     trial = next(trial_runs(matrix))
@@ -138,22 +138,22 @@ def test_a_result_of_another_declaration_does_not_count(tmp_path):
     assert Store(load(CORE, scale=2.0), tmp_path).result(trial) is None
 
 
-def test_costs_are_added_up_over_the_stages():
+def test_costs_are_summed_over_the_stages():
     chain = {"stages": [{"stage": name, "seconds": s} for name, s in (("smt", 2), ("dmt", 3))]}
     assert total(chain, "seconds") == 5
     assert total(chain, "seconds", until="smt") == 2
 
 
-def test_a_course_goes_on_where_the_stage_before_ended():
+def test_a_learning_curve_continues_after_each_stage():
     one, two = result(seconds=10.0)["stages"][0], result(seconds=5.0)["stages"][0]
     labels = {"stage": "labels", "seconds": 1, "tokens": 7, "sequential": 2, "operations": 3}
     chain = {"stages": [one, labels, two], "failed": None}
-    points = list(figures.course(Run("t", "a", 0), chain, budget=100))
+    points = list(figures.learning_curve(Run("t", "a", 0), chain, budget=100))
     assert [point.seconds for point in points] == [4, 10, 15, 16]
     assert [point.sequential for point in points] == [100, 200, 302, 402]
     assert points[-1].operations == 8e6 + 3
     diverged = {"stages": [one], "failed": "nan"}
-    *_, last = figures.course(Run("t", "a", 0), diverged, budget=100)
+    *_, last = figures.learning_curve(Run("t", "a", 0), diverged, budget=100)
     assert (last.stage, last.seconds, last.accuracy) == ("failed", 100, 0)
 
 
@@ -167,26 +167,26 @@ def test_a_course_goes_on_where_the_stage_before_ended():
         ("dmt", {"kind": "jacobi", "sweeps": 3}, 3),
     ],
 )
-def test_sequential_steps_are_the_calls_that_wait_for_each_other(method, rollout, calls):
+def test_sequential_steps_are_the_dependent_calls(method, rollout, calls):
     settings = {"method": method, "training": {"max_steps": 1}}
     settings |= {"rollout": rollout} if rollout else {}
     lengths = np.array([40, 60])
     assert cost.chain_of_rnn(TrainRnnConfig(**settings), lengths) == calls + 1
 
 
-def test_a_chain_is_no_longer_than_its_window():
+def test_a_chain_is_at_most_as_long_as_its_window():
     rollout = {"method": "dmt", "rollout": {"depth": 50}, "training": {"max_steps": 1}}
     assert cost.chain_of_rnn(TrainRnnConfig(**rollout), np.array([40, 60])) == 45 + 1
 
 
-def chain_of_a_task(store, task, arm, digest_seed, tests, failed=None, accuracy=0.5):
+def write_chain(store, task, arm, digest_seed, tests, failed=None, accuracy=0.5):
     run = Run(task, arm, digest_seed)
     found = result(digest=store.specification(run).digest, failed=failed, accuracy=accuracy)
     store.write(run, {**found, "tests": tests})
 
 
-def test_seeds_that_failed_count_as_without_end_and_are_named(tmp_path):
-    """Of three seeds one diverged at once, one did not reach the goal: the median has no end."""
+def test_failed_seeds_count_in_the_median_and_are_shown(tmp_path):
+    """One of three seeds diverges, one does not reach the goal: the median of seconds is infinite."""
     matrix = load(CORE)
     store = Store(matrix, tmp_path)
     for trial in trial_runs(matrix):
@@ -195,10 +195,10 @@ def test_seeds_that_failed_count_as_without_end_and_are_named(tmp_path):
     lengths = [{**scored, "length": length, "accuracy": length / 100} for length in (16, 64)]
     test = {"window": 64, "by_length": lengths, "overall": [], "results": []}
     tests = {"bptt": {"test": test, "longer": test}}
-    chain_of_a_task(store, "retrieval-64", "bptt-mlp", 0, tests, accuracy=1.0)
+    write_chain(store, "retrieval-64", "bptt-mlp", 0, tests, accuracy=1.0)
     assert "**64%** in 10 s (1 of 3 seeds)" in report.summary(store)
-    chain_of_a_task(store, "retrieval-64", "bptt-mlp", 1, {}, failed="loss is nan")
-    chain_of_a_task(store, "retrieval-64", "bptt-mlp", 2, tests)
+    write_chain(store, "retrieval-64", "bptt-mlp", 1, {}, failed="loss is nan")
+    write_chain(store, "retrieval-64", "bptt-mlp", 2, tests)
     assert "| 64% |" in report.summary(store)
     page = report.page(store)
     assert "| 10 s (BPTT), 64.0% | diverged | *not reached*, 64.0% |" in page
@@ -216,7 +216,7 @@ def test_a_run_that_diverged_in_its_first_stage_is_reported(tmp_path):
     report.summary(store)
 
 
-def test_a_raw_result_that_was_cut_short_is_run_again(tmp_path):
+def test_an_incomplete_raw_result_is_run_again(tmp_path):
     store = Store(load(CORE), tmp_path)
     trial = next(trial_runs(store.matrix))
     written(store, trial)
@@ -225,7 +225,7 @@ def test_a_raw_result_that_was_cut_short_is_run_again(tmp_path):
     assert store.result(trial) is None
 
 
-def test_the_readme_and_the_page_are_what_the_raw_results_say():
+def test_the_readme_and_the_page_match_the_raw_results():
     store = Store(load(CORE), CORE.parent / "raw" / "core")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert report.with_summary(readme, store) == readme, "run: make -C pipelines/results report"
@@ -241,7 +241,7 @@ def test_every_number_of_the_figures_is_in_their_csv():
         assert all(line.count(",") == header.count(",") for line in lines)
 
 
-def test_raw_results_are_read_without_what_made_them():
+def test_raw_results_have_a_digest_and_stages():
     for path in (CORE.parent / "raw").rglob("*.json"):
         found = json.loads(path.read_text(encoding="utf-8"))
         assert re.fullmatch("[0-9a-f]{16}", found["digest"])

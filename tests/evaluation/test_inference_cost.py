@@ -37,7 +37,7 @@ def test_the_rnn_reads_every_token(pipeline, monkeypatch):
     network = load_rnn(Artifact.open(pipeline.rnn))
     steps, read = network.step, []
     monkeypatch.setattr(network, "step", lambda m, t: read.append(t) or steps(m, t))
-    inference_cost.measure_rnn(network, Recorder())
+    list(inference_cost.measure_rnn(network, Recorder()))
 
     assert len(read) == 1000
 
@@ -69,7 +69,7 @@ def test_what_would_take_too_long_is_skipped_with_a_warning(pipeline, tmp_path, 
 def _cost_of_teacher(config: EncoderConfig, window: int = 16) -> list[dict]:
     settings = encoder_config(encoder=config.model_dump())
     teacher = Teacher(Architecture.of_teacher(settings, 7, window)).eval().requires_grad_(False)
-    return inference_cost.measure_teacher(teacher, Recorder())
+    return list(inference_cost.measure_teacher(teacher, Recorder()))
 
 
 BIDIRECTIONAL = {"kind": "bidirectional", "slots": 2, "slot_width": 8, "width": 16, "heads": 2}

@@ -1,1 +1,1 @@
-"""The comparison of SMT with BPTT: a declared matrix of runs, their raw results, and the report."""
+"""The comparison of SMT with BPTT: a matrix of runs, their raw results, and the report."""

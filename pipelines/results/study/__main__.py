@@ -1,7 +1,7 @@
-"""Runs a matrix, some runs side by side, each in a process of its own; or one of its runs.
+"""Runs a matrix, several runs in parallel, each in its own process; or one of its runs.
 
-python -m study run core.toml        all that is missing, then the report
-python -m study report core.toml     the report of what is there
+python -m study run core.toml        all missing runs, then the report
+python -m study report core.toml     the report of the existing results
 """
 
 import argparse
@@ -22,10 +22,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="study", description=__doc__)
     parser.add_argument("command", choices=["run", "one", "report"])
     parser.add_argument("matrix", type=Path)
-    parser.add_argument("name", nargs="?", help="of one run")
-    parser.add_argument("--workers", type=int, default=2, help="runs side by side")
+    parser.add_argument("name", nargs="?", help="name of the run, for `one`")
+    parser.add_argument("--workers", type=int, default=2, help="number of parallel runs")
     parser.add_argument("--keep", action="store_true", help="keep every run's artifacts")
-    parser.add_argument("--scale", type=float, help="of every budget, to see that it runs")
+    parser.add_argument("--scale", type=float, help="factor of every budget, for a smoke test")
     options = parser.parse_args()
     matrix = load(options.matrix, options.scale or 1.0)
     folder = "artifacts/raw" if options.scale else "raw"
@@ -46,7 +46,7 @@ def _runs(matrix: Matrix) -> list[Run]:
 
 
 def _artifacts(store: Store) -> Path:
-    """Of a smoke run others than of a real one."""
+    """Folder of artifacts; smoke tests have their own."""
     smoke = store.folder.is_relative_to(HERE / "artifacts")
     return HERE / "artifacts" / ("smoke" if smoke else "runs") / store.folder.name
 
@@ -56,9 +56,7 @@ def _one(store: Store, name: str, keep: bool) -> None:
 
     run = next((run for run in _runs(store.matrix) if run.name == name), None)
     if run is None:
-        sys.exit(
-            f"{name}: no run of this matrix; they are called TASK/ARM/seed-0 or TASK/ARM/trial-0"
-        )
+        sys.exit(f"{name}: not a run of this matrix; names are TASK/ARM/seed-0 or TASK/ARM/trial-0")
     directory = _artifacts(store) / run.name
     task = _artifacts(store) / run.task
     work = Work(
@@ -78,7 +76,7 @@ def _has_longer_tokens(store: Store, task: str) -> bool:
 
 
 def _make_tokens(store: Store, task: str) -> bool:
-    """Whether the tokens of a task are there to be run on."""
+    """Makes the tokens of a task; returns whether it succeeded."""
     from study.work import make_tokens
 
     declared = store.matrix.tasks[task]
@@ -97,15 +95,15 @@ def _make_tokens(store: Store, task: str) -> bool:
 def _all(store: Store, options: argparse.Namespace) -> None:
     missing = [run for run in _runs(store.matrix) if store.result(run) is None]
     tasks = dict.fromkeys(run.task for run in missing)
-    there = {task for task in tasks if _make_tokens(store, task)}
-    missing = [run for run in missing if run.task in there]
-    count, began = len(missing), time.monotonic()
+    available = {task for task in tasks if _make_tokens(store, task)}
+    missing = [run for run in missing if run.task in available]
+    count, started = len(missing), time.monotonic()
     running: dict[subprocess.Popen[bytes], Run] = {}
     failed: list[str] = []
     while missing or running:
         for process in [p for p in running if p.poll() is not None]:
             run = running.pop(process)
-            minutes = (time.monotonic() - began) / 60
+            minutes = (time.monotonic() - started) / 60
             left = len(missing) + len(running)
             print(f"{minutes:6.1f} min  {count - left}/{count}  {run.name}", flush=True)
             if process.returncode:
@@ -120,16 +118,16 @@ def _all(store: Store, options: argparse.Namespace) -> None:
             time.sleep(1)
             continue
         missing.remove(ready)
-        running[_started(options, ready)] = ready
+        running[_start(options, ready)] = ready
     if failed:
-        sys.exit(f"failed: {', '.join(failed)}; run again for another try")
+        sys.exit(f"failed: {', '.join(failed)}; run again to retry")
 
 
-def _started(options: argparse.Namespace, run: Run) -> "subprocess.Popen[bytes]":
+def _start(options: argparse.Namespace, run: Run) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "study", "one", str(options.matrix), run.name]
     command += ["--keep"] if options.keep else []
     command += ["--scale", str(options.scale)] if options.scale else []
-    # One thread each: two busy processes of two threads would be in each other's way.
+    # One thread each: budgets are CPU time of one thread.
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 

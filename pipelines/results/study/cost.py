@@ -1,12 +1,12 @@
-"""What an update costs, by counting: dependent calls one after the other, and operations.
+"""Cost of an update, computed: sequential steps and operations.
 
-*Sequential steps* are the longest chain of calls of a layer or a cell that wait for each other, in
-the forward pass of an update (the backward pass doubles everybody's). *Operations* are an estimate:
-two for each weight that a token meets, and two for each number that attention multiplies (queries
-by keys, weights by values); three times over in training (forward, and backward for inputs and
-weights). Element-wise work is left out.
+*Sequential steps* are the longest chain of dependent calls of a layer or a cell in the forward pass
+of an update (the backward pass doubles them for every method). *Operations* are an estimate: two
+per weight and token that passes through it, and two per product in attention (queries by keys,
+weights by values); three times as many in training (forward, and backward for inputs and weights).
+Element-wise operations are left out.
 
-`lengths` are those of train's windows, in tokens: costs are means over them.
+`lengths` are the tokens of each window of the train split; costs are means over them.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _OPERATIONS = 2
 
 
 def lengths(tokens: Artifact, stages: Mapping[str, Any]) -> Lengths:
-    """Tokens of each window of train."""
+    """Tokens of each window of the train split."""
     if is_stream(tokens):
         first = next(iter(stages.values()))
         return np.array([first.get("data", {}).get("window") or DEFAULT_WINDOW])
@@ -41,7 +41,7 @@ def chain_of_encoder(config: TrainEncoderConfig) -> int:
 
 
 def chain_of_rnn(config: TrainRnnConfig, lengths: Lengths) -> float:
-    """Sequential steps of an update, the readout among them."""
+    """Sequential steps of an update, with the readout."""
     rollout = config.rollout
     depth = {
         "segments": np.minimum(rollout.depth, lengths),
@@ -58,23 +58,23 @@ def of_encoder(
     """Operations of an update of the teacher."""
     objective, decoder = config.objective, config.decoder
     future = lengths if objective.future_length == "rest" else objective.future_length
-    decoded = config.encoder.slots + future  # symbols of the decoder, for each anchor
+    decoded = config.encoder.slots + future  # positions of the decoder, per anchor
     dense = lengths if objective.dense_weight else 0
     read = dense + objective.dynamics_positions
-    a_window = (
+    per_window = (
         _encoded(config, weights, lengths)
-        + objective.anchors * decoded * _met(weights, "decoder.")
+        + objective.anchors * decoded * _weights(weights, "decoder.")
         + objective.anchors * _attended(decoder.width, decoder.layers, decoded)
-        + objective.dynamics_positions * _met(weights, "transition.")
-        + read * _met(weights, "readout.")
+        + objective.dynamics_positions * _weights(weights, "transition.")
+        + read * _weights(weights, "readout.")
     )
-    return _TRAINING * _OPERATIONS * config.training.batch_size * float(np.mean(a_window))
+    return _TRAINING * _OPERATIONS * config.training.batch_size * float(np.mean(per_window))
 
 
 def of_extraction(
     config: TrainEncoderConfig, weights: Mapping[str, Tensor], windows: int, lengths: Lengths
 ) -> float:
-    """Operations of the encoder's one pass over so many windows."""
+    """Operations of one encoder pass over each of `windows` windows."""
     return _OPERATIONS * windows * float(np.mean(_encoded(config, weights, lengths)))
 
 
@@ -84,23 +84,25 @@ def of_rnn(config: TrainRnnConfig, weights: Mapping[str, Tensor], lengths: Lengt
     passes = float(_TRAINING)
     if config.method == "dmt" and config.rollout.kind == "jacobi":
         passes += config.rollout.sweeps - 1
-    a_token = passes * _met(weights, "transition.") + _TRAINING * _met(weights, "readout.")
-    return _OPERATIONS * config.training.batch_size * positions * a_token
+    per_token = passes * _weights(weights, "transition.") + _TRAINING * _weights(
+        weights, "readout."
+    )
+    return _OPERATIONS * config.training.batch_size * positions * per_token
 
 
 def _encoded(config: TrainEncoderConfig, weights: Mapping[str, Tensor], lengths: Lengths) -> Any:
     """Products of the causal encoder over each window."""
     attended = _attended(config.encoder.width, config.encoder.layers, lengths)
-    return lengths * _met(weights, "encoder.") + attended
+    return lengths * _weights(weights, "encoder.") + attended
 
 
 def _attended(width: int, layers: int, symbols: Any) -> Any:
-    """Products of attention over so many symbols, each of which attends to those before it."""
+    """Products of causal attention over `symbols` positions."""
     return layers * width * symbols * symbols
 
 
-def _met(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """Weights of a network's matrices; of an embedding only a row is read."""
+def _weights(weights: Mapping[str, Tensor], prefix: str) -> int:
+    """Weights of the matrices of a network; embeddings are look-ups and do not count."""
     return sum(
         tensor.numel()
         for name, tensor in weights.items()

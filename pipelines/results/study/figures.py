@@ -1,4 +1,4 @@
-"""The course of every run: its figure, and the CSV behind it."""
+"""Learning curves of every run: the figure of a task, and its CSV."""
 
 import csv
 import math
@@ -18,7 +18,7 @@ AXES = {
 
 
 class Point(NamedTuple):
-    """Costs so far, and how the RNN did on validation, on its own."""
+    """Costs up to a validation, and nll and accuracy of the free-running RNN in it."""
 
     arm: str
     seed: int
@@ -31,9 +31,11 @@ class Point(NamedTuple):
     accuracy: float
 
 
-def course(run: Run, result: Table, budget: float) -> Iterator[Point]:
-    """Every validation of a run; before the RNN, those of the teacher's co-trained cell. Of a run
-    that diverged, a last one at the end of its budget, with nothing right."""
+def learning_curve(run: Run, result: Table, budget: float) -> Iterator[Point]:
+    """Every validation of a run, beginning with those of the teacher's co-trained cell.
+
+    A run that diverged ends with a point at the end of its budget, with an accuracy of 0.
+    """
     before = dict.fromkeys(AXES, 0.0)
     for stage in result["stages"]:
         for step, seconds, tokens, nll, accuracy in stage.get("curve", ()):
@@ -53,13 +55,13 @@ def course(run: Run, result: Table, budget: float) -> Iterator[Point]:
 
 
 def write(store: Store, task: str, runs: list[Run], folder: Path) -> None:
-    """`TASK.svg` and `TASK.csv`."""
+    """Writes `TASK.svg` and `TASK.csv`."""
     budget = store.matrix.tasks[task].budget
     points = [
         point
         for run in runs
         if (result := store.result(run))
-        for point in course(run, result, budget)
+        for point in learning_curve(run, result, budget)
     ]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{task}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -76,7 +78,7 @@ def _draw(store: Store, task: str, points: list[Point], path: Path) -> None:
     from matplotlib import pyplot
 
     declared = store.matrix.tasks[task]
-    # The same file for the same numbers: no date, no random names.
+    # No date and no random names, so that the same numbers give the same file.
     with mpl.rc_context({"svg.hashsalt": "smtkit", "svg.fonttype": "none", "font.size": 9}):
         figure, panels = pyplot.subplots(1, len(AXES), figsize=(14, 3.6), sharey=True)
         colors = mpl.color_sequences["tab20" if len(declared.arms) > 10 else "tab10"]
@@ -91,7 +93,7 @@ def _draw(store: Store, task: str, points: list[Point], path: Path) -> None:
             panel.set_xlabel(title)
             panel.set_xscale("linear" if axis == "seconds" else "log")
             panel.grid(alpha=0.3)
-        panels[0].set_ylabel("accuracy" if declared.goal is not None else "bits a target")
+        panels[0].set_ylabel("accuracy" if declared.goal is not None else "bits per target")
         if points:
             panels[0].legend(fontsize=7)
         figure.suptitle(f"{declared.title}: the RNN on its own, on validation", fontsize=10)
@@ -103,7 +105,7 @@ def _draw(store: Store, task: str, points: list[Point], path: Path) -> None:
 def _line(
     panel: Any, axis: str, points: list[Point], color: Any, label: str | None, *, accuracy: bool
 ) -> None:
-    """One seed: dotted while it is the co-trained cell, a dot where the run ends."""
+    """Draws one seed: a dotted line for the co-trained cell, a dot where the run ends."""
     if not points:
         return
     along = [getattr(point, axis) for point in points]

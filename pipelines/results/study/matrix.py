@@ -1,4 +1,4 @@
-"""What is compared: tasks, arms, settings, budgets and trials, as a TOML file declares them."""
+"""The declaration of the comparison in TOML: tasks, arms, settings, budgets and trials."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Table = dict[str, Any]
 Stage = Literal["encoder", "labels", "smt", "dmt", "finetune", "bptt"]
 Positive = Annotated[float, Field(gt=0)]
-_VALIDATIONS = 40  # a budget
+_VALIDATIONS = 40  # per budget
 
 
 class _Declared(BaseModel):
@@ -21,33 +21,32 @@ class _Declared(BaseModel):
 
 
 class Longer(_Declared):
-    """What the last RNN is evaluated on beside the test split: rows or windows longer than those it
-    was trained on."""
+    """A second test of every RNN, on rows or windows longer than those it was trained on."""
 
     tokens: Table | None = None
-    """Unset: those of the task."""
+    """Source and settings as in the task; unset: the tokens of the task."""
     lengths: int = 1
-    """Of text: windows to read, in multiples of T."""
+    """Length of the windows of text, in multiples of T."""
     windows: int
-    """Rows or windows."""
+    """Number of rows or windows."""
 
 
 class Task(_Declared):
     title: str
     tokens: Table
-    """Source (`synthesize`, `library` or `digits`) and its settings."""
+    """Source (`synthesize`, `library`, `digits` or `files`) and its settings."""
     windows: int = 1000
-    """Rows or windows of the test split."""
+    """Number of rows or windows of the test split."""
     longer: Longer | None = None
     goal: float | None = None
-    """Share of validation's answers at which an arm stops; unset: it uses its budget."""
+    """Validation accuracy at which a run stops; unset: it uses its whole budget."""
     budget: Positive
     """CPU-seconds of one thread."""
     trial_budget: Positive | None = None
-    """Of each trial; unset: settings are those that the trials of `settings_of` chose."""
+    """CPU-seconds per trial; unset: no trials, settings are those of the task `settings_of`."""
     settings_of: str | None = None
     shares: dict[Stage, Positive] = {}
-    """Where they are others than the matrix's."""
+    """Shares of the budget that differ from the matrix's."""
     arms: list[str]
     settings: dict[Stage, Table] = {}
     network: Table = {}
@@ -62,25 +61,25 @@ class Arm(_Declared):
     trials: str
     """Name of a list of trials."""
     settings_of: str | None = None
-    """Of an ablation: the arm whose trials chose its settings."""
+    """For an ablation: the arm whose trials choose its settings."""
 
 
 class Matrix(_Declared):
     seeds: list[int]
     trial_seed: int
     shares: dict[Stage, Positive]
-    """Of the budget, for the stages of an `smt` arm; extraction takes what it takes."""
+    """Shares of the budget for the stages of an `smt` arm; extraction has no limit."""
     network: Table
     settings: dict[Stage, Table]
     trials: dict[str, list[Table]]
-    """Settings to be tried, each a table of `stage.key = value`."""
+    """Settings to try, each a table of `stage.key = value`."""
     arms: dict[str, Arm]
     tasks: dict[str, Task]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training, start to end. `trial`: its number among the trials, or None."""
+    """One training from start to end. `trial`: its number; None for a final run."""
 
     task: str
     arm: str
@@ -94,7 +93,7 @@ class Run:
 
 
 def load(path: Path, scale: float = 1.0) -> Matrix:
-    """The matrix of a file, on top of the one that it `extends`; budgets multiplied by `scale`."""
+    """The matrix of a file, merged with the one it `extends`; budgets are multiplied by `scale`."""
     declared = _read(path)
     for task in declared["tasks"].values():
         for name in task.keys() & {"budget", "trial_budget"}:
@@ -116,7 +115,7 @@ def trial_runs(matrix: Matrix) -> Iterator[Run]:
 
 
 def final_runs(matrix: Matrix) -> Iterator[Run]:
-    """Seed by seed, so that what is there after an hour says something of everything."""
+    """Final runs, seed by seed, so that every task has a result early."""
     for seed in matrix.seeds:
         for name, task in matrix.tasks.items():
             for arm in task.arms:
@@ -132,7 +131,7 @@ def trials_for(matrix: Matrix, run: Run) -> list[Run]:
 
 @dataclass(frozen=True)
 class Specification:
-    """All that decides what a run computes, in JSON's types."""
+    """Everything that determines the result of a run, in JSON types."""
 
     task: Table
     kind: str
@@ -147,7 +146,7 @@ class Specification:
 
 
 def specify(matrix: Matrix, run: Run, chosen: Mapping[str, Any]) -> Specification:
-    """`chosen`: the trial's own table, or that of the trial that was best."""
+    """The specification of a run with the settings `chosen`: its trial's, or the best trial's."""
     task, arm = matrix.tasks[run.task], matrix.arms[run.arm]
     network = merged(matrix.network, arm.network, task.network, arm.network)
     names: tuple[Stage, ...] = ("encoder", "labels", "smt", "dmt", "finetune")
@@ -177,7 +176,7 @@ def specify(matrix: Matrix, run: Run, chosen: Mapping[str, Any]) -> Specificatio
 
 
 def _network_of(stage: Stage, network: Table) -> Table:
-    """Networks are described where they are begun: by the teacher, and by bptt from scratch."""
+    """The network settings of a stage: only the teacher and bptt from scratch have any."""
     if stage == "encoder":
         parts: Table = {name: network[name] for name in ("cell", "readout") if name in network}
         return {"encoder": network["memory"], **parts}
@@ -185,7 +184,7 @@ def _network_of(stage: Stage, network: Table) -> Table:
 
 
 def _limits(matrix: Matrix, task: Task, stage: Stage, kind: str, budget: float) -> Table:
-    """All stages of all arms are looked at as often, by the same clock that their budget is of."""
+    """Limits on CPU time; every stage of every arm is validated equally often in that time."""
     if stage == "labels":
         return {}
     share = 1.0 if kind == "bptt" else {**matrix.shares, **task.shares}[stage]
@@ -200,7 +199,7 @@ def _limits(matrix: Matrix, task: Task, stage: Stage, kind: str, budget: float) 
 
 
 def merged(*tables: Mapping[str, Any]) -> Table:
-    """Each stronger than the one before, section by section; "unset" takes a key back."""
+    """Tables merged recursively, later ones override; the value "unset" removes a key."""
     result: Table = {}
     for table in tables:
         for key, value in table.items():

@@ -1,4 +1,4 @@
-"""docs/results.md, its figures, and the README's table: all of it from the raw results."""
+"""docs/results.md, its figures and the table in the README, from the raw results."""
 
 import math
 import statistics
@@ -21,8 +21,10 @@ BEGIN, END = "<!-- results: make results writes what follows -->", "<!-- end of 
 
 
 def write(store: Store, root: Path, matrix: str) -> None:
-    """Writes what of the repository at `root` is made from the results of a matrix: of core.toml
-    the page that the README shows, of others one beside it."""
+    """Writes the report of a matrix into the repository at `root`.
+
+    For core.toml docs/results.md and the table in the README; for others a page of their own.
+    """
     core = matrix == "core"
     name = "results" if core else f"results-{matrix}"
     docs = root / "docs"
@@ -36,7 +38,7 @@ def write(store: Store, root: Path, matrix: str) -> None:
 
 
 def with_summary(readme: str, store: Store) -> str:
-    """The README, its table replaced."""
+    """The README with a new table."""
     before, rest = readme.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n\n{summary(store)}\n{END}{after}"
@@ -52,15 +54,15 @@ def page(store: Store, name: str = "results") -> str:
         if declared.longer:
             parts.append(_longer_table(store, task))
         parts.append(f"![{title}]({name}/{task}.svg)\n\n[CSV]({name}/{task}.csv)\n")
-    parts.append(f"## What an arm took\n\n{_cost_table(store)}")
+    parts.append(f"## Cost of each arm\n\n{_cost_table(store)}")
     parts.append(f"## Trials\n\n{_trials_table(store)}")
     return "\n".join(parts)
 
 
 def summary(store: Store) -> str:
-    """The README's table: a row an arm, a column a task, the median of the seeds."""
+    """The table in the README: one row per arm, one column per task, medians over the seeds."""
     if not any(store.result(run) for run in final_runs(store.matrix)):
-        return "None of the declared runs has been made here yet: `make results` makes them.\n"
+        return "No declared run has a result yet; `make results` runs them.\n"
     tasks = store.matrix.tasks
     arms = dict.fromkeys(arm for task in tasks.values() for arm in task.arms)
     rows = [
@@ -71,20 +73,20 @@ def summary(store: Store) -> str:
 
 
 def _summarized(store: Store, task: str, arm: str) -> str:
-    """Medians over the seeds that are there; a seed that failed has nothing right, and no end."""
+    """Median over the seeds with results; a failed seed has accuracy 0 and infinite seconds."""
     if arm not in store.matrix.tasks[task].arms:
         return ""
     results = [store.result(run) for run in _runs(store, task) if run.arm == arm]
-    there = [result for result in results if result]
-    if not there:
+    found = [result for result in results if result]
+    if not found:
         return "not run"
-    seeds = "" if len(there) == len(results) else f" ({len(there)} of {len(results)} seeds)"
+    seeds = "" if len(found) == len(results) else f" ({len(found)} of {len(results)} seeds)"
     if store.matrix.tasks[task].goal is None:
-        bits = statistics.median(_bits(_last_test(one), RNN) for one in there)
+        bits = statistics.median(_bits(_last_test(one), RNN) for one in found)
         return f"{bits:.3f} bits{seeds}"
-    accuracy = statistics.median(_at_full_length(_last_test(one), RNN) for one in there)
+    accuracy = statistics.median(_at_full_length(_last_test(one), RNN) for one in found)
     seconds = statistics.median(
-        total(one, "seconds") if _reached(store, task, one) else math.inf for one in there
+        total(one, "seconds") if _reached(store, task, one) else math.inf for one in found
     )
     if math.isinf(seconds):
         return f"{accuracy:.0%}{seeds}"
@@ -98,28 +100,26 @@ def _runs(store: Store, task: str) -> list[Run]:
 def _how(store: Store) -> str:
     matrix = store.matrix
     runs = [store.result(run) for run in (*trial_runs(matrix), *final_runs(matrix))]
-    there = [one for one in runs if one]
-    spent = sum(total(one, "seconds") for one in there) / 3600
+    found = [one for one in runs if one]
+    spent = sum(total(one, "seconds") for one in found) / 3600
     machines = {
-        ", ".join(f"{key} {value}" for key, value in one["machine"].items()) for one in there
+        ", ".join(f"{key} {value}" for key, value in one["machine"].items()) for one in found
     }
     lines = [
         (Path(__file__).parent.parent / "rules.md").read_text(encoding="utf-8").rstrip("\n"),
-        f"{len(there)} of {len(runs)} declared runs are here; they were charged {spent:.1f} hours.",
+        f"{len(found)} of {len(runs)} declared runs have results; they took {spent:.1f} CPU-hours.",
         *sorted(machines),
     ]
     return "\n\n".join(lines) + "\n"
 
 
 def _declared(task: Task) -> str:
-    goal = (
-        f"; a run ends when {task.goal:.1%} of validation's answers are right" if task.goal else ""
-    )
+    goal = f"; a run ends at a validation accuracy of {task.goal:.1%}" if task.goal else ""
     return f"Budget: {task.budget:g} CPU-seconds{goal}."
 
 
 def _goal_table(store: Store, task: str) -> str:
-    """CPU-seconds to the goal and, behind it, test accuracy on rows of full length, a seed each."""
+    """CPU-seconds to the goal, and test accuracy on rows of full length, for each seed."""
     rows = []
     for arm in store.matrix.tasks[task].arms:
         runs = [run for run in _runs(store, task) if run.arm == arm]
@@ -157,7 +157,7 @@ def _reached(store: Store, task: str, result: Table) -> bool:
 
 
 def _reached_in(store: Store, task: str, result: Table) -> str:
-    """The first stage whose RNN reached the goal, or ""."""
+    """The first stage whose RNN reached the goal; empty if none did."""
     goal = store.matrix.tasks[task].goal
     assert goal is not None
     for stage in result["stages"]:
@@ -168,28 +168,28 @@ def _reached_in(store: Store, task: str, result: Table) -> str:
 
 
 def _nll_table(store: Store, task: str) -> str:
-    """Bits a target at 1..T on test, after each stage that makes an RNN."""
+    """Bits per target at 1..T on test, after each stage that trains an RNN."""
     rows = []
     for arm in store.matrix.tasks[task].arms:
         results = [store.result(run) for run in _runs(store, task) if run.arm == arm]
         title = store.matrix.arms[arm].title
         stages = dict.fromkeys(stage for one in results if one for stage in one["tests"])
         for stage in stages or ["not run"]:
-            charged = [
+            seconds = [
                 total(one, "seconds", stage) for one in results if one and stage in one["tests"]
             ]
             rows.append(
                 [
                     f"{title}: {METHODS.get(stage, stage)}",
                     _parameters(results),
-                    f"{statistics.median(charged):.0f}" if charged else "",
+                    f"{statistics.median(seconds):.0f}" if seconds else "",
                     *(_bits_cell(result, stage) for result in results),
                     _of_teacher(results, _bits) if stage == "smt" else "",
                 ]
             )
     seeds = [f"seed {seed}" for seed in store.matrix.seeds]
     header = ["", "parameters", "CPU-seconds", *seeds, "teacher"]
-    return f"Bits a target at positions 1..T, test.\n\n{_table(header, rows)}"
+    return f"Bits per target at positions 1..T, test.\n\n{_table(header, rows)}"
 
 
 def _bits_cell(result: Table | None, stage: str) -> str:
@@ -201,7 +201,7 @@ def _bits_cell(result: Table | None, stage: str) -> str:
 
 
 def _longer_table(store: Store, task: str) -> str:
-    """Every RNN, and its teacher, past the trained length."""
+    """Every RNN and its teacher on sequences longer than in training."""
     accurate = store.matrix.tasks[task].goal is not None
     rows, columns = [], []
     for arm in store.matrix.tasks[task].arms:
@@ -211,20 +211,22 @@ def _longer_table(store: Store, task: str) -> str:
         for stage in METHODS:
             tests = [one["tests"][stage]["longer"] for one in results if stage in one["tests"]]
             for predictor in (RNN, TEACHER):
-                by_place = [dict(_by_place(one, predictor)) for one in tests]
-                if not by_place or not by_place[0]:
+                by_group = [dict(_by_group(one, predictor)) for one in tests]
+                if not by_group or not by_group[0]:
                     continue
-                columns = list(by_place[0])
-                medians = [statistics.median(one[name] for one in by_place) for name in columns]
+                columns = list(by_group[0])
+                medians = [statistics.median(one[name] for one in by_group) for name in columns]
                 title = f"{store.matrix.arms[arm].title}: {METHODS[stage]}"
                 shown = title if predictor == RNN else f"{title}: its teacher"
                 rows.append([shown, *(f"{m:.1%}" if accurate else f"{m:.3f}" for m in medians)])
-    what = "Accuracy" if accurate else "Bits a target"
-    return f"{what} past the trained length, median of the seeds.\n\n{_table(['', *columns], rows)}"
+    metric = "Accuracy" if accurate else "Bits per target"
+    return (
+        f"{metric} past the trained length, median of the seeds.\n\n{_table(['', *columns], rows)}"
+    )
 
 
-def _by_place(test: Table, predictor: str) -> Iterator[tuple[str, float]]:
-    """Accuracy by length of row; of text, bits by range of positions."""
+def _by_group(test: Table, predictor: str) -> Iterator[tuple[str, float]]:
+    """Accuracy by length of row; for text, bits by range of positions."""
     if test["by_length"]:
         for record in test["by_length"]:
             if record["predictor"] == predictor and record["accuracy"] is not None:
@@ -236,7 +238,7 @@ def _by_place(test: Table, predictor: str) -> Iterator[tuple[str, float]]:
 
 
 def _cost_table(store: Store) -> str:
-    """Of each arm and task, medians over seeds, up to its end."""
+    """Costs of whole runs: medians over the seeds of each arm and task."""
     rows = []
     for name, task in store.matrix.tasks.items():
         for arm in task.arms:
@@ -285,7 +287,7 @@ def _trials_table(store: Store) -> str:
                 f"{sum(total(one, 'seconds') for one in results if one):.0f}",
             ]
         )
-    header = ["task", "arm", "chosen", "each trial: accuracy, nll, on validation", "CPU-seconds"]
+    header = ["task", "arm", "chosen", "each trial: accuracy and nll on validation", "CPU-seconds"]
     return _table(header, rows)
 
 
@@ -297,13 +299,13 @@ def _trial_cell(result: Table) -> str:
 
 
 def _last_test(result: Table) -> Table | None:
-    """Of the last RNN of a run; None where it diverged before there was one, or in the last."""
+    """The test of the last RNN of a run; None if the run diverged."""
     tests = list(result["tests"].values())
     return tests[-1]["test"] if tests and not result["failed"] else None
 
 
 def _at_full_length(test: Table | None, predictor: str) -> float:
-    """Accuracy on the longest rows; of nothing, 0."""
+    """Accuracy on the longest rows; 0 without a test."""
     if test is None:
         return 0.0
     if not test["by_length"]:
@@ -315,7 +317,7 @@ def _at_full_length(test: Table | None, predictor: str) -> float:
 
 
 def _bits(test: Table | None, predictor: str) -> float:
-    """A target, at positions 1..T; of nothing, infinite."""
+    """Bits per target at positions 1..T; infinite without a test."""
     if test is None:
         return math.inf
     window = test["window"]
@@ -327,7 +329,7 @@ def _bits(test: Table | None, predictor: str) -> float:
 
 
 def _of_teacher(results: list[Table | None], measure: Any) -> str:
-    """The teacher's dense readout, median of the seeds."""
+    """A measure of the teacher's dense readout, median of the seeds."""
     tests = [one["tests"]["smt"]["test"] for one in results if one and "smt" in one["tests"]]
     if not tests:
         return ""

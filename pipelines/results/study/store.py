@@ -1,4 +1,4 @@
-"""Raw results: one JSON file a run, below a folder that the repository keeps."""
+"""Raw results: one JSON file per run, in a folder of the repository."""
 
 import json
 import os
@@ -8,21 +8,21 @@ from study.matrix import Matrix, Run, Specification, Table, specify, trials_for
 
 
 class Store:
-    """Results of a matrix. One counts only if it was computed from what is declared now."""
+    """Results of a matrix. A result counts only if its declaration has not changed since."""
 
     def __init__(self, matrix: Matrix, folder: Path) -> None:
         self.matrix = matrix
         self.folder = folder
 
     def result(self, run: Run) -> Table | None:
-        """What a run gave; None where it is missing, or of another declaration."""
+        """The result of a run; None if it is missing or its declaration has changed."""
         found = self._read(run)
         if found is None or not self.ready(run):
             return None
         return found if found["digest"] == self.specification(run).digest else None
 
     def ready(self, run: Run) -> bool:
-        """Whether the trials that choose a run's settings are all there."""
+        """Whether all trials that choose the settings of a run have results."""
         return run.trial is not None or all(self.result(one) for one in self.trials(run))
 
     def trials(self, run: Run) -> list[Run]:
@@ -35,7 +35,7 @@ class Store:
         return specify(self.matrix, run, {} if number is None else tables[number])
 
     def best_trial(self, run: Run) -> int | None:
-        """Number of the trial that did best on validation; None where none was declared."""
+        """Number of the trial with the best validation; None if none is declared."""
         trials = self.trials(run)
         if not trials:
             return None
@@ -57,15 +57,15 @@ class Store:
         try:
             return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         except ValueError:
-            return None  # cut short: to be run again
+            return None  # incomplete: is run again
 
     def _path(self, run: Run) -> Path:
         return self.folder / f"{run.name}.json"
 
 
 def merit(result: Table, goal: float | None) -> tuple[int, float]:
-    """What trials are compared by, on validation: the smaller, the better. Whether the goal was
-    reached, the seconds to it; and the last nll of the RNN on its own, lest nothing was learned."""
+    """Sort key of trials, smaller is better: those that reached the goal by their seconds, then the
+    others by the last free-running nll on validation, then those that failed."""
     if not result or result["failed"]:
         return (2, 0.0)
     last = result["stages"][-1]["validation"]
@@ -74,11 +74,11 @@ def merit(result: Table, goal: float | None) -> tuple[int, float]:
     return (1, last["free_running_nll"])
 
 
-def total(result: Table, what: str, until: str | None = None) -> float:
-    """A cost, added up over the stages to the end of `until`."""
+def total(result: Table, cost: str, until: str | None = None) -> float:
+    """Sum of a cost over the stages, up to and including `until`."""
     added = 0.0
     for stage in result["stages"]:
-        added += stage[what]
+        added += stage[cost]
         if stage["stage"] == until:
             break
     return added

@@ -1,4 +1,4 @@
-"""One run of the matrix: its stages one after the other, what each took, and how it did."""
+"""One run of the matrix: its stages in order, with the cost and validation of each."""
 
 import json
 import os
@@ -33,13 +33,13 @@ _CURVE = ("step", "seconds", "tokens", "free_running_nll", "free_running_accurac
 
 
 def make_tokens(source: Table, out: Path) -> Path:
-    """The `tokens` artifact that a task declares. Raises ValueError where it cannot be made."""
+    """Makes the `tokens` artifact that a task declares. Raises ValueError if it cannot be made."""
     settings = dict(source)
     kind = settings.pop("source")
     if kind == "synthesize":
         synthesize.run(SynthesizeConfig(**settings), out, overwrite=True, resume=True)
     elif kind == "library":
-        # Python's own standard library: text that every machine has.
+        # Python's standard library is text that every machine has.
         inputs = [sysconfig.get_path("stdlib")]
         settings |= {"inputs": inputs, "include": ["*.py"], "exclude": _LEFT_OUT}
         tokenize.run(TokenizeConfig(**settings), out, overwrite=True, resume=True)
@@ -55,16 +55,16 @@ def make_tokens(source: Table, out: Path) -> Path:
     return out
 
 
-# As pipelines/quickstart leaves out: tests and encodings are near-duplicates of each other.
+# As in pipelines/quickstart: tests and encodings contain many near-duplicates.
 _LEFT_OUT = ["encodings", "test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"]
 
 
 def _from_environment(name: str) -> str:
-    """`$IMAGES`: what the variable says."""
+    """The value of a variable, such as `$IMAGES`."""
     try:
         return os.environ[name.removeprefix("$")]
     except KeyError:
-        raise ValueError(f"{name} is not set: where are the files of this task?") from None
+        raise ValueError(f"{name} is not set; it must name the files of this task") from None
 
 
 def _digits(path: Path) -> str:
@@ -77,7 +77,7 @@ def _digits(path: Path) -> str:
 
 
 class Work:
-    """Runs a specification in `directory`; `result` is what is kept of it."""
+    """Runs a specification in `directory`; `result` is the raw result."""
 
     def __init__(
         self, specification: Specification, tokens: Path, longer: Path | None, directory: Path
@@ -110,8 +110,10 @@ class Work:
         return self.result
 
     def _chain(self) -> None:
-        """Teacher, labels, and the RNN, further and further until it reaches the goal; where it is
-        read further than it was trained, dmt belongs to it."""
+        """Trains teacher and RNN: smt, then dmt, then bptt, until the goal is reached.
+
+        A task with longer test sequences always runs dmt.
+        """
         encoder = self._train_encoder()
         labels = self._extract(encoder)
         last, reached = "smt", self._train_rnn("smt", "smt", labels, None, encoder)
@@ -135,9 +137,9 @@ class Work:
         settings = self._specification.stages["labels"]
         config = ExtractLabelsConfig(seed=self._specification.seed, **settings)
         out = self._directory / "labels"
-        began = time.process_time()
+        started = time.process_time()
         manifest = extract_labels.run(config, encoder, self._tokens, out, overwrite=True)
-        seconds = time.process_time() - began
+        seconds = time.process_time() - started
         windows = sum(manifest.statistics["windows"].values())
         teacher = TrainEncoderConfig(**Artifact.open(encoder, "encoder").manifest.config)
         self.result["stages"].append(
@@ -159,8 +161,8 @@ class Work:
         """Trains and evaluates; returns whether the goal was reached."""
         config = TrainRnnConfig(**merged(self._settings(stage), {"method": method}))
         out = self._directory / stage
-        begun = self._directory / init if init else None
-        manifest = train_rnn.run(config, source, out, init=begun, overwrite=True, resume=True)
+        initial = self._directory / init if init else None
+        manifest = train_rnn.run(config, source, out, init=initial, overwrite=True, resume=True)
         chain = cost.chain_of_rnn(config, self._lengths)
         operations = cost.of_rnn(config, _weights(out, "rnn"), self._lengths)
         self._note(stage, out, manifest, chain, operations)
@@ -171,17 +173,17 @@ class Work:
         return goal is not None and validated >= goal
 
     def _settings(self, stage: str) -> Table:
-        """Those of a stage. What a stage before it took too much of the budget (extraction, which
-        has no limit of its own), it lacks."""
+        """Settings of a stage, with at most the seconds that earlier stages left of the budget:
+        extraction has no limit of its own."""
         settings = {"seed": self._specification.seed, **self._specification.stages[stage]}
         left = max(1.0, self._specification.budget - total(self.result, "seconds"))
-        wanted = settings["training"]["max_seconds"]
-        return merged(settings, {"training": {"max_seconds": min(wanted, left)}})
+        limit = min(settings["training"]["max_seconds"], left)
+        return merged(settings, {"training": {"max_seconds": limit}})
 
     def _note(
         self, stage: str, out: Path, manifest: Manifest, chain: float, operations: float
     ) -> None:
-        """Of a training stage: what it took, and its course on validation."""
+        """Adds the costs and the validation curve of a training stage to the result."""
         statistics = manifest.statistics
         self.result["stages"].append(
             {
@@ -206,7 +208,7 @@ class Work:
     def _evaluate(
         self, stage: str, name: str, tokens: Path, encoder: Path | None, **settings: int
     ) -> None:
-        """On the test split; beside the teacher where `encoder` is given. Trials are never."""
+        """Tests a stage's RNN, with its teacher if `encoder` is given; skips trials."""
         if not self._specification.evaluated:
             return
         config = EvaluateConfig(**{"lengths": 1, "baseline_tokens": 1_000_000, **settings})

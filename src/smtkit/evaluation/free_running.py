@@ -6,10 +6,10 @@ N: sequences, T: tokens, K: slots, D: slot width, V: vocabulary.
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from smtkit import IGNORE
-from smtkit.methods import losses
 from smtkit.methods.bptt import SequenceBatch
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import Teacher
@@ -38,6 +38,19 @@ def rollout_in_pieces(
         memories = rollout(tokens[:, first : first + POSITIONS], memory)
         memory = memories[:, -1]
         yield first + 1, memories
+
+
+def score_targets(readout: Callable[[Tensor], Tensor], memories: Tensor, targets: Tensor) -> Tensor:
+    """Nll in nats, and 1 where the target is the likeliest token, else 0: (2, N, n), float64.
+
+    memories (N, n, K, D), targets (N, n), readout (M, K, D) -> (M, V). NaN without a target.
+    """
+    has_target = targets != IGNORE
+    logits, expected = readout(memories[has_target]).float(), targets[has_target]
+    scores = torch.full((2, *targets.shape), torch.nan, dtype=torch.float64, device=targets.device)
+    scores[0, has_target] = F.cross_entropy(logits, expected, reduction="none").double()
+    scores[1, has_target] = (logits.argmax(-1) == expected).double()
+    return scores
 
 
 class FreeRunning:
@@ -74,13 +87,9 @@ class FreeRunning:
     @torch.no_grad()
     def losses(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """Sum of the nll in nats, and number of targets that are the likeliest token."""
-        nll = torch.zeros((), device=batch.tokens.device)
-        correct = torch.zeros((), device=batch.tokens.device)
+        sums = torch.zeros(2, device=batch.tokens.device)
         empty = self._empty().expand(len(batch.tokens), -1, -1)
         for first, memories in rollout_in_pieces(self._rollout, batch.tokens, empty):
             targets = batch.targets[:, first : first + memories.shape[1]]
-            has_target = targets != IGNORE
-            logits = self._readout(memories[has_target])
-            nll += losses.cross_entropy(logits, targets[has_target])
-            correct += (logits.argmax(-1) == targets[has_target]).sum()
-        return {"free_running_nll": nll, FREE_RUNNING_ACCURACY: correct}
+            sums += score_targets(self._readout, memories, targets).nansum((1, 2))
+        return {"free_running_nll": sums[0], FREE_RUNNING_ACCURACY: sums[1]}

@@ -16,7 +16,7 @@ after `_RNN_SECONDS`.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +41,19 @@ Record = dict[str, Any]
 
 
 def measure(subject: Subject, progress: Progress) -> list[Record]:
-    """A record per predictor and number of tokens."""
-    records = measure_rnn(subject.network, progress)
+    """A record per predictor and number of tokens; warns of what is skipped."""
+    records = list(measure_rnn(subject.network, progress))
     if subject.teacher is not None:
         records += measure_teacher(subject.teacher.network, progress)
     return records
 
 
 @torch.inference_mode()
-def measure_rnn(network: RecurrentNetwork, progress: Progress) -> list[Record]:
+def measure_rnn(network: RecurrentNetwork, progress: Progress) -> Iterator[Record]:
     """A record per number of tokens, which are read one by one from the empty memory."""
     vocabulary_size = network.architecture.vocabulary_size
     memory, done, started = network.start(1), 0, time.monotonic()
     device, size = memory.device, memory.numel() * memory.element_size()
-    records: list[Record] = []
     for tokens in TOKENS:
         while done < tokens - _TIMED_STEPS and time.monotonic() - started < _RNN_SECONDS:
             count = min(_TIMED_STEPS, tokens - _TIMED_STEPS - done)
@@ -64,7 +63,7 @@ def measure_rnn(network: RecurrentNetwork, progress: Progress) -> list[Record]:
             progress.update("timing the rnn", done, TOKENS[-1])
         if tokens - done > _TIMED_STEPS:
             reason = f"more than {_RNN_SECONDS:.0f} s for the tokens before"
-            records.append(_skipped("rnn", tokens, size, reason, progress))
+            yield _record(progress, "rnn", tokens, size, skipped=reason)
             continue
         last = _random_tokens(vocabulary_size, tokens - done, device)
 
@@ -75,24 +74,22 @@ def measure_rnn(network: RecurrentNetwork, progress: Progress) -> list[Record]:
             return memory
 
         seconds, peak, memory = _timed(predict, device)
-        records.append(_record("rnn", tokens, seconds / len(last), size, peak))
+        yield _record(progress, "rnn", tokens, size, seconds / len(last), peak)
         done = tokens
-    return records
 
 
 @torch.inference_mode()
-def measure_teacher(teacher: Teacher, progress: Progress) -> list[Record]:
+def measure_teacher(teacher: Teacher, progress: Progress) -> Iterator[Record]:
     """A record per number of tokens in the context of one pass."""
     vocabulary_size = teacher.architecture.vocabulary_size
     device = next(teacher.parameters()).device
-    records: list[Record] = []
     passes: list[tuple[int, float]] = []  # tokens that the encoder read, seconds
     for tokens in TOKENS:
         cost = teacher.encoder.pass_cost(tokens)
         expected = forecast(passes, cost.tokens)
-        reason = _too_slow(expected) or _too_large(cost.peak_bytes, free_bytes(device))
+        reason = _reason_to_skip(expected, cost.peak_bytes, free_bytes(device))
         if reason is not None:
-            records.append(_skipped("teacher", tokens, cost.layer_bytes, reason, progress))
+            yield _record(progress, "teacher", tokens, cost.layer_bytes, skipped=reason)
             continue
         context = _random_tokens(vocabulary_size, tokens, device).view(1, -1)
         end = torch.tensor([[tokens]], device=device)
@@ -104,9 +101,8 @@ def measure_teacher(teacher: Teacher, progress: Progress) -> list[Record]:
             predict()
         seconds, peak, _ = _timed(predict, device)
         passes.append((cost.tokens, seconds))
-        records.append(_record("teacher", tokens, seconds, cost.layer_bytes, peak))
         progress.update("timing the teacher", tokens, TOKENS[-1])
-    return records
+        yield _record(progress, "teacher", tokens, cost.layer_bytes, seconds, peak)
 
 
 def forecast(passes: Sequence[tuple[int, float]], tokens: int) -> float:
@@ -138,17 +134,14 @@ def free_bytes(device: torch.device) -> int | None:
     return 1024 * int(found[0]) if found else None
 
 
-def _too_slow(expected: float) -> str | None:
-    if expected <= _SECONDS:
-        return None
-    return f"about {expected:.0f} s forecast, more than {_SECONDS:.0f}"
-
-
-def _too_large(needed: int, free: int | None) -> str | None:
-    if free is None or needed <= _SHARE_OF_FREE * free:
-        return None
-    share = f"{_SHARE_OF_FREE:.0%} of {free / 2**30:.1f} GiB free"
-    return f"about {needed / 2**30:.1f} GiB forecast, more than {share}"
+def _reason_to_skip(seconds: float, needed: int, free: int | None) -> str | None:
+    """Why a pass of so many seconds and bytes is not made; None if it is."""
+    if seconds > _SECONDS:
+        return f"about {seconds:.0f} s forecast, more than {_SECONDS:.0f}"
+    if free is not None and needed > _SHARE_OF_FREE * free:
+        share = f"{_SHARE_OF_FREE:.0%} of {free / 2**30:.1f} GiB free"
+        return f"about {needed / 2**30:.1f} GiB forecast, more than {share}"
+    return None
 
 
 def _timed(work: Callable[[], Tensor], device: torch.device) -> tuple[float, int | None, Tensor]:
@@ -173,13 +166,16 @@ def _random_tokens(vocabulary_size: int, count: int, device: torch.device) -> Te
 
 
 def _record(
+    progress: Progress,
     predictor: str,
     tokens: int,
-    seconds: float | None,
     size: int,
+    seconds: float | None = None,
     peak: int | None = None,
     skipped: str | None = None,
 ) -> Record:
+    if skipped is not None:
+        progress.warn(f"{predictor}, {tokens:,} tokens: not timed: {skipped}")
     return {
         "predictor": predictor,
         "tokens": tokens,
@@ -188,8 +184,3 @@ def _record(
         "peak_bytes": peak,
         "skipped": skipped,
     }
-
-
-def _skipped(predictor: str, tokens: int, size: int, reason: str, progress: Progress) -> Record:
-    progress.warn(f"{predictor}, {tokens:,} tokens: not timed: {reason}")
-    return _record(predictor, tokens, None, size, skipped=reason)

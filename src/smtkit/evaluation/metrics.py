@@ -4,8 +4,9 @@ B: windows, L: tokens per window, T: the window the RNN was trained on.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+Records = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -42,96 +44,90 @@ def position_ranges(window: int, lengths: int = 4) -> list[tuple[str, int, int]]
     return ranges
 
 
-def summarize(
-    scores: Mapping[str, Scores], window: int, byte_lengths: IntArray | None
-) -> list[dict[str, Any]]:
+def summarize(scores: Mapping[str, Scores], window: int, byte_lengths: IntArray | None) -> Records:
     """One record per predictor and range of positions in which it has scores.
 
     byte_lengths (B, L + 1): bytes of text that each target stands for; None if unknown.
     """
-    return [
-        {"predictor": predictor, "range": name, "first": first, "last": last, **measured}
-        for predictor, values in scores.items()
-        for name, first, last in position_ranges(window, math.ceil(values.nll.shape[1] / window))
-        if (measured := _measure(values, byte_lengths, slice(first, last + 1)))
-    ]
+    columns = max(values.nll.shape[1] for values in scores.values())
+    ranges = position_ranges(window, math.ceil(columns / window))
+    groups = [(_labels(*each), np.s_[:, each[1] : each[2] + 1]) for each in ranges]
+    return _records(scores, groups, partial(_all_metrics, byte_lengths=byte_lengths))
 
 
-def summarize_overall(
-    scores: Mapping[str, Scores], byte_lengths: IntArray | None
-) -> list[dict[str, Any]]:
+def summarize_overall(scores: Mapping[str, Scores], byte_lengths: IntArray | None) -> Records:
     """One record per predictor over the targets at all positions but 0; as `summarize`."""
-    return [
-        {"predictor": predictor, **measured}
-        for predictor, values in scores.items()
-        if (measured := _measure(values, byte_lengths, slice(1, None)))
-    ]
+    return _records(scores, [({}, np.s_[:, 1:])], partial(_all_metrics, byte_lengths=byte_lengths))
 
 
-def summarize_by_distance(scores: Mapping[str, Scores], distance: IntArray) -> list[dict[str, Any]]:
+def summarize_by_distance(scores: Mapping[str, Scores], distance: IntArray) -> Records:
     """One record per predictor and range of distances: 0, 1, 2, 3-4, 5-8, ...
 
     distance (B, L + 1): tokens between each target and where its answer was written; -1, in no
     range, where it was not.
     """
-    return [
-        {"predictor": predictor, "range": name, "first": first, "last": last, **measured}
-        for predictor, values in scores.items()
-        for name, first, last in _distance_ranges(int(distance.max(initial=0)))
-        if (measured := _mean(values[(first <= distance) & (distance <= last)]))
-    ]
-
-
-def summarize_by_length(scores: Mapping[str, Scores], length: IntArray) -> list[dict[str, Any]]:
-    """One record per predictor and length of a row; length (B,)."""
-    return [
-        {"predictor": predictor, "length": tokens, **measured}
-        for predictor, values in scores.items()
-        for tokens in np.unique(length).tolist()
-        if (measured := _mean(values[length == tokens]))
-    ]
-
-
-def _distance_ranges(longest: int) -> list[tuple[str, int, int]]:
     ranges = [("0", 0, 0), ("1", 1, 1), ("2", 2, 2)]
-    while ranges[-1][2] < longest:
+    while ranges[-1][2] < distance.max(initial=0):
         first, last = ranges[-1][2] + 1, 2 * ranges[-1][2]
         ranges.append((f"{first}-{last}", first, last))
-    return ranges
+    groups = [(_labels(*each), (each[1] <= distance) & (distance <= each[2])) for each in ranges]
+    return _records(scores, groups, _means)
 
 
-def _measure(
-    scores: Scores, byte_lengths: IntArray | None, columns: slice
-) -> dict[str, float | int | None]:
-    """All metrics of the scores in `columns`; empty if there are none."""
-    measured = _mean(scores[:, columns])
-    if not measured:
-        return {}
-    nll = scores.nll[:, columns]
+def summarize_by_length(scores: Mapping[str, Scores], length: IntArray) -> Records:
+    """One record per predictor and length of a row; length (B,)."""
+    groups = [({"length": tokens}, length == tokens) for tokens in np.unique(length).tolist()]
+    return _records(scores, groups, _means)
+
+
+def _labels(name: str, first: int, last: int) -> dict[str, Any]:
+    return {"range": name, "first": first, "last": last}
+
+
+def _records(
+    scores: Mapping[str, Scores],
+    groups: Sequence[tuple[dict[str, Any], Any]],
+    metrics: Callable[[Scores, Any], dict[str, Any]],
+) -> Records:
+    """Metrics of each predictor on each group of targets (labels, index) where it has scores."""
+    return [
+        {"predictor": predictor, **labels, **found}
+        for predictor, values in scores.items()
+        for labels, index in groups
+        if (found := metrics(values, index))
+    ]
+
+
+def _means(scores: Scores, index: Any) -> dict[str, Any]:
+    """Number of targets, mean nll and accuracy; empty if no target has a score."""
+    nll, correct = scores.nll[index], scores.correct[index]
     scored = ~np.isnan(nll)
-    mean = float(nll[scored].mean())
-    size = 0 if byte_lengths is None else int(byte_lengths[:, columns][scored].sum())
+    if not scored.any():
+        return {}
+    accuracy = float(correct[scored].mean())
     return {
-        "targets": measured["targets"],
-        "nll": mean,
-        "nll_standard_error": _standard_error(nll),
-        "bits_per_token": mean / math.log(2),
-        "bits_per_byte": float(nll[scored].sum()) / math.log(2) / size if size else None,
-        "perplexity": math.exp(min(mean, 700)),
-        "accuracy": measured["accuracy"],
+        "targets": int(scored.sum()),
+        "nll": float(nll[scored].mean()),
+        "accuracy": None if math.isnan(accuracy) else accuracy,
     }
 
 
-def _mean(scores: Scores) -> dict[str, float | int | None]:
-    """Number of targets, mean nll and accuracy; empty if no target has a score."""
-    scored = scores[~np.isnan(scores.nll)]
-    if scored.nll.size == 0:
+def _all_metrics(scores: Scores, index: Any, byte_lengths: IntArray | None) -> dict[str, Any]:
+    """All metrics of the targets in some columns; empty if none has a score."""
+    means = _means(scores, index)
+    if not means:
         return {}
-    accuracy = float(scored.correct.mean())
+    nll = scores.nll[index]
+    bits = means["nll"] / math.log(2)
+    size = 0 if byte_lengths is None else int(byte_lengths[index][~np.isnan(nll)].sum())
     return {
-        "targets": scored.nll.size,
-        "nll": float(scored.nll.mean()),
-        "accuracy": None if math.isnan(accuracy) else accuracy,
+        "targets": means["targets"],
+        "nll": means["nll"],
+        "nll_standard_error": _standard_error(nll),
+        "bits_per_token": bits,
+        "bits_per_byte": bits * means["targets"] / size if size else None,
+        "perplexity": math.exp(min(means["nll"], 700)),
+        "accuracy": means["accuracy"],
     }
 
 

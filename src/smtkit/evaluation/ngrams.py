@@ -47,8 +47,6 @@ class NgramModel:
             for n, table in enumerate(model._tables, start=1):
                 has_target = targets[:, n - 1 :] != IGNORE
                 table.add(model._codes(tokens, targets, n)[has_target])
-        for table in model._tables:
-            table.derive_histories(model._base)
         return model
 
     def negative_log_likelihood(
@@ -59,12 +57,13 @@ class NgramModel:
         NaN where the target is IGNORE.
         """
         probability = np.full(targets.shape, 1 / self._base)
-        for n in range(1, min(order, targets.shape[1]) + 1):
+        for n, table in enumerate(self._tables[: min(order, targets.shape[1])], start=1):
             codes = self._codes(tokens, targets, n)
-            table = self._tables[n - 1]
-            total, kinds = table.history(codes // self._base)
+            count, _ = table.between(codes, codes + 1)
+            with_history = codes // self._base * self._base  # followed by token 0
+            total, kinds = table.between(with_history, with_history + self._base)
             lower = probability[:, n - 1 :]
-            smoothed = (table.count(codes) + kinds * lower) / np.maximum(total + kinds, 1)
+            smoothed = (count + kinds * lower) / np.maximum(total + kinds, 1)
             probability[:, n - 1 :] = np.where(total > 0, smoothed, lower)
         return np.where(targets == IGNORE, np.nan, -np.log(probability))
 
@@ -78,41 +77,24 @@ class NgramModel:
 
 
 class _Counts:
-    """Count of each n-gram; and for each history the total, and the number of different tokens
-    after it. Sorted arrays: a dictionary of as many entries would not fit into memory."""
+    """Counts of n-grams, by number: a sorted array, which is smaller than a dictionary, and the sum
+    of the counts before each."""
 
     def __init__(self) -> None:
         self._codes: IntArray = np.empty(0, dtype=np.int64)
-        self._values: IntArray = np.empty(0, dtype=np.int64)
+        self._before: IntArray = np.zeros(1, dtype=np.int64)
 
     def add(self, codes: IntArray) -> None:
-        new, counts = np.unique(codes, return_counts=True)
-        values = np.concatenate([self._values, counts])
-        self._codes, index = np.unique(np.concatenate([self._codes, new]), return_inverse=True)
-        self._values = np.bincount(index, values, minlength=len(self._codes)).astype(np.int64)
+        counts = np.concatenate([np.diff(self._before), np.ones(len(codes))])
+        merged = np.concatenate([self._codes, codes])
+        self._codes, index = np.unique(merged, return_inverse=True)
+        summed = np.bincount(index, counts, minlength=len(self._codes)).cumsum()
+        self._before = np.concatenate([[0], summed]).astype(np.int64)
 
-    def derive_histories(self, base: int) -> None:
-        self._histories, first, self._kinds = np.unique(
-            self._codes // base, return_index=True, return_counts=True
-        )
-        self._totals = np.add.reduceat(self._values, first) if len(first) else self._values
-
-    def count(self, codes: IntArray) -> IntArray:
-        return _look_up(self._codes, self._values, codes)
-
-    def history(self, codes: IntArray) -> tuple[IntArray, IntArray]:
-        return (
-            _look_up(self._histories, self._totals, codes),
-            _look_up(self._histories, self._kinds, codes),
-        )
-
-
-def _look_up(keys: IntArray, values: IntArray, wanted: IntArray) -> IntArray:
-    """The value of each wanted key; 0 for a key that is missing."""
-    if len(keys) == 0:
-        return np.zeros(wanted.shape, dtype=np.int64)
-    index = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[index] == wanted, values[index], 0)
+    def between(self, low: IntArray, high: IntArray) -> tuple[IntArray, IntArray]:
+        """Sum of the counts of the n-grams numbered low..high - 1, and how many of them occur."""
+        first, last = np.searchsorted(self._codes, low), np.searchsorted(self._codes, high)
+        return self._before[last] - self._before[first], last - first
 
 
 def count_ngrams(tokens: Artifact, vocabulary_size: int, order: int, limit: int) -> NgramModel:

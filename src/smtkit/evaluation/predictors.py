@@ -8,10 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from smtkit import IGNORE
 from smtkit.corpus.seeded import IntArray
 from smtkit.corpus.windows import WindowReader, Windows
 from smtkit.evaluation import free_running
@@ -154,16 +152,14 @@ def score_memories(
     batch: SequenceBatch,
     first: int = 0,
 ) -> None:
-    """Writes scores of targets `first`, ..., each predicted from its memory: memories (B, n, K, D),
-    readout (N, K, D) -> (N, V). Some positions at a time, to bound the logits."""
+    """Writes scores of the targets at positions `first`, ..., each predicted from its memory.
+
+    memories (B, n, K, D), readout (N, K, D) -> (N, V). A few positions at a time bound the logits.
+    """
     for piece in memories.split(free_running.POSITIONS, dim=1):
         here = slice(first, first + piece.shape[1])
-        targets = batch.targets[:, here].flatten()
-        logits = readout(piece.flatten(0, 1)).float()
-        nll = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
-        for values, found in ((scores.nll, nll), (scores.correct, logits.argmax(-1) == targets)):
-            found = found.double().masked_fill(targets == IGNORE, torch.nan)
-            values[:, here] = found.view(len(piece), -1).cpu().numpy()
+        found = free_running.score_targets(readout, piece, batch.targets[:, here]).cpu().numpy()
+        scores.nll[:, here], scores.correct[:, here] = found
         first = here.stop
 
 
