@@ -186,7 +186,7 @@ def write_chain(store, task, arm, digest_seed, tests, failed=None, accuracy=0.5)
 
 
 def test_failed_seeds_count_in_the_median_and_are_shown(tmp_path):
-    """One of three seeds diverges, one does not reach the goal: the median of seconds is infinite."""
+    """One of three seeds diverges, one misses the goal: the median of seconds is infinite."""
     matrix = load(CORE)
     store = Store(matrix, tmp_path)
     for trial in trial_runs(matrix):
