@@ -14,7 +14,6 @@ from conftest import (
     Command,
     Recorder,
     arrow_columns,
-    encoder_config,
     evaluate_config,
     shards,
     split_tokens,
@@ -31,7 +30,7 @@ from smtkit.evaluation.gradients import (
     through_cell,
     through_decoder,
 )
-from smtkit.evaluation.subject import Subject, TrainedTeacher
+from smtkit.evaluation.subject import Subject
 from smtkit.networks.decoder import FutureDecoder
 from smtkit.networks.heads import MlpReadout
 from smtkit.networks.loading import load_rnn, load_teacher
@@ -262,8 +261,11 @@ def test_initial_weights_have_a_fixed_seed_and_leave_the_generator_alone(pipelin
     network = load_rnn(Artifact.open(pipeline.rnn))
     teacher = load_teacher(Artifact.open(pipeline.encoder))
     before = torch.get_rng_state()
-    subject = Subject(network, TrainedTeacher(teacher, encoder_config()))
-    one, two = (gradients.with_initial_weights(subject) for _ in range(2))
+    pairs = []
+    for _ in range(2):
+        initial = gradients.with_initial_weights(Subject(network, teacher, 4))
+        pairs.append((initial.network, initial.teacher))
+    one, two = pairs
 
     assert torch.equal(torch.get_rng_state(), before)
     for first, second, trained in zip(one, two, (network, teacher), strict=True):
@@ -335,7 +337,7 @@ def test_the_cell_starts_from_the_rollout_and_the_decoder_from_the_teacher(pipel
     targets = torch.tensor([stream[WINDOW * n :][: WINDOW + 1] for n in range(3)])
     tokens = targets[:, :WINDOW]
     read = Windows(tokens.numpy(), targets.numpy(), np.full(3, WINDOW))
-    subject = Subject(network, TrainedTeacher(teacher, encoder_config()))
+    subject = Subject(network, teacher, future_length=4)
     records = gradients.measure(subject, read, Recorder())
 
     def through_cell(memory, between, target):

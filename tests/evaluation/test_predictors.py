@@ -20,7 +20,7 @@ from smtkit import IGNORE
 from smtkit.evaluation import free_running, predictors, subject
 from smtkit.evaluation.metrics import position_ranges
 from smtkit.networks.loading import load_rnn, load_teacher
-from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.networks.transition import Transition
 from smtkit.storage.artifact import Artifact
 
 
@@ -132,13 +132,13 @@ def test_memories_held_at_once_are_bounded_in_bytes(
 
 def test_padding_is_not_computed(pipeline, evaluation, tmp_path, monkeypatch):
     """A split shorter than one window is read to its end, and no further."""
-    rolled, rollout = [], RecurrentNetwork.rollout
+    rolled, rollout = [], Transition.rollout
 
-    def counted(self, tokens, memory=None):
+    def counted(self, memory, tokens):
         rolled.append(tokens.shape[1])
-        return rollout(self, tokens, memory)
+        return rollout(self, memory, tokens)
 
-    monkeypatch.setattr(RecurrentNetwork, "rollout", counted)
+    monkeypatch.setattr(Transition, "rollout", counted)
     tokens = split_tokens(pipeline.tokens, "test")
     longer = 2 * (len(tokens) // WINDOW + 1)
     padded = evaluated(pipeline, tmp_path, lengths=longer)

@@ -1,6 +1,6 @@
 """The RNN's own rollout from the empty memory, and its nll and accuracy as a validation measure.
 
-N: sequences, T: tokens, K: slots, D: slot width, V: vocabulary.
+N: sequences, T: tokens, n: positions, K: slots, D: slot width, V: vocabulary.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,37 +13,34 @@ from smtkit import IGNORE
 from smtkit.methods.bptt import SequenceBatch
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import Teacher
+from smtkit.networks.transition import Transition
 from smtkit.training.protocols import FREE_RUNNING_ACCURACY
 
 POSITIONS = 32
 """Positions per sequence whose memories and logits are held at once."""
 
-Rollout = Callable[[Tensor, Tensor], Tensor]
-"""tokens (N, n), memory (N, K, D) -> the memories after each token, (N, n, K, D)."""
-
-
-def rollout_of(network: RecurrentNetwork) -> Rollout:
-    return lambda tokens, memory: network.rollout(tokens, memory)[:, 1:]
+Readout = Callable[[Tensor], Tensor]
+"""memory (N, K, D) -> logits (N, V)."""
 
 
 def rollout_in_pieces(
-    rollout: Rollout, tokens: Tensor, memory: Tensor
+    transition: Transition, memory: Tensor, tokens: Tensor
 ) -> Iterator[tuple[int, Tensor]]:
     """(first position, memories (N, n, K, D)) for all positions 0..T, at most POSITIONS at once.
 
-    tokens (N, T); memory (N, K, D) is the one at position 0.
+    memory (N, K, D) is the one at position 0; tokens (N, T).
     """
     yield 0, memory[:, None]
     for first in range(0, tokens.shape[1], POSITIONS):
-        memories = rollout(tokens[:, first : first + POSITIONS], memory)
+        memories = transition.rollout(memory, tokens[:, first : first + POSITIONS])
         memory = memories[:, -1]
         yield first + 1, memories
 
 
-def score_targets(readout: Callable[[Tensor], Tensor], memories: Tensor, targets: Tensor) -> Tensor:
+def score_targets(readout: Readout, memories: Tensor, targets: Tensor) -> Tensor:
     """Nll in nats, and 1 where the target is the likeliest token, else 0: (2, N, n), float64.
 
-    memories (N, n, K, D), targets (N, n), readout (M, K, D) -> (M, V). NaN without a target.
+    memories (N, n, K, D), targets (N, n). NaN where there is no target.
     """
     has_target = targets != IGNORE
     logits, expected = readout(memories[has_target]).float(), targets[has_target]
@@ -56,28 +53,24 @@ def score_targets(readout: Callable[[Tensor], Tensor], memories: Tensor, targets
 class FreeRunning:
     """Nll and accuracy over all targets, predicted from an RNN's own rollout.
 
-    readout: memory (N, K, D) -> logits (N, V); empty: the memory to start from, (K, D).
+    empty: returns the memory to start from, (K, D).
     """
 
     def __init__(
-        self, rollout: Rollout, readout: Callable[[Tensor], Tensor], empty: Callable[[], Tensor]
+        self, transition: Transition, readout: Readout, empty: Callable[[], Tensor]
     ) -> None:
-        self._rollout = rollout
+        self._transition = transition
         self._readout = readout
         self._empty = empty
 
     @classmethod
     def of_network(cls, network: RecurrentNetwork) -> "FreeRunning":
-        return cls(rollout_of(network), network.readout, lambda: network.empty_memory)
+        return cls(network.transition, network.readout, lambda: network.empty_memory)
 
     @classmethod
     def of_teacher(cls, teacher: Teacher) -> "FreeRunning":
         """Measures the co-trained cell with the dense readout."""
-        return cls(
-            lambda tokens, memory: teacher.transition.rollout(memory, tokens),
-            teacher.read,
-            teacher.encoder.empty_memory,
-        )
+        return cls(teacher.transition, teacher.read, teacher.encoder.empty_memory)
 
     def counts(self, batch: SequenceBatch) -> dict[str, int]:
         """Number of targets, for both terms."""
@@ -89,7 +82,7 @@ class FreeRunning:
         """Sum of the nll in nats, and number of targets that are the likeliest token."""
         sums = torch.zeros(2, device=batch.tokens.device)
         empty = self._empty().expand(len(batch.tokens), -1, -1)
-        for first, memories in rollout_in_pieces(self._rollout, batch.tokens, empty):
+        for first, memories in rollout_in_pieces(self._transition, empty, batch.tokens):
             targets = batch.targets[:, first : first + memories.shape[1]]
             sums += score_targets(self._readout, memories, targets).nansum((1, 2))
         return {"free_running_nll": sums[0], FREE_RUNNING_ACCURACY: sums[1]}

@@ -52,13 +52,10 @@ def measure(subject: Subject, windows: Windows, progress: Progress) -> list[dict
     tokens = torch.from_numpy(windows.tokens).to(device)
     targets = torch.from_numpy(windows.targets).to(device)
     longest = min(subject.window, tokens.shape[1])
-    future = subject.teacher.config.objective.future_length if subject.teacher else 0
+    future = subject.future_length
     records: list[dict[str, Any]] = []
-    trained = subject.network, subject.teacher.network if subject.teacher else None
-    for weights, (network, teacher) in (
-        ("trained", trained),
-        ("initial", with_initial_weights(subject)),
-    ):
+    for weights, measured in (("trained", subject), ("initial", with_initial_weights(subject))):
+        network, teacher = measured.network, measured.teacher
         paths: dict[str, tuple[Path, Callable[[Tensor], Tensor], int]] = {}
         if teacher is not None:
             furthest = longest if future == "rest" else min(future, longest)
@@ -73,18 +70,18 @@ def measure(subject: Subject, windows: Windows, progress: Progress) -> list[dict
     return records
 
 
-def with_initial_weights(subject: Subject) -> tuple[RecurrentNetwork, Teacher | None]:
+def with_initial_weights(subject: Subject) -> Subject:
     """The same networks with random weights of a fixed seed; the RNN keeps its empty memory."""
     network, teacher = subject.network, subject.teacher
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        fresh = RecurrentNetwork(network.architecture)
+        fresh = RecurrentNetwork(network.architecture).requires_grad_(False)
+        fresh.empty_memory.copy_(network.empty_memory)
         fresh_teacher = None
         if teacher is not None:
-            fresh_teacher = Teacher(teacher.network.architecture)
-            fresh_teacher.eval().requires_grad_(False).to(subject.device)
-    fresh.requires_grad_(False).empty_memory.copy_(network.empty_memory)
-    return fresh.eval().to(subject.device), fresh_teacher
+            fresh_teacher = Teacher(teacher.architecture).requires_grad_(False)
+            fresh_teacher.eval().to(subject.device)
+    return Subject(fresh.eval().to(subject.device), fresh_teacher, subject.future_length)
 
 
 def through_decoder(decode: Callable[[Tensor, Tensor], Tensor]) -> Path:

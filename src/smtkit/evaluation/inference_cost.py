@@ -44,7 +44,7 @@ def measure(subject: Subject, progress: Progress) -> list[Record]:
     """A record per predictor and number of tokens; warns of what is skipped."""
     records = list(measure_rnn(subject.network, progress))
     if subject.teacher is not None:
-        records += measure_teacher(subject.teacher.network, progress)
+        records += measure_teacher(subject.teacher, progress)
     return records
 
 

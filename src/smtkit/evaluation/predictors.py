@@ -4,8 +4,6 @@ B: windows in a batch, L: tokens per window, T: the window the RNN was trained o
 K: slots, D: slot width, V: vocabulary.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,11 +12,13 @@ from smtkit.corpus.seeded import IntArray
 from smtkit.corpus.windows import WindowReader, Windows
 from smtkit.evaluation import free_running
 from smtkit.evaluation.drift import Drift
+from smtkit.evaluation.free_running import Readout, rollout_in_pieces, score_targets
 from smtkit.evaluation.memory_sample import MemorySample
 from smtkit.evaluation.metrics import Scores
 from smtkit.evaluation.ngrams import NgramModel
 from smtkit.evaluation.subject import Subject
 from smtkit.methods.bptt import SequenceBatch, as_sequences
+from smtkit.networks.teacher import Teacher
 from smtkit.training.distributed import Ranks
 from smtkit.training.progress import Progress
 
@@ -40,21 +40,18 @@ class Predictors:
     def __init__(self, subject: Subject, ngrams: NgramModel, count: int, length: int) -> None:
         self._subject = subject
         self._ngrams = ngrams
-        teacher = subject.teacher.network if subject.teacher else None
-        readout = [TEACHER_READOUT] if teacher is not None and teacher.readout is not None else []
-        taught = [TEACHER_DECODER, *readout, ONE_STEP] if teacher is not None else []
+        names, sampled = [*BASELINES, FREE_RUNNING], [FREE_RUNNING]
+        if subject.teacher is not None:
+            readout = [TEACHER_READOUT] if subject.teacher.readout is not None else []
+            names[-1:] = TEACHER_DECODER, *readout, ONE_STEP, FREE_RUNNING
+            sampled = [TEACHER, FREE_RUNNING]
         shape = (count, length + 1)
         # Zeros, so that a sum over ranks joins the windows of all.
-        self.scores = {
-            name: Scores(np.zeros(shape), np.zeros(shape))
-            for name in (*BASELINES, *taught, FREE_RUNNING)
-        }
+        self.scores = {name: Scores(np.zeros(shape), np.zeros(shape)) for name in names}
         slots, slot_width = subject.network.empty_memory.shape
         self.drift = Drift(subject.window, slots * slot_width)
-        self.samples = {
-            name: MemorySample(count, min(subject.window, length), slots, slot_width)
-            for name in ([FREE_RUNNING] if teacher is None else [TEACHER, FREE_RUNNING])
-        }
+        longest = min(subject.window, length)
+        self.samples = {name: MemorySample(count, longest, slots, slot_width) for name in sampled}
 
     @torch.inference_mode()
     def score(self, windows: Windows, first: int) -> None:
@@ -70,7 +67,9 @@ class Predictors:
             scores[name].nll[:, : nll.shape[1]] = nll
         device = self._subject.device
         batch = SequenceBatch(batch.tokens.to(device), batch.targets.to(device), batch.length)
-        labels = self._score_teacher(scores, batch, index) if self._subject.teacher else None
+        teacher, labels = self._subject.teacher, None
+        if teacher is not None:
+            labels = self._score_teacher(teacher, scores, batch, index)
         self._score_free_running(scores[FREE_RUNNING], batch, labels, index)
 
     def share(self, ranks: Ranks) -> None:
@@ -88,12 +87,11 @@ class Predictors:
         return {name: health for name, health in found.items() if health is not None}
 
     def _score_teacher(
-        self, scores: dict[str, Scores], batch: SequenceBatch, index: IntArray
+        self, teacher: Teacher, scores: dict[str, Scores], batch: SequenceBatch, index: IntArray
     ) -> Tensor:
         """Scores the teacher, and one step of the RNN from each of the teacher's memories 0..T-1;
         returns these memories (B, L + 1, K, D)."""
-        assert self._subject.teacher is not None
-        network, teacher = self._subject.network, self._subject.teacher.network
+        network = self._subject.network
         labels = teacher.encoder(batch.tokens)
         score_memories(scores[TEACHER_DECODER], teacher.decoder.read, labels, batch)
         if teacher.readout is not None:
@@ -114,10 +112,8 @@ class Predictors:
         more."""
         network = self._subject.network
         whole = (batch.length >= self._subject.window).to(batch.tokens.device)
-        pieces = free_running.rollout_in_pieces(
-            free_running.rollout_of(network), batch.tokens, network.start(len(batch.tokens))
-        )
-        for first, memories in pieces:
+        empty = network.start(len(batch.tokens))
+        for first, memories in rollout_in_pieces(network.transition, empty, batch.tokens):
             score_memories(scores, network.readout, memories, batch, first)
             self.samples[FREE_RUNNING].add(memories, first, index, batch.length.numpy())
             if labels is not None:
@@ -146,19 +142,15 @@ def score_windows(
 
 
 def score_memories(
-    scores: Scores,
-    readout: Callable[[Tensor], Tensor],
-    memories: Tensor,
-    batch: SequenceBatch,
-    first: int = 0,
+    scores: Scores, readout: Readout, memories: Tensor, batch: SequenceBatch, first: int = 0
 ) -> None:
     """Writes scores of the targets at positions `first`, ..., each predicted from its memory.
 
-    memories (B, n, K, D), readout (N, K, D) -> (N, V). A few positions at a time bound the logits.
+    memories (B, n, K, D); a few positions at a time, to bound the logits.
     """
     for piece in memories.split(free_running.POSITIONS, dim=1):
         here = slice(first, first + piece.shape[1])
-        found = free_running.score_targets(readout, piece, batch.targets[:, here]).cpu().numpy()
+        found = score_targets(readout, piece, batch.targets[:, here]).cpu().numpy()
         scores.nll[:, here], scores.correct[:, here] = found
         first = here.stop
 

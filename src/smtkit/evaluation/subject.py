@@ -1,6 +1,7 @@
-"""The networks under evaluation: an RNN and, where it is given, its teacher."""
+"""The networks under evaluation: an RNN and, if it is given, its teacher."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -10,23 +11,17 @@ from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import Teacher
 from smtkit.storage.artifact import Artifact
 
-_MEMORY_BYTES = 2**27  # of the teacher's memories that are held at once
-
-
-@dataclass(frozen=True)
-class TrainedTeacher:
-    """A teacher and the config of its training."""
-
-    network: Teacher
-    config: TrainEncoderConfig
+_MEMORY_BYTES = 2**27  # of memories that are held at once
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An RNN and its teacher."""
+    """An RNN, its teacher, and the number of future tokens that the teacher's decoder was trained
+    to read."""
 
     network: RecurrentNetwork
-    teacher: TrainedTeacher | None
+    teacher: Teacher | None
+    future_length: int | Literal["rest"] = 0
 
     @property
     def window(self) -> int:
@@ -38,20 +33,20 @@ class Subject:
         return self.network.empty_memory.device
 
     def windows_at_once(self, length: int) -> int:
-        """How many windows of `length` tokens can be encoded at once within a fixed memory.
+        """How many windows of `length` tokens are encoded at once, to bound the memory they take.
 
-        All their memories are held; the encoder makes them from at most K streams of its width.
+        All their memories are held, which the encoder makes from at most K streams of its width.
         """
         slots, width = self.network.empty_memory.shape
-        if self.teacher is not None:
-            width = max(width, self.teacher.config.encoder.width)
+        if self.teacher is not None and self.teacher.architecture.encoder is not None:
+            width = max(width, self.teacher.architecture.encoder.width)
         return max(1, _MEMORY_BYTES // (4 * slots * width * (length + 1)))
 
 
 def load_subject(rnn: Artifact, encoder: Artifact | None, device: torch.device) -> Subject:
     """The networks of an `rnn` and an `encoder` artifact, on `device`, for inference."""
-    teacher = None
-    if encoder is not None:
-        config = TrainEncoderConfig(**encoder.manifest.config)
-        teacher = TrainedTeacher(load_teacher(encoder).to(device), config)
-    return Subject(load_rnn(rnn).to(device), teacher)
+    network = load_rnn(rnn).to(device)
+    if encoder is None:
+        return Subject(network, None)
+    config = TrainEncoderConfig(**encoder.manifest.config)
+    return Subject(network, load_teacher(encoder).to(device), config.objective.future_length)
