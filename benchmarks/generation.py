@@ -12,7 +12,6 @@ noise, which costs as much as real content. Weights are not counted, and no toke
 import argparse
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +28,7 @@ from smtkit.config import (
     TrainRnnConfig,
 )
 from smtkit.evaluation import inference_cost
+from smtkit.evaluation.inference_cost import Record
 from smtkit.networks.architecture import Architecture
 from smtkit.networks.cells import normalize_slots
 from smtkit.networks.encoders import CausalEncoder
@@ -42,8 +42,6 @@ CELLS = ("mlp", "gru", "lstm", "transformer")
 WINDOW = 256  # no effect on the speed of a causal teacher
 STEPS = 20  # of the teacher with a cache, per turn
 AGAIN, CACHED = "transformer, no cache", "transformer, keys and values cached"
-
-Record = dict[str, Any]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,12 +74,12 @@ def _parser() -> argparse.ArgumentParser:
 def row(name: str, runs: list[Record], base: list[Record]) -> tuple[object, ...]:
     """A row of the table, from the runs of a predictor and of the `base` predictor after the same
     number of tokens."""
-    tokens, size = runs[0]["tokens"], f"{runs[0]['bytes'] / 2**10:,.0f}"
-    skipped = [run["skipped"] for run in runs if run["skipped"]]
+    tokens, size = runs[0].tokens, f"{runs[0].bytes / 2**10:,.0f}"
+    skipped = [run.skipped for run in runs if run.skipped]
     if skipped:
         return name, f"{tokens:,}", f"not measured: {skipped[0]}", "", size
-    speeds = [1 / run["seconds_per_token"] for run in runs]
-    others = [1 / run["seconds_per_token"] for run in base if not run["skipped"]]
+    speeds = [1 / run.seconds_per_token for run in runs]
+    others = [1 / run.seconds_per_token for run in base if not run.skipped]
     of_base = f"{ratio(speeds, others):.2f}" if others else ""
     return name, f"{tokens:,}", spread(speeds), of_base, size
 
@@ -128,9 +126,7 @@ def of_cached(teacher: Teacher, device: torch.device) -> list[Record]:
 
         step()
         taken = seconds(step, device, STEPS)
-        records.append(
-            {"tokens": tokens, "seconds_per_token": taken, "bytes": size, "skipped": None}
-        )
+        records.append(Record(CACHED, tokens, taken, size))
     return records
 
 

@@ -1,4 +1,4 @@
-"""Fits of decay, against curves whose law is known."""
+"""Fits of decay, against curves with a given law."""
 
 import math
 
@@ -58,18 +58,24 @@ def test_noise_does_not_hide_the_law(seed):
 
 
 def test_fits_are_least_squares():
-    """Against numpy, on norms that follow neither law."""
+    """Compared with the normal equations, on norms that follow neither law."""
     norms = np.random.default_rng(0).uniform(0.1, 10, len(DISTANCES))
     distance, log_norm = np.array(DISTANCES[1:]), np.log(norms[1:])
     decay = fit_decay(DISTANCES, norms.tolist())
-    slope, intercept = np.polyfit(np.log(distance), log_norm, 1)
+
+    def line(x, y):
+        matrix = np.array([[np.sum(x * x), np.sum(x)], [np.sum(x), len(x)]])
+        return np.linalg.solve(matrix, [np.sum(x * y), np.sum(y)])
+
+    slope, intercept = line(np.log(distance), log_norm)
     left = log_norm - intercept - slope * np.log(distance)
+    rate, _ = line(distance, log_norm)
 
     assert decay.power_law.exponent == pytest.approx(-slope)
     assert decay.power_law.scale == pytest.approx(math.exp(intercept))
     assert decay.power_law.residual == pytest.approx(np.sqrt(np.mean(left**2)))
     assert decay.power_law.r_squared == pytest.approx(1 - np.var(left) / np.var(log_norm))
-    assert decay.exponential.length == pytest.approx(-1 / np.polyfit(distance, log_norm, 1)[0])
+    assert decay.exponential.length == pytest.approx(-1 / rate)
 
 
 def test_a_constant_is_flat():
@@ -83,7 +89,7 @@ def test_a_constant_is_flat():
 
 
 @pytest.mark.parametrize(("factor", "flat"), [(0.9 * FLAT, True), (1.1 * FLAT, False)])
-def test_flat_is_less_than_a_factor_between_the_ends(factor, flat):
+def test_a_fit_is_flat_below_a_factor_between_its_ends(factor, flat):
     exponent = math.log(factor) / math.log(DISTANCES[-1])
 
     assert (fit_decay(DISTANCES, _power(exponent)).better == "flat") is flat
@@ -95,13 +101,13 @@ def test_noise_around_a_constant_is_flat():
     assert fit_decay(DISTANCES, noise.tolist()).better == "flat"
 
 
-def test_distance_zero_is_in_no_fit():
+def test_distance_zero_is_not_fitted():
     norms = _power(1.0)
 
     assert fit_decay(DISTANCES, [1e9, *norms[1:]]) == fit_decay(DISTANCES, norms)
 
 
-def test_zeros_and_what_is_below_the_floor_are_left_out_and_counted():
+def test_norms_below_the_floor_are_left_out_and_counted():
     norms = _exponential(2)
     decay = fit_decay(DISTANCES, [*norms[:-3], FLOOR / 2, 0, 0])
 

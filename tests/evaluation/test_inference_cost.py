@@ -1,5 +1,7 @@
 """Time and memory of the next token."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from hypothesis import given
@@ -69,7 +71,7 @@ def test_what_would_take_too_long_is_skipped_with_a_warning(pipeline, tmp_path, 
 def _cost_of_teacher(config: EncoderConfig, window: int = 16) -> list[dict]:
     settings = encoder_config(encoder=config.model_dump())
     teacher = Teacher(Architecture.of_teacher(settings, 7, window)).eval().requires_grad_(False)
-    return list(inference_cost.measure_teacher(teacher, Recorder()))
+    return [asdict(each) for each in inference_cost.measure_teacher(teacher, Recorder())]
 
 
 BIDIRECTIONAL = {"kind": "bidirectional", "slots": 2, "slot_width": 8, "width": 16, "heads": 2}

@@ -1,22 +1,14 @@
 """Time and memory of the next token after a number of tokens: a step of the RNN, and a pass of the
-teacher, which reads all its context again.
+teacher, which reads all its context again. One sequence, on one device.
 
-One sequence, on one device. `seconds_per_token` is wall time: for the RNN the mean of its last
-steps, each with the readout; for the teacher one pass over the context up to its last memory, with
-the readout.
-
-`bytes` is computed, not measured, and does not include the weights: for the RNN its memory, which
-is all that it keeps between tokens; for the teacher `MemoryEncoder.pass_cost`. `peak_bytes` is the
-most that CUDA has allocated meanwhile, beyond what was allocated before; null on a CPU, whose
-allocations torch does not count.
-
-What would take too much time or memory is not measured: `seconds_per_token` is null, and `skipped`
-gives the reason. Seconds of the teacher's next pass are forecast from its last two; the RNN stops
-after `_RNN_SECONDS`.
+What would take too much time or memory is skipped. Seconds of the teacher's next pass are forecast
+from its last two; the RNN stops after `_RNN_SECONDS`.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +28,39 @@ _RNN_SECONDS = 120.0
 _TIMED_STEPS = 100
 _MEMORY_INFO = Path("/proc/meminfo")
 
-Record = dict[str, Any]
-"""predictor, tokens, seconds_per_token, bytes, peak_bytes, skipped."""
+
+@dataclass(frozen=True)
+class Record:
+    """Cost of the token after `tokens` tokens.
+
+    seconds_per_token: wall time; for the RNN the mean of its last steps, for the teacher one pass
+    up to its last memory, each with the readout. None if skipped.
+    bytes: computed, without the weights; for the RNN its memory, which is all that it keeps between
+    tokens, for the teacher `PassCost.layer_bytes`.
+    peak_bytes: the most that CUDA has allocated meanwhile, beyond what was allocated before; None
+    on a CPU, where torch does not count.
+    skipped: why it was not measured.
+    """
+
+    predictor: str
+    tokens: int
+    seconds_per_token: float | None
+    bytes: int
+    peak_bytes: int | None = None
+    skipped: str | None = None
 
 
-def measure(subject: Subject, progress: Progress) -> list[Record]:
-    """A record per predictor and number of tokens; warns of what is skipped."""
-    records = list(measure_rnn(subject.network, progress))
+def measure(subject: Subject, progress: Progress) -> list[dict[str, Any]]:
+    """A record per predictor and number of tokens; warns of those that are skipped."""
+    measured = measure_rnn(subject.network, progress)
     if subject.teacher is not None:
-        records += measure_teacher(subject.teacher, progress)
+        measured = itertools.chain(measured, measure_teacher(subject.teacher, progress))
+    records = []
+    for record in measured:
+        if record.skipped is not None:
+            name = f"{record.predictor}, {record.tokens:,} tokens"
+            progress.warn(f"{name}: not timed: {record.skipped}")
+        records.append(asdict(record))
     return records
 
 
@@ -63,7 +79,7 @@ def measure_rnn(network: RecurrentNetwork, progress: Progress) -> Iterator[Recor
             progress.update("timing the rnn", done, TOKENS[-1])
         if tokens - done > _TIMED_STEPS:
             reason = f"more than {_RNN_SECONDS:.0f} s for the tokens before"
-            yield _record(progress, "rnn", tokens, size, skipped=reason)
+            yield Record("rnn", tokens, None, size, skipped=reason)
             continue
         last = _random_tokens(vocabulary_size, tokens - done, device)
 
@@ -74,7 +90,7 @@ def measure_rnn(network: RecurrentNetwork, progress: Progress) -> Iterator[Recor
             return memory
 
         seconds, peak, memory = _timed(predict, device)
-        yield _record(progress, "rnn", tokens, size, seconds / len(last), peak)
+        yield Record("rnn", tokens, seconds / len(last), size, peak)
         done = tokens
 
 
@@ -89,7 +105,7 @@ def measure_teacher(teacher: Teacher, progress: Progress) -> Iterator[Record]:
         expected = forecast(passes, cost.tokens)
         reason = _reason_to_skip(expected, cost.peak_bytes, free_bytes(device))
         if reason is not None:
-            yield _record(progress, "teacher", tokens, cost.layer_bytes, skipped=reason)
+            yield Record("teacher", tokens, None, cost.layer_bytes, skipped=reason)
             continue
         context = _random_tokens(vocabulary_size, tokens, device).view(1, -1)
         end = torch.tensor([[tokens]], device=device)
@@ -102,7 +118,7 @@ def measure_teacher(teacher: Teacher, progress: Progress) -> Iterator[Record]:
         seconds, peak, _ = _timed(predict, device)
         passes.append((cost.tokens, seconds))
         progress.update("timing the teacher", tokens, TOKENS[-1])
-        yield _record(progress, "teacher", tokens, cost.layer_bytes, seconds, peak)
+        yield Record("teacher", tokens, seconds, cost.layer_bytes, peak)
 
 
 def forecast(passes: Sequence[tuple[int, float]], tokens: int) -> float:
@@ -163,24 +179,3 @@ def _random_tokens(vocabulary_size: int, count: int, device: torch.device) -> Te
     """(count, 1)."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocabulary_size, (count, 1), generator=generator).to(device)
-
-
-def _record(
-    progress: Progress,
-    predictor: str,
-    tokens: int,
-    size: int,
-    seconds: float | None = None,
-    peak: int | None = None,
-    skipped: str | None = None,
-) -> Record:
-    if skipped is not None:
-        progress.warn(f"{predictor}, {tokens:,} tokens: not timed: {skipped}")
-    return {
-        "predictor": predictor,
-        "tokens": tokens,
-        "seconds_per_token": seconds,
-        "bytes": size,
-        "peak_bytes": peak,
-        "skipped": skipped,
-    }

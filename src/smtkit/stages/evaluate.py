@@ -16,14 +16,7 @@ from smtkit.corpus.stream import is_stream
 from smtkit.corpus.tokenizers import TextTokenizer, Tokenizer, check_tokenizers, load_tokenizer
 from smtkit.corpus.windows import RowWindows, WindowReader, open_windows
 from smtkit.errors import ArtifactError
-from smtkit.evaluation import gradients, gradients_figure, inference_cost
-from smtkit.evaluation.metrics import (
-    Scores,
-    summarize,
-    summarize_by_distance,
-    summarize_by_length,
-    summarize_overall,
-)
+from smtkit.evaluation import gradients, gradients_figure, inference_cost, metrics
 from smtkit.evaluation.ngrams import count_ngrams
 from smtkit.evaluation.predictors import BASELINES, evenly_spaced, score_windows
 from smtkit.evaluation.subject import Subject, load_subject
@@ -85,11 +78,11 @@ def run(
                 "windows": len(starts),
                 "tokens": tokenizer.description()["kind"],
                 **_summaries(scored.scores, windows, starts, tokenizer, subject.window),
+                "drift": scored.drift.by_position(),
                 "memory": scored.health(),
                 "gradients": None,
                 "cost": None,
             }
-            result["drift"] = scored.drift.by_position() if teacher else None
             if config.gradients:
                 result["gradients"] = _gradients(config, subject, source, artifact, progress)
             if config.cost:
@@ -100,7 +93,7 @@ def run(
 
 
 def _summaries(
-    scores: dict[str, Scores],
+    scores: dict[str, metrics.Scores],
     windows: WindowReader,
     starts: IntArray,
     tokenizer: Tokenizer,
@@ -110,16 +103,17 @@ def _summaries(
     by length, where lengths differ."""
     read = windows.read(starts)
     sizes = _bytes_of(read.targets, tokenizer)
-    distance, by_length = None, None
+    by_distance, by_length = None, None
     if isinstance(windows, RowWindows):
         distance = windows.distance(starts)
+        if distance is not None:
+            by_distance = metrics.summarize_by_distance(scores, distance)
         if len(np.unique(read.length)) > 1:
-            by_length = summarize_by_length(scores, read.length)
+            by_length = metrics.summarize_by_length(scores, read.length)
     return {
-        "overall": summarize_overall(scores, sizes),
-        "results": summarize(scores, window, sizes),
-        "drift": None,
-        "by_distance": None if distance is None else summarize_by_distance(scores, distance),
+        "overall": metrics.summarize_overall(scores, sizes),
+        "results": metrics.summarize(scores, window, sizes),
+        "by_distance": by_distance,
         "by_length": by_length,
     }
 
