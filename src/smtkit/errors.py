@@ -47,7 +47,7 @@ class InputOutputError(SmtkitError):
 
 
 class LostRankError(InputOutputError):
-    """Another process of a distributed run failed or cannot be reached; its own error is the cause."""
+    """Another process of a distributed run failed or is unreachable; its own error is the cause."""
 
 
 class BrokenDocumentError(InputOutputError):
