@@ -419,7 +419,7 @@ def test_what_does_not_go_together_is_one_line(
     ("arguments", "message"),
     [
         (("--init-from-labels",), "found both, allowed: one of them"),
-        (("--set", "cell.kind=gru"), "cell.kind = 'gru': --init"),
+        (("--set", "cell.kind=gru"), "--cell = 'gru': --init"),
         (("--set", "cell.width=99"), "whose width is 16"),
     ],
 )
