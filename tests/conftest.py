@@ -31,7 +31,7 @@ from smtkit.config import (
     TrainEncoderConfig,
     TrainRnnConfig,
 )
-from smtkit.corpus.stream import TokenStream, tokens_schema
+from smtkit.corpus.shards import TokenShards, stream_schema
 from smtkit.corpus.windows import Windows
 from smtkit.labels.reader import LabelShards
 from smtkit.labels.writer import LabelShape, write_labels
@@ -170,9 +170,9 @@ def split_tokens(tokens: Path, split: str) -> list[int]:
 
 def write_stream(
     directory: Path, content: Sequence[Sequence[Sequence[int]]], vocabulary_size: int = 257
-) -> TokenStream:
+) -> TokenShards:
     """A token stream of shards of batches of tokens."""
-    schema = tokens_schema(vocabulary_size)
+    schema = stream_schema(vocabulary_size)
     paths = []
     for number, batches in enumerate(content):
         paths.append(directory / f"shard-{number:05d}.arrow")
@@ -180,7 +180,7 @@ def write_stream(
             for tokens in batches:
                 columns = {"document": [0], "offset": [0], "tokens": [list(tokens)]}
                 writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=schema))
-    return TokenStream(paths)
+    return TokenShards(paths)
 
 
 def numbered_labels(path: Path, lengths: list[int], window: int = 6) -> LabelShards:

@@ -24,11 +24,12 @@ from hypothesis import strategies as st
 from conftest import Command, arrow_columns, shards
 from smtkit.config import TokenizeConfig, resolve
 from smtkit.corpus import splits
-from smtkit.corpus.documents import SEGMENT_BYTES, Corpus, cut_at_boundaries
 from smtkit.corpus.files import Reader, spool
-from smtkit.corpus.formats import TextSettings, find_sources
+from smtkit.corpus.formats import TextSource, find_sources
+from smtkit.corpus.segments import SEGMENT_BYTES, cut_at_boundaries
 from smtkit.corpus.splits import SPLITS, Fractions
-from smtkit.corpus.tokenizers import load_text_tokenizer
+from smtkit.corpus.stored_tokenizer import load_tokenizer
+from smtkit.corpus.text_corpus import TextCorpus
 from smtkit.errors import InputOutputError, SmtkitError
 from smtkit.stages import tokenize
 from smtkit.storage.artifact import Artifact
@@ -110,10 +111,16 @@ def run(out: Path, *inputs: Path | str, **options: Any) -> Artifact:
     return artifact
 
 
+def source_of(path: Path) -> TextSource:
+    settings = TokenizeConfig(inputs=[str(path)], tokenizer="char")
+    (source,), _ = find_sources(settings.inputs, settings, Reader(200))
+    return source
+
+
 def documents(artifact: Artifact, split: str) -> list[str]:
     """The texts of a split, in order; read by Arrow alone, and decoded."""
     columns = arrow_columns(artifact.files(f"{split}-"))
-    tokenizer = load_text_tokenizer(artifact)
+    tokenizer = load_tokenizer(artifact)
     found: dict[int, list[int]] = defaultdict(list)
     for number, tokens in zip(columns["document"], columns["tokens"], strict=True):
         found[number] += tokens
@@ -230,7 +237,7 @@ def test_any_text_comes_through_every_kind_of_row(
     for suffix in ("jsonl", "csv", "parquet"):
         path = directory / f"rows.{suffix}"
         WRITERS[suffix](path, texts)
-        (source,) = find_sources([str(path)], TextSettings(), Reader(200)).sources
+        source = source_of(path)
         found = [b"".join(document.blocks()) for document in source.documents()]
         assert found == [text.encode() for text in texts], suffix
 
@@ -697,7 +704,7 @@ def test_the_bound_is_a_multiple_of_the_size_or_64_mebibytes(tmp_path: Path, suf
     with pytest.raises(InputOutputError, match=r"more\.txt.*expands to more than") as caught:
         read(more, ratio * 0.99)
     assert caught.value.hint is not None
-    assert "--max-expansion" in caught.value.hint
+    assert "`max_expansion`" in caught.value.hint
 
 
 def test_a_larger_bound_lets_a_file_through(command: Command, tmp_path: Path) -> None:
@@ -771,7 +778,7 @@ def test_the_vocabulary_knows_nothing_of_the_given_test(tmp_path: Path) -> None:
         test_inputs=[str(tmp_path / "test.txt")],
         tokenizer="char",
     )
-    assert load_text_tokenizer(artifact).description()["characters"] == "ab"
+    assert load_tokenizer(artifact).description()["characters"] == "ab"
     assert artifact.manifest.statistics["splits"]["test"]["unknown_tokens"] == 1
 
 
@@ -890,8 +897,15 @@ def test_segments_of_a_corpus_tell_where_a_document_ends_in_a_split(tmp_path: Pa
     texts = {"a.txt": some_text(300_000), "b.txt": "short", "c.txt": some_text(9, 9)}
     for name, text in texts.items():
         write_plain(tmp_path / name, [text])
-    found = find_sources([str(tmp_path / name) for name in texts], TextSettings(), Reader(200))
-    corpus = Corpus(found.sources, [], Fractions(0.2, 0.2), seed=0, workers=1)
+    config = TokenizeConfig(
+        inputs=[str(tmp_path / name) for name in texts],
+        tokenizer="char",
+        validation_fraction=0.2,
+        test_fraction=0.2,
+        workers=1,
+    )
+    corpus = TextCorpus(config, lambda task, done, total: None)
+    corpus.assign_splits(tmp_path)
     assert corpus.codes[0] == splits.BY_POSITION
     assert corpus.sizes.tolist() == [len(text.encode()) for text in texts.values()]
     joined: dict[tuple[int, int], bytes] = {}
@@ -945,6 +959,6 @@ def test_a_given_test_takes_no_other_document_and_loses_none(
 def test_errors_of_sources_are_told_in_place_of_their_documents(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(jsonl_of(b"{"))
-    (source,) = find_sources([str(path)], TextSettings(), Reader(200)).sources
+    source = source_of(path)
     found = list(source.documents())
     assert [isinstance(each, SmtkitError) for each in found] == [False, False, True, False, False]

@@ -33,9 +33,9 @@ from conftest import (
     split_tokens,
 )
 from smtkit.config import ExtractLabelsConfig, GenerateConfig, TokenizeConfig, resolve
-from smtkit.corpus.documents import cut_at_boundaries
+from smtkit.corpus.segments import cut_at_boundaries
+from smtkit.corpus.stored_tokenizer import load_tokenizer
 from smtkit.corpus.subwords import MODEL_FILE, ModelType, SentencePieceTokenizer
-from smtkit.corpus.tokenizers import load_text_tokenizer, load_tokenizer
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.stages import evaluate, extract_labels, generate, tokenize
 from smtkit.storage.artifact import Artifact
@@ -310,7 +310,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tokens_decode_to_the_files(sources: Path, tmp_path: Path, model_type: str) -> None:
     artifact = run(tmp_path / "out", sources, model_type=model_type)
     artifact.verify()
-    tokenizer = load_text_tokenizer(artifact)
+    tokenizer = load_tokenizer(artifact)
     assert tokenizer.vocabulary_size == artifact.manifest.statistics["vocabulary_size"] == 400
     found = set()
     for split in ("train", "validation", "test"):
@@ -368,7 +368,7 @@ def test_a_model_knows_nothing_of_a_given_test(tmp_path: Path) -> None:
         model_type="bpe",
     )
     assert not any("q" in piece for piece in pieces_of(model_of(artifact)))
-    tokenizer = load_text_tokenizer(artifact)
+    tokenizer = load_tokenizer(artifact)
     decoded = tokenizer.decode(split_tokens(tmp_path / "out", "test"))
     assert decoded == "quixotic zephyr\n" * 100
 
@@ -441,7 +441,7 @@ def test_a_model_that_is_not_exact_is_warned_of(
     artifact = run(tmp_path / "out", sources, tokenizer_model=str(path), progress=recorder)
     (warning,) = recorder.warnings
     assert str(path) in warning
-    tokenizer = load_text_tokenizer(artifact)
+    tokenizer = load_tokenizer(artifact)
     assert tokenizer.unknown == processor_of(path.read_bytes()).unk_id()
 
 
@@ -457,7 +457,7 @@ def test_what_an_inexact_model_lacks_is_unknown(tmp_path: Path) -> None:
         validation_fraction=0,
         test_fraction=0,
     )
-    tokenizer = load_text_tokenizer(artifact)
+    tokenizer = load_tokenizer(artifact)
     counts = artifact.manifest.statistics["splits"]["train"]
     assert counts["unknown_tokens"] == 1
     assert tokenizer.unknown is not None
@@ -526,7 +526,7 @@ def test_bits_per_byte_are_over_the_bytes_of_the_targets(
     """One window, from the beginning of the split."""
     config = evaluate_config(windows=1, split="validation")
     result = evaluate.run(config, subword_pipeline.rnn, subword_pipeline.tokens, tmp_path / "out")
-    tokenizer = load_text_tokenizer(Artifact.open(subword_pipeline.tokens))
+    tokenizer = load_tokenizer(Artifact.open(subword_pipeline.tokens))
     window = split_tokens(subword_pipeline.tokens, "validation")[:65]
     assert len(window) == 65
     for row in result.statistics["results"]:

@@ -12,7 +12,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from smtkit import IGNORE
-from smtkit.corpus.tasks import TASKS, Rows, TaskSettings, generate, symbols
+from smtkit.corpus.task_rows import TaskRows, generate, symbols
+from smtkit.corpus.tasks import TASKS, TaskSettings
 from smtkit.errors import UsageError
 
 Answers = dict[int, tuple[str, int | None]]
@@ -52,12 +53,12 @@ over_cases = pytest.mark.parametrize(
 )
 
 
-def rows_of(settings: TaskSettings, count: int, seed: int = 0, split: str = "train") -> Rows:
+def rows_of(settings: TaskSettings, count: int, seed: int = 0, split: str = "train") -> TaskRows:
     (rows,) = generate(settings, seed, split, count, block=count)
     return rows
 
 
-def joined(blocks: list[Rows]) -> dict[str, list[Any]]:
+def joined(blocks: list[TaskRows]) -> dict[str, list[Any]]:
     return {
         name: [row for block in blocks for row in getattr(block, name).tolist()]
         for name in ("tokens", "targets", "distance", "length")
@@ -155,7 +156,7 @@ SOLVERS = {
 }
 
 
-def assert_solved(settings: TaskSettings, rows: Rows) -> None:
+def assert_solved(settings: TaskSettings, rows: TaskRows) -> None:
     """Every number of the rows is what the solver and the convention say."""
     names, width = symbols(settings), max(settings.lengths)
     number = {name: token for token, name in enumerate(names)}
@@ -405,32 +406,32 @@ def test_every_token_occurs(task):
 
 
 REFUSED = [
-    (case("retrieval", 12, 3), "--length 3: retrieval needs 4"),
-    (case("retrieval", 12, vocabulary=4), "--vocabulary 4: retrieval needs 5"),
-    (case("retrieval", 12, noise=1.5), "--noise 1.5: retrieval allows 0 to 1"),
-    (case("retrieval", 12, reverse=True), "--reverse: retrieval has no reverse"),
-    (case("string-copy", 12, 7), "--length 7: .* allowed: even"),
-    (case("string-copy", 0), "--length 0: string-copy needs 2"),
-    (case("string-copy", 12, vocabulary=3), "--vocabulary 3: string-copy needs 4"),
-    (case("string-copy", 12, noise=1.0), "--length 12 with --noise 1.0 leaves 0: string-copy"),
-    (case("stack", 12, depth=0), "--depth 0: allowed: 1 or more"),
-    (case("stack", 12, noise=-0.1), "--noise -0.1: stack allows 0 to 1"),
-    (case("stack", 12, pairs=2), "--pairs 2: stack has no pairs"),
-    (case("keys-values", 2), "--length 2: keys-values needs 3"),
-    (case("keys-values", 12, pairs=0), "--pairs 0: allowed: 1 to 5"),
-    (case("keys-values", 60, pairs=6), "--pairs 6: allowed: 1 to 5, the keys in --vocabulary 11"),
-    (case("keys-values", 30, 10, pairs=5), "--length 10: keys-values with --pairs 5 needs 11"),
-    (case("keys-values", 12, pairs=4, noise=0.4), "--length 12 with --noise 0.4 leaves 8: .* 9"),
-    (case("keys-values", 12, vocabulary=4), "--vocabulary 4: keys-values needs 5"),
-    (case("modular-arithmetic", 4), "--length 4: modular-arithmetic needs 5"),
-    (case("modular-arithmetic", 12, vocabulary=9), "--vocabulary 9: .* allowed: primes"),
-    (case("modular-arithmetic", 12, vocabulary=1), "--vocabulary 1: modular-arithmetic needs 2"),
-    (case("modular-arithmetic", 12, noise=0.1), "--noise 0.1: modular-arithmetic allows 0"),
-    (replace(case("parity", 12), vocabulary=3), "--vocabulary 3: .* allowed: 2"),
-    (case("parity", 12, noise=float("nan")), "--noise nan: parity allows 0"),
-    (case("parity", 0), "--length 0: parity needs 1"),
-    (case("recency", -5), "--length -5: recency needs 2"),
-    (case("recency"), "--length: none given"),
+    (case("retrieval", 12, 3), "`lengths` 3: retrieval needs 4"),
+    (case("retrieval", 12, vocabulary=4), "`vocabulary` 4: retrieval needs 5"),
+    (case("retrieval", 12, noise=1.5), "`noise` 1.5: retrieval allows 0 to 1"),
+    (case("retrieval", 12, reverse=True), "`reverse`: retrieval has no reverse"),
+    (case("string-copy", 12, 7), "`lengths` 7: .* allowed: even"),
+    (case("string-copy", 0), "`lengths` 0: string-copy needs 2"),
+    (case("string-copy", 12, vocabulary=3), "`vocabulary` 3: string-copy needs 4"),
+    (case("string-copy", 12, noise=1.0), "`lengths` 12 with `noise` 1.0 leaves 0: string-copy"),
+    (case("stack", 12, depth=0), "`depth` 0: allowed: 1 or more"),
+    (case("stack", 12, noise=-0.1), "`noise` -0.1: stack allows 0 to 1"),
+    (case("stack", 12, pairs=2), "`pairs` 2: stack has no pairs"),
+    (case("keys-values", 2), "`lengths` 2: keys-values needs 3"),
+    (case("keys-values", 12, pairs=0), "`pairs` 0: allowed: 1 to 5"),
+    (case("keys-values", 60, pairs=6), "`pairs` 6: allowed: 1 to 5, the keys in `vocabulary` 11"),
+    (case("keys-values", 30, 10, pairs=5), "`lengths` 10: keys-values with `pairs` 5 needs 11"),
+    (case("keys-values", 12, pairs=4, noise=0.4), "`lengths` 12 with `noise` 0.4 leaves 8: .* 9"),
+    (case("keys-values", 12, vocabulary=4), "`vocabulary` 4: keys-values needs 5"),
+    (case("modular-arithmetic", 4), "`lengths` 4: modular-arithmetic needs 5"),
+    (case("modular-arithmetic", 12, vocabulary=9), "`vocabulary` 9: .* allowed: primes"),
+    (case("modular-arithmetic", 12, vocabulary=1), "`vocabulary` 1: modular-arithmetic needs 2"),
+    (case("modular-arithmetic", 12, noise=0.1), "`noise` 0.1: modular-arithmetic allows 0"),
+    (replace(case("parity", 12), vocabulary=3), "`vocabulary` 3: .* allowed: 2"),
+    (case("parity", 12, noise=float("nan")), "`noise` nan: parity allows 0"),
+    (case("parity", 0), "`lengths` 0: parity needs 1"),
+    (case("recency", -5), "`lengths` -5: recency needs 2"),
+    (case("recency"), "`lengths`: none given"),
     (case("parroting", 12), "parroting: no such task, allowed: retrieval, string-copy"),
 ]
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtkit.config import EvaluateConfig
-from smtkit.corpus.documents import cut_at_boundaries
+from smtkit.config import EvaluateConfig, TokenizeConfig
 from smtkit.corpus.files import BLOCK_BYTES, Reader
 from smtkit.corpus.formats import Document, TextSource
+from smtkit.corpus.segments import cut_at_boundaries
+from smtkit.corpus.stored_tokenizer import load_tokenizer
 from smtkit.corpus.tokenizers import (
     TOKENIZER,
     ByteTokenizer,
@@ -19,7 +20,6 @@ from smtkit.corpus.tokenizers import (
     SymbolTokenizer,
     TextTokenizer,
     Tokenizer,
-    load_tokenizer,
 )
 from smtkit.errors import ArtifactError, InputOutputError
 from smtkit.storage.artifact import Artifact
@@ -176,7 +176,8 @@ def test_bytes_that_are_not_text_are_bytes_to_the_byte_tokenizer() -> None:
 
 
 def source_of(path: Path) -> TextSource:
-    return TextSource(path, "text", "text", "strict", any_bytes=False, reader=Reader(100))
+    settings = TokenizeConfig(inputs=[str(path)], tokenizer="char")
+    return TextSource(path, settings, "text", Reader(100), str(path))
 
 
 @given(content=st.binary(min_size=1), positions=places)
@@ -226,7 +227,7 @@ def test_the_offset_of_a_wrong_byte_is_exact(tmp_path: Path, content: bytes, wro
         source_of(path).check(document)
     assert str(caught.value).startswith(f"{path}: byte {wrong}: 0x{content[wrong]:02x} ")
     assert caught.value.hint is not None
-    assert "--errors replace" in caught.value.hint
+    assert "`errors` replace" in caught.value.hint
 
 
 @pytest.mark.parametrize("before", [BLOCK_BYTES - 1, BLOCK_BYTES, 2 * BLOCK_BYTES + 7])

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from conftest import write_stream
 from smtkit import IGNORE
 from smtkit.config import TokenizeConfig
-from smtkit.corpus.stream import TokenStream
-from smtkit.corpus.windows import TextWindows, open_stream
+from smtkit.corpus.shards import TokenShards, open_split
+from smtkit.corpus.windows import TextWindows
 from smtkit.errors import ArtifactError
 from smtkit.methods.predictive_state import TeacherSampler
 from smtkit.stages import tokenize
 from smtkit.storage.artifact import Artifact
 
 
-def _stream(directory, length: int) -> tuple[TokenStream, list[int]]:
+def _stream(directory, length: int) -> tuple[TokenShards, list[int]]:
     # No zeros, so that padding cannot be taken for a token.
     tokens = [1 + (7 * i) % 250 for i in range(length)]
     half = length // 2
@@ -103,7 +103,7 @@ def test_reads_across_batches_and_shards_equal_a_flat_array(tmp_path_factory, si
     flat = [token for shard in content for batch in shard for token in batch]
     stream = write_stream(tmp_path_factory.mktemp("stream"), content)
 
-    assert len(stream) == len(flat)
+    assert stream.tokens == len(flat)
     assert stream.read(start, count).tolist() == flat[start : start + count]
 
 
@@ -118,7 +118,7 @@ def test_a_stream_shorter_than_a_window_is_one_window(tmp_path):
     assert content.targets.tolist() == [tokens + [IGNORE] * 6]
 
 
-def _source(stream: TokenStream, **changes: int) -> TeacherSampler:
+def _source(stream: TokenShards, **changes: int) -> TeacherSampler:
     settings = {
         "batch_size": 6,
         "seed": 1,
@@ -223,4 +223,4 @@ def test_an_empty_split_is_refused(tmp_path):
     tokenize.run(config, tmp_path / "tokens")
 
     with pytest.raises(ArtifactError, match="validation split is empty"):
-        open_stream(Artifact.open(tmp_path / "tokens"), "validation")
+        open_split(Artifact.open(tmp_path / "tokens"), "validation")

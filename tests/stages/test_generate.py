@@ -35,12 +35,13 @@ from smtkit.config import (
     resolve,
 )
 from smtkit.corpus.pictures import shades
-from smtkit.corpus.tokenizers import SymbolTokenizer, load_tokenizer
+from smtkit.corpus.stored_tokenizer import load_tokenizer
+from smtkit.corpus.tokenizers import SymbolTokenizer
 from smtkit.networks.loading import load_rnn
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.sampling import sample_each
 from smtkit.stages import generate, synthesize, tokenize
-from smtkit.stages.generate_images import given_lines
+from smtkit.stages.generate import given_lines
 from smtkit.storage.artifact import Artifact
 
 HEIGHT, WIDTH, WHITE = 4, 3, 3

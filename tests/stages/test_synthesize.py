@@ -24,9 +24,10 @@ from conftest import (
 )
 from smtkit import IGNORE
 from smtkit.config import Config, ExtractLabelsConfig, GenerateConfig, PredictiveStateConfig
-from smtkit.corpus.rows import RowStore, RowWriter, rows_schema
+from smtkit.corpus.shards import SplitWriter, TokenShards, rows_schema, without_padding
 from smtkit.corpus.splits import SPLITS
-from smtkit.corpus.tasks import TASKS, TaskSettings, generate
+from smtkit.corpus.task_rows import generate
+from smtkit.corpus.tasks import TASKS, TaskSettings
 from smtkit.corpus.windows import RowWindows, open_windows
 from smtkit.errors import UsageError
 from smtkit.methods.predictive_state import PredictiveState, TeacherSampler
@@ -121,15 +122,15 @@ def test_blocks_and_shards_change_no_row(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("smtkit.stages.synthesize._BLOCK_TOKENS", 48)
-    monkeypatch.setattr("smtkit.corpus.rows.SHARD_TOKENS", 100)
+    monkeypatch.setattr("smtkit.corpus.shards.SHARD_TOKENS", 100)
     artifact = write_task(command, tmp_path / "out", "recency", "--lengths", "8,12")
     wanted = TaskSettings("recency", (8, 12), TASKS["recency"].vocabulary)
     assert len(artifact.files("train-")) > 3
     for split in SPLITS:
         assert stored(artifact, split) == generated(wanted, 0, split)
-        store = RowStore(artifact.files(f"{split}-"))
-        assert len(store) == COUNTS[split]
-        order = np.random.default_rng(0).permutation(len(store))
+        store = TokenShards(artifact.files(f"{split}-"))
+        assert store.rows == COUNTS[split]
+        order = np.random.default_rng(0).permutation(store.rows)
         for name, values in generated(wanted, 0, split).items():
             found = [row.tolist() for row in store.column(name, order)]
             assert found == [values[row] for row in order], name
@@ -155,8 +156,8 @@ def test_resume_keeps_complete_rows(command: Command, tmp_path: Path) -> None:
         (["parity", "--length", "eight", "--sequences", 5], "eight"),
         (["parity", "--length", 0, "--sequences", 5], "0"),
         (["parity", "--length", 8, "--sequences", 5, "--vocabulary", 3], "--vocabulary 3"),
-        (["string-copy", "--length", 7, "--sequences", 5], "--length 7"),
-        (["retrieval", "--length", 3, "--sequences", 5], "--length 3"),
+        (["string-copy", "--length", 7, "--sequences", 5], "--lengths 7"),
+        (["retrieval", "--length", 3, "--sequences", 5], "--lengths 3"),
         (["modular-arithmetic", "--vocabulary", 8, "--length", 9, "--sequences", 5], "7 and 11"),
         (["stack", "--length", 8, "--sequences", 5, "--reverse"], "--reverse"),
         (
@@ -209,10 +210,10 @@ def written_rows(draw: st.DrawFn) -> list[tuple[list[int], list[int]]]:
 
 def write_rows(
     directory: Path, rows: list[tuple[list[int], list[int]]], at_a_time: int
-) -> RowStore:
+) -> TokenShards:
     width = max(len(tokens) for tokens, _ in rows)
     schema = rows_schema(10, distance=False, label=False)
-    with Run(directory, "tokens", Config()) as run, RowWriter(run, "train", schema) as writer:
+    with Run(directory, "tokens", Config()) as run, SplitWriter(run, "train", schema) as writer:
         for first in range(0, len(rows), at_a_time):
             some = rows[first : first + at_a_time]
             # What is past the length is not to be stored, whatever it is.
@@ -222,10 +223,15 @@ def write_rows(
                 tokens[row, : len(inputs)] = inputs
                 targets[row, : len(answers)] = answers
             length = np.array([len(inputs) for inputs, _ in some])
-            writer.append(length, {"tokens": tokens, "targets": targets})
+            writer.append(
+                {
+                    "tokens": without_padding(tokens, length),
+                    "targets": without_padding(targets, length + 1),
+                }
+            )
     assert writer.rows == len(rows)
     assert writer.tokens == sum(len(tokens) for tokens, _ in rows)
-    return RowStore(shards(directory, "train"))
+    return TokenShards(shards(directory, "train"))
 
 
 @given(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from smtkit.config import TokenizeConfig, resolve
 from smtkit.corpus import splits
 from smtkit.corpus.splits import SPLITS, Fractions, assign_splits, cut
-from smtkit.corpus.tokenizers import load_text_tokenizer
+from smtkit.corpus.stored_tokenizer import load_tokenizer
 from smtkit.errors import InputOutputError, UsageError
 from smtkit.stages import tokenize
 from smtkit.storage.artifact import Artifact
@@ -52,7 +52,7 @@ def chunks(artifact: Artifact, split: str) -> list[tuple[int, int, list[int]]]:
 
 def documents(artifact: Artifact, split: str) -> dict[int, list[int]]:
     """Tokens of each document of a split, without the end-of-document token."""
-    tokenizer = load_text_tokenizer(artifact)
+    tokenizer = load_tokenizer(artifact)
     found: dict[int, list[int]] = defaultdict(list)
     for document, _, tokens in chunks(artifact, split):
         found[document] += tokens
@@ -184,7 +184,7 @@ def test_nothing_to_read_is_a_mistake_of_the_user(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no text files") as caught:
         run(tmp_path / "out", tmp_path / "in", include=["*.txt"])
     assert caught.value.hint is not None
-    assert "--include" in caught.value.hint
+    assert "`include`" in caught.value.hint
 
 
 def test_files_that_are_all_empty_are_refused(tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_one_long_document_is_split_by_position(tmp_path: Path, tokenizer: str) 
     assert len(text.encode()) > 2 * 2**20
     write_files(tmp_path, {"long.txt": text})
     artifact = run(tmp_path / "out", tmp_path / "long.txt", tokenizer=tokenizer)
-    decoder = load_text_tokenizer(artifact)
+    decoder = load_tokenizer(artifact)
     (parts,) = joined_over_splits(artifact).values()
     decoded = [decoder.decode(part) for part in parts]
     assert "\ufffd" not in "".join(decoded)
@@ -425,7 +425,7 @@ def test_boundaries_lie_in_order_within_the_document(
 
 def test_the_counts_of_each_split_are_those_of_its_shards(tmp_path: Path) -> None:
     artifact = run(tmp_path / "out", write_files(tmp_path / "in", many_files()), tokenizer="char")
-    tokenizer = load_text_tokenizer(artifact)
+    tokenizer = load_tokenizer(artifact)
     for split in SPLITS:
         found = documents(artifact, split)
         counts = artifact.manifest.statistics["splits"][split]
@@ -452,7 +452,7 @@ def test_the_vocabulary_is_that_of_train_alone(tmp_path: Path) -> None:
     text = "ab" * 475 + "ca" * 25
     write_files(tmp_path, {"long.txt": text})
     artifact = run(tmp_path / "out", tmp_path / "long.txt", tokenizer="char")
-    tokenizer = load_text_tokenizer(artifact)
+    tokenizer = load_tokenizer(artifact)
     assert tokenizer.description()["characters"] == "ab"
     (test_tokens,) = documents(artifact, "test").values()
     assert tokenizer.decode(test_tokens) == "\ufffda" * 25
@@ -497,7 +497,7 @@ def test_bytes_that_are_not_text_are_replaced_when_asked_to(tmp_path: Path) -> N
     options = {"tokenizer": "char", "errors": "replace"}
     options |= {"validation_fraction": 0, "test_fraction": 0}
     artifact = run(tmp_path / "out", tmp_path / "bad.txt", **options)
-    tokenizer = load_text_tokenizer(artifact)
+    tokenizer = load_tokenizer(artifact)
     (tokens,) = documents(artifact, "train").values()
     assert tokenizer.decode(tokens) == "a\ufffdb" * 10
     assert tokenizer.unknown not in tokens

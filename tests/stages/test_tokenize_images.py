@@ -21,7 +21,7 @@ from conftest import (
 )
 from smtkit import IGNORE
 from smtkit.config import ExtractLabelsConfig, TokenizeConfig, resolve
-from smtkit.corpus.rows import RowStore
+from smtkit.corpus.shards import TokenShards
 from smtkit.corpus.splits import SPLITS
 from smtkit.errors import UsageError
 from smtkit.networks.loading import load_rnn, load_teacher
@@ -121,7 +121,7 @@ def test_rows_are_read_back_one_by_one(command: Command, tmp_path: Path) -> None
     artifact = tokenized(
         command, tmp_path / "out", path, "--validation-fraction", 0, "--test-fraction", 0
     )
-    store = RowStore(artifact.files("train-"))
+    store = TokenShards(artifact.files("train-"))
     order = np.random.default_rng(0).permutation(50)
     assert [row.tolist() for row in store.column("tokens", order)] == [
         images[number].ravel().tolist() for number in order
@@ -190,7 +190,7 @@ def test_blocks_and_shards_change_no_row(
     path = write_npy(tmp_path / "images.npy", images)
     whole = tokenized(command, tmp_path / "1", path)
     monkeypatch.setattr("smtkit.corpus.images._BLOCK_IMAGES", 7)
-    monkeypatch.setattr("smtkit.corpus.rows.SHARD_TOKENS", 120)
+    monkeypatch.setattr("smtkit.corpus.shards.SHARD_TOKENS", 120)
     pieces = tokenized(command, tmp_path / "2", path)
     assert len(pieces.files("train-")) > 2
     for split in SPLITS:

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smtkit.config import TrainEncoderConfig, TrainRnnConfig
-from smtkit.corpus.rows import RowStore
-from smtkit.corpus.stream import is_stream
+from smtkit.corpus.shards import TokenShards, is_stream
 from smtkit.corpus.windows import DEFAULT_WINDOW
 from smtkit.storage.artifact import Artifact
 
@@ -32,7 +31,7 @@ def lengths(tokens: Artifact, stages: Mapping[str, Any]) -> Lengths:
     if is_stream(tokens):
         first = next(iter(stages.values()))
         return np.array([first.get("data", {}).get("window") or DEFAULT_WINDOW])
-    return RowStore(tokens.files("train-")).lengths()
+    return TokenShards(tokens.files("train-")).lengths()
 
 
 def chain_of_encoder(config: TrainEncoderConfig) -> int:

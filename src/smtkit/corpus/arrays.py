@@ -16,31 +16,41 @@ from numpy.typing import NDArray
 
 from smtkit.errors import InputOutputError
 
-Header = tuple[tuple[int, ...], np.dtype[Any]]
+Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
+"""Shape, whether in Fortran order, and dtype."""
 
 IDX_NAME = re.compile(r"[.-]idx\d(-ubyte)?(\.gz)?$")
 _DAMAGE = (EOFError, SyntaxError, ValueError, RuntimeError, zlib.error, BadZipFile, TokenError)
 
 
 class StoredArray:
-    """An array in an IDX or .npy file, or the `member` of an .npz file."""
+    """An array in an IDX or .npy file, or the `member` of an .npz file.
+
+    It is read as a stream: `numpy.load` cannot map gzip, IDX or a member of an archive, and holds
+    a member in memory whole.
+    """
 
     def __init__(self, path: Path, member: str | None = None) -> None:
         self.path, self.member = path, member
         self.where = f"{path}: array {member}" if member else str(path)
         with self._opened() as (_, header):
-            self.shape, self.dtype = header
+            self.shape, _, self.dtype = header
 
     def __str__(self) -> str:
         return f"{self.where}: {self.dtype} of shape {self.shape}"
 
     def blocks(self, rows: int) -> Iterator[NDArray[Any]]:
-        """All values, `rows` entries of the first dimension at a time. Raises InputOutputError."""
-        with self._opened() as (file, (shape, dtype)):
+        """All values, `rows` entries of the first dimension at a time. Raises InputOutputError.
+
+        An array in Fortran order is read at once.
+        """
+        with self._opened() as (file, (shape, is_fortran, dtype)):
+            whole = _values(file, shape[::-1], dtype).T if is_fortran else None
             for first in range(0, shape[0], rows):
-                block = (min(rows, shape[0] - first), *shape[1:])
-                data = _read(file, math.prod(block) * dtype.itemsize)
-                yield np.frombuffer(data, dtype).reshape(block)
+                if whole is not None:
+                    yield whole[first : first + rows]
+                else:
+                    yield _values(file, (min(rows, shape[0] - first), *shape[1:]), dtype)
             if file.read(1):
                 raise ValueError(f"it goes on after the values of shape {shape} in its header")
 
@@ -62,16 +72,18 @@ def _idx_header(file: IO[bytes]) -> Header:
     if magic not in (0x00000801, 0x00000803):
         raise ValueError(f"magic number 0x{magic:08x}: images have 0x00000803, labels 0x00000801")
     dimensions = magic & 0xFF
-    return tuple(np.frombuffer(_read(file, 4 * dimensions), ">u4").tolist()), np.dtype(np.uint8)
+    shape = np.frombuffer(_read(file, 4 * dimensions), ">u4").tolist()
+    return tuple(shape), False, np.dtype(np.uint8)
 
 
 def _numpy_header(file: IO[bytes]) -> Header:
     is_first = np.lib.format.read_magic(file) == (1, 0)
     read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
-    shape, fortran_order, dtype = read(file)
-    if fortran_order:
-        raise ValueError("an array in Fortran order: save numpy.ascontiguousarray of it")
-    return shape, dtype
+    return read(file)
+
+
+def _values(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    return np.frombuffer(_read(file, math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
 
 
 def _read(file: IO[bytes], size: int) -> bytes:
@@ -83,7 +95,7 @@ def _read(file: IO[bytes], size: int) -> bytes:
 
 @contextmanager
 def reading(where: object) -> Iterator[None]:
-    """Turns what unreadable and damaged files raise into InputOutputError."""
+    """Turns the errors of unreadable and damaged files into InputOutputError."""
     try:
         yield
     except (OSError, *_DAMAGE) as error:

@@ -8,6 +8,7 @@ import shutil
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,14 +24,14 @@ STDIN = "-"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC = {b"\x1f\x8b\x08": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
 _SNIFFED_BYTES = 8192
-_UNBOUNDED_BYTES = 2**26
-"""What any compressed file may expand to, however small it is."""
+_ALWAYS_ALLOWED_BYTES = 2**26  # of a compressed file, expanded
+_METER_BYTES = 2**23
 
 
 def expand(inputs: Sequence[str]) -> Iterator[Path]:
     """The paths that `inputs` name; globs that the shell left alone are expanded here.
 
-    Raises UsageError where one does not exist, or can be read but once.
+    Raises UsageError where a path does not exist, or can be read only once.
     """
     for name in inputs:
         path = Path(name)
@@ -65,7 +66,7 @@ def walk(directory: Path, include: Sequence[str], exclude: Sequence[str]) -> Ite
 
 
 def suffixes(path: Path) -> tuple[str, str]:
-    """The suffix that tells the format, and the one that tells the compression, in lower case."""
+    """The suffix of the format and that of the compression, in lower case."""
     outer = path.suffix.lower()
     if outer in COMPRESSIONS:
         return Path(path.stem).suffix.lower(), outer
@@ -73,8 +74,8 @@ def suffixes(path: Path) -> tuple[str, str]:
 
 
 def spool(stream: BinaryIO, directory: Path) -> Path:
-    """Writes what comes but once to a file, whose suffix tells how its first bytes say that it is
-    compressed."""
+    """Copies a stream that can be read only once to a file, which gets the suffix of the
+    compression that its first bytes show."""
     start = stream.read(max(map(len, _MAGIC)))
     suffix = next((end for magic, end in _MAGIC.items() if start.startswith(magic)), "")
     path = directory / f"stdin{suffix}"
@@ -85,28 +86,27 @@ def spool(stream: BinaryIO, directory: Path) -> Path:
 
 
 def is_binary(path: Path) -> bool:
-    """Whether a NUL byte comes in the first 8 KiB, as git decides it. Raises InputOutputError."""
-    try:
-        with path.open("rb") as file:
-            return b"\0" in file.read(_SNIFFED_BYTES)
-    except OSError as error:
-        raise InputOutputError(f"{path}: {error.strerror}") from None
+    """Whether a NUL byte is in the first 8 KiB, as git decides it. Raises InputOutputError."""
+    with _naming(path), path.open("rb") as file:
+        return b"\0" in file.read(_SNIFFED_BYTES)
+
+
+def total_size(paths: Sequence[Path]) -> int:
+    """Bytes of all files; standard input counts as none. Raises InputOutputError."""
+    return sum(_status(path).st_size for path in paths if str(path) != STDIN)
 
 
 def listing_digest(paths: Sequence[Path]) -> str:
-    """Changes when a file of the inputs comes, goes, or is written; standard input is never the
-    same. Raises InputOutputError."""
+    """Digest of paths, sizes and times: changes when an input file is added, removed or written.
+    Standard input never has the same twice. Raises InputOutputError."""
     checksum = xxhash.xxh3_128()
     for path in paths:
         checksum.update(os.fsencode(path))
         if str(path) == STDIN:
             checksum.update(os.urandom(16))
-            continue
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise InputOutputError(f"{path}: {error.strerror}") from None
-        checksum.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        else:
+            status = _status(path)
+            checksum.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return checksum.hexdigest()
 
 
@@ -115,16 +115,16 @@ class Reader:
     """Opens files, decompressed by their suffix.
 
     `max_expansion` bounds what a compressed file may expand to, as a multiple of its size (64 MiB
-    are always allowed). `on_read` is told the bytes read from disk, from any thread.
+    are always allowed). `on_read` gets the number of bytes read from disk, from any thread.
     """
 
     max_expansion: float
     on_read: Callable[[int], None] = lambda count: None
 
     def open(self, path: Path, name: str = "") -> BinaryIO:
-        """The decompressed bytes. Reading raises InputOutputError that names the file: by its path,
-        unless `name` is given."""
-        checked = _Checked(path, name or str(path), self)
+        """The decompressed bytes. Reading raises InputOutputError, which names the file: by its
+        path, unless `name` is given."""
+        checked = _DecompressedFile(path, name or str(path), self)
         return cast(BinaryIO, io.BufferedReader(checked, BLOCK_BYTES))
 
     def blocks(self, path: Path, name: str = "") -> Iterator[bytes]:
@@ -135,38 +135,34 @@ class Reader:
 
 
 class Meter:
-    """Counts bytes from many threads and passes the sum on, every 8 MiB."""
+    """Adds up byte counts from many threads, and reports the sum every 8 MiB."""
 
-    def __init__(self, listener: Callable[[int], None]) -> None:
-        self._listener = listener
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self._report = report
         self._lock = threading.Lock()
-        self._total = self._told = 0
+        self._total = self._reported = 0
 
     def __call__(self, count: int) -> None:
         with self._lock:
             self._total += count
-            if self._total - self._told >= 2**23:
-                self._told = self._total
-                self._listener(self._total)
+            if self._total - self._reported >= _METER_BYTES:
+                self._reported = self._total
+                self._report(self._total)
 
 
-class _Checked(io.RawIOBase):
-    """A file, decompressed; what goes wrong in reading it is an InputOutputError that names it."""
+class _DecompressedFile(io.RawIOBase):
+    """A file, decompressed. Errors are InputOutputErrors that name it."""
 
     def __init__(self, path: Path, name: str, reader: Reader) -> None:
         self._name = name
-        self._told = 0
-        self._produced = 0
-        self._on_read = reader.on_read
-        try:
+        self._reader = reader
+        self._read = self._produced = 0
+        with _naming(name):
             self._file = path.open("rb")
             size = os.fstat(self._file.fileno()).st_size
-        except OSError as error:
-            raise InputOutputError(f"{name}: {error.strerror}") from None
         compression = COMPRESSIONS.get(suffixes(path)[1])
-        self._limit = max(_UNBOUNDED_BYTES, int(reader.max_expansion * size))
+        self._limit = max(_ALWAYS_ALLOWED_BYTES, int(reader.max_expansion * size))
         self._bounded = compression is not None
-        self._allowed = reader.max_expansion
         self._stream: BinaryIO = self._file
         if compression == "gzip":
             self._stream = cast(BinaryIO, gzip.GzipFile(fileobj=self._file))
@@ -181,15 +177,19 @@ class _Checked(io.RawIOBase):
         try:
             block = self._stream.read(len(buffer))
             position = self._file.tell()
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputOutputError(f"{self._name}: {_reason(error)}") from None
-        self._on_read(position - self._told)
-        self._told = position
+        except EOFError:
+            reason = "truncated: the compressed data end too early"
+            raise InputOutputError(f"{self._name}: {reason}") from None
+        except (OSError, zlib.error) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputOutputError(f"{self._name}: cannot be read: {reason}") from None
+        self._reader.on_read(position - self._read)
+        self._read = position
         self._produced += len(block)
         if self._bounded and self._produced > self._limit:
             raise InputOutputError(
-                f"{self._name}: expands to more than {self._allowed:g} times its size",
-                "--max-expansion allows more",
+                f"{self._name}: expands to more than {self._reader.max_expansion:g} times its size",
+                "`max_expansion` allows more",
             )
         buffer[: len(block)] = block
         return len(block)
@@ -200,11 +200,18 @@ class _Checked(io.RawIOBase):
         super().close()
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, EOFError):
-        return "truncated: the compressed data end too early"
-    text = getattr(error, "strerror", None) or str(error)
-    return f"cannot be read: {text}"
+@contextmanager
+def _naming(name: object) -> Iterator[None]:
+    """Turns an OSError into an InputOutputError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise InputOutputError(f"{name}: {error.strerror}") from None
+
+
+def _status(path: Path) -> os.stat_result:
+    with _naming(path):
+        return path.stat()
 
 
 def _files_below(directory: Path) -> Iterator[Path]:

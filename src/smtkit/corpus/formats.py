@@ -1,4 +1,4 @@
-"""From what a user names to documents: text files, and rows of JSON lines, CSV and Parquet."""
+"""Text files: which files the inputs name, and the documents in each, by the format of the file."""
 
 import codecs
 import csv
@@ -9,30 +9,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from smtkit.corpus.files import STDIN, Reader, expand, is_binary, suffixes, walk
+from smtkit.config import TokenizeConfig
+from smtkit.corpus.files import Reader, expand, is_binary, suffixes, walk
 from smtkit.errors import BrokenDocumentError, InputOutputError, SmtkitError, UsageError
 
-Format = Literal["text", "jsonl", "csv", "parquet"]
-Errors = Literal["strict", "replace", "skip"]
-
-FORMATS: dict[str, Format] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
 LONGEST_ROW = 2**28
 _ROWS_AT_A_TIME = 1024
+_SKIP = "`errors` skip passes over such rows"
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document: its bytes can be read as often as asked. `name` is for messages."""
+    """One document: `blocks` reads its bytes, any number of times. `name` is for messages."""
 
     name: str
     blocks: Callable[[], Iterator[bytes]]
@@ -42,41 +36,31 @@ class Document:
 class TextSource:
     """One file, and the documents in it.
 
-    `errors`: at a row without text, or bytes that are not UTF-8 (unless `any_bytes`), raise
-    InputOutputError that names file and row or offset (`strict`), pass over the document (`skip`),
-    or take U+FFFD for the bytes (`replace`).
+    `settings.errors` decides about a row without text, or bytes that are not UTF-8 (unless tokens
+    are bytes): raise InputOutputError with file and row or offset (`strict`), pass over the
+    document (`skip`), or decode the bytes to U+FFFD (`replace`).
     """
 
     path: Path
-    format: Format
-    text_field: str
-    errors: Errors
-    any_bytes: bool
+    settings: TokenizeConfig
+    format: str
     reader: Reader
-    shown: str = ""
-    """What messages call the file, where that is not its path."""
-
-    @property
-    def name(self) -> str:
-        return self.shown or str(self.path)
+    name: str
+    """How messages call the file."""
 
     def at(self, path: Path) -> "TextSource":
-        """The same kind of source at another path."""
-        return replace(self, path=path, shown=self.name)
+        """The same source, read from another path."""
+        return replace(self, path=path)
 
     def documents(self) -> Iterator[Document | SmtkitError]:
-        """The documents in order; in place of one that is broken, what is wrong with it."""
-        if self.format == "text":
-            yield self._whole()
-            return
-        rows = {"jsonl": self._json_rows, "csv": self._csv_rows, "parquet": self._parquet_rows}
-        for number, text in rows[self.format]():
-            yield self._row(f"{self.name}: row {number}", text)
+        """The documents in order; for a broken one, its error."""
+        return FORMATS[self.format].documents(self)
 
     def check(self, document: Document) -> None:
-        """Raises InputOutputError at the first byte that is not UTF-8."""
-        if self.any_bytes or self.format != "text" or self.errors == "replace":
-            return
+        """Raises BrokenDocumentError at the first byte that is not UTF-8."""
+        any_bytes = self.settings.tokenizer == "byte"
+        if any_bytes or self.format != "text" or self.settings.errors == "replace":
+            return  # rows are decoded as they are read
         decoder = codecs.getincrementaldecoder("utf-8")()
         position = 0
         for block in chain(document.blocks(), [b""]):
@@ -87,166 +71,164 @@ class TextSource:
                 raise BrokenDocumentError(
                     f"{document.name}: byte {position - pending + error.start}: "
                     f"0x{error.object[error.start]:02x} is not UTF-8",
-                    "--errors replace takes U+FFFD in its place, --tokenizer byte takes any bytes",
+                    "`errors` replace takes U+FFFD in its place, `tokenizer` byte takes any bytes",
                 ) from None
             position += len(block)
 
-    def _whole(self) -> Document:
-        return Document(self.name, lambda: self.reader.blocks(self.path, self.name))
-
-    def _row(self, name: str, text: object) -> Document | SmtkitError:
-        if isinstance(text, SmtkitError):
-            return text
-        if isinstance(text, bytes):
-            return self._decoded(name, text)
-        if not isinstance(text, str):
-            found = "null" if text is None else type(text).__name__
-            return BrokenDocumentError(
-                f"{name}: {self.text_field} is {found}, expected text", _SKIP
-            )
-        if self.errors == "replace":
-            text = _HALVES.sub("\N{REPLACEMENT CHARACTER}", text)
+    def decode(self, data: bytes, name: str, encoding: str = "utf-8") -> str:
+        """The text of a row, `name` in messages. Raises BrokenDocumentError."""
+        errors = "replace" if self.settings.errors == "replace" else "strict"
         try:
+            return data.decode(encoding, errors)
+        except UnicodeDecodeError as error:
+            message = f"{name}: byte {error.start}"
+            if encoding == "utf-8":
+                message += f" of {self.settings.text_field}"
+            raise BrokenDocumentError(
+                f"{message}: 0x{data[error.start]:02x} is not UTF-8", _SKIP
+            ) from None
+
+    def row(
+        self, number: int, read: Callable[[str, Any], object], stored: object
+    ) -> Document | SmtkitError:
+        """The document of row `number`, or its error; `read(name, stored)` returns its text or
+        bytes, `name` being what messages call the row."""
+        name = f"{self.name}: row {number}"
+        field = self.settings.text_field
+        try:
+            text = read(name, stored)
+            if isinstance(text, bytes):
+                text = self.decode(text, name)
+            if not isinstance(text, str):
+                found = "null" if text is None else type(text).__name__
+                raise BrokenDocumentError(f"{name}: {field} is {found}, expected text", _SKIP)
+            if self.settings.errors == "replace":
+                text = _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
             data = text.encode("utf-8")
         except UnicodeEncodeError:
-            return BrokenDocumentError(f"{name}: {self.text_field} holds half a character", _SKIP)
+            return BrokenDocumentError(f"{name}: {field} holds half a character", _SKIP)
+        except BrokenDocumentError as error:
+            return error
         return Document(name, lambda: iter([data]))
 
-    def _decoded(self, name: str, data: bytes) -> Document | SmtkitError:
-        """The document of a row's bytes, which may not be UTF-8."""
-        try:
-            text = data.decode("utf-8", "replace" if self.errors == "replace" else "strict")
-        except UnicodeDecodeError as error:
-            return BrokenDocumentError(
-                f"{name}: byte {error.start} of {self.text_field}: "
-                f"0x{data[error.start]:02x} is not UTF-8",
-                _SKIP,
+    def column(self, names: Sequence[str]) -> int:
+        """Index of the column of the text. Raises UsageError where there is none."""
+        if self.settings.text_field not in names:
+            raise UsageError(
+                f"{self.name}: no column {self.settings.text_field}, "
+                f"found {', '.join(names) or 'none'}",
+                "`text_field` names another",
             )
-        return self._row(name, text)
+        return list(names).index(self.settings.text_field)
 
-    def _json_rows(self) -> Iterator[tuple[int, object]]:
-        with self.reader.open(self.path, self.name) as file:
-            number = 0
-            while line := file.readline(LONGEST_ROW):
-                number += 1
-                if line.strip():
-                    yield number, self._json_row(f"{self.name}: row {number}", line)
 
-    def _json_row(self, name: str, line: bytes) -> object:
+def whole_file(source: TextSource) -> Iterator[Document]:
+    """Plain text: the file is one document."""
+    yield Document(source.name, lambda: source.reader.blocks(source.path, source.name))
+
+
+def json_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
+    """JSON lines: a field of each line."""
+    field = source.settings.text_field
+
+    def read(name: str, line: bytes) -> object:
         try:
-            errors = "replace" if self.errors == "replace" else "strict"
-            row = json.loads(line.decode("utf-8-sig", errors))
-        except UnicodeDecodeError as error:
-            return BrokenDocumentError(
-                f"{name}: byte {error.start}: 0x{line[error.start]:02x} is not UTF-8", _SKIP
-            )
+            row = json.loads(source.decode(line, name, "utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            return BrokenDocumentError(f"{name}: not JSON: {error}", _SKIP)
-        if not isinstance(row, dict) or self.text_field not in row:
+            raise BrokenDocumentError(f"{name}: not JSON: {error}", _SKIP) from None
+        if not isinstance(row, dict) or field not in row:
             found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            return BrokenDocumentError(
-                f"{name}: no field {self.text_field}, found {found or 'nothing'}",
-                "--text-field names another, --errors skip passes over such rows",
+            raise BrokenDocumentError(
+                f"{name}: no field {field}, found {found or 'nothing'}",
+                "`text_field` names another, `errors` skip passes over such rows",
             )
-        return row[self.text_field]
+        return row[field]
 
-    def _csv_rows(self) -> Iterator[tuple[int, object]]:
-        csv.field_size_limit(LONGEST_ROW)
-        with self.reader.open(self.path, self.name) as file:
-            lines = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
-            rows = csv.reader(lines, strict=True)
-            header = _next_row(rows) or []
-            if isinstance(header, csv.Error):
-                raise InputOutputError(f"{self.name}: line {rows.line_num}: {header}")
-            column, number = self._column(header), 0
-            while (row := _next_row(rows)) is not None:
-                if row == []:
-                    continue
-                number += 1
-                yield number, self._csv_row(number, row, header, column)
+    with source.reader.open(source.path, source.name) as file:
+        number = 0
+        while line := file.readline(LONGEST_ROW):
+            number += 1
+            if line.strip():
+                yield source.row(number, read, line)
 
-    def _csv_row(
-        self, number: int, row: list[str] | csv.Error, header: list[str], column: int
-    ) -> object:
-        name = f"{self.name}: row {number}"
+
+def csv_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
+    """CSV with a header: a column of each row."""
+
+    def next_row() -> list[str] | csv.Error | None:
+        try:
+            return next(rows, None)
+        except csv.Error as error:
+            return error
+
+    def read(name: str, row: list[str] | csv.Error) -> object:
         if isinstance(row, csv.Error):
-            return BrokenDocumentError(f"{name}: {row}", _SKIP)
+            raise BrokenDocumentError(f"{name}: {row}", _SKIP)
         if len(row) != len(header):
-            return BrokenDocumentError(
-                f"{name}: {len(row)} columns, the header has {len(header)}", _SKIP
-            )
+            found = f"{len(row)} columns, the header has {len(header)}"
+            raise BrokenDocumentError(f"{name}: {found}", _SKIP)
         return row[column].encode("utf-8", "surrogateescape")
 
-    def _parquet_rows(self) -> Iterator[tuple[int, object]]:
-        number = 0
-        try:
-            with pa.parquet.ParquetFile(self.path) as file:
-                self._column(file.schema_arrow.names)
-                for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=[self.text_field]):
-                    for text in self._texts(batch.column(0)):
-                        number += 1
-                        yield number, text
-        except (OSError, pa.ArrowException) as error:
-            raise InputOutputError(f"{self.name}: cannot be read: {error}") from None
-        self.reader.on_read(self.path.stat().st_size)
-
-    @staticmethod
-    def _texts(column: pa.Array) -> list[object]:
-        if pa.types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            column = column.cast(pa.large_binary())  # what is not UTF-8 is found row by row
-        values: list[object] = column.to_pylist()
-        return values
-
-    def _column(self, names: Sequence[str]) -> int:
-        if self.text_field not in names:
-            raise UsageError(
-                f"{self.name}: no column {self.text_field}, found {', '.join(names) or 'none'}",
-                "--text-field names another",
-            )
-        return list(names).index(self.text_field)
+    csv.field_size_limit(LONGEST_ROW)
+    with source.reader.open(source.path, source.name) as file:
+        lines = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
+        rows = csv.reader(lines, strict=True)
+        first = next_row() or []
+        if isinstance(first, csv.Error):
+            raise InputOutputError(f"{source.name}: line {rows.line_num}: {first}")
+        header = first
+        column, number = source.column(header), 0
+        while (row := next_row()) is not None:
+            if row != []:
+                number += 1
+                yield source.row(number, read, row)
 
 
-_SKIP = "--errors skip passes over such rows"
-_HALVES = re.compile("[\ud800-\udfff]")
-
-
-def _next_row(rows: Iterator[list[str]]) -> list[str] | csv.Error | None:
-    """The next row, what is wrong with it, or None at the end."""
+def parquet_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
+    """Parquet: a column of each row."""
+    number = 0
     try:
-        return next(rows, None)
-    except csv.Error as error:
-        return error
+        with pa.parquet.ParquetFile(source.path) as file:
+            source.column(file.schema_arrow.names)
+            columns = [source.settings.text_field]
+            for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=columns):
+                texts = batch.column(0)
+                if pa.types.is_dictionary(texts.type):
+                    texts = texts.dictionary_decode()
+                if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
+                    texts = texts.cast(pa.large_binary())  # decoded row by row, to name the row
+                for text in texts.to_pylist():
+                    number += 1
+                    yield source.row(number, lambda name, stored: stored, text)
+    except (OSError, pa.ArrowException) as error:
+        raise InputOutputError(f"{source.name}: cannot be read: {error}") from None
+    source.reader.on_read(source.path.stat().st_size)
 
 
-@dataclass(frozen=True)
-class TextSettings:
-    """How files become documents."""
+class TextFormat(NamedTuple):
+    """A format of text files: its suffixes, and the function that reads the documents of a file."""
 
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    text_field: str = "text"
-    errors: Errors = "strict"
-    any_bytes: bool = False
-    format: Format | None = None
-    """None: by the file's suffix."""
+    suffixes: tuple[str, ...]
+    documents: Callable[[TextSource], Iterator[Document | SmtkitError]]
+    needs_seek: bool = False
+    """Whether it is read by seeking: the file cannot be compressed as a whole."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """Sources in a fixed order, and how many files of directories were passed over as binary."""
-
-    sources: list[TextSource]
-    binary: int
-    size: int
-    """Bytes on disk."""
+FORMATS = {
+    "text": TextFormat((), whole_file),  # and all other suffixes
+    "jsonl": TextFormat((".jsonl", ".ndjson"), json_rows),
+    "csv": TextFormat((".csv",), csv_rows),
+    "parquet": TextFormat((".parquet",), parquet_rows, needs_seek=True),
+}
 
 
-def find_sources(inputs: Sequence[str], settings: TextSettings, reader: Reader) -> Found:
-    """The files that `inputs` (files, directories, globs) name, each once.
+def find_sources(
+    inputs: Sequence[str], settings: TokenizeConfig, reader: Reader
+) -> tuple[list[TextSource], int]:
+    """The files that `inputs` (files, directories, globs) name, each once, and how many binary
+    files were passed over.
 
-    A directory gives its files, recursively, without hidden ones and, of those that are text by
+    A directory gives its files, recursively, without hidden ones and, among those that are text by
     their suffix, without binary ones. A file named by itself is always taken.
     Raises UsageError where a path does not exist or nothing is found.
     """
@@ -257,33 +239,27 @@ def find_sources(inputs: Sequence[str], settings: TextSettings, reader: Reader) 
             paths[path] = None
             continue
         for file in walk(path, settings.include, settings.exclude):
-            kind, compression = suffixes(file)
-            if kind not in FORMATS and not compression and is_binary(file):
+            if _format(file) == "text" and not suffixes(file)[1] and is_binary(file):
                 binary += 1
             else:
                 paths[file] = None
     if not paths:
+        filtered = settings.include or settings.exclude
         raise UsageError(
             f"{', '.join(inputs)}: no text files found"
             + (f" ({binary} binary files passed over)" if binary else ""),
-            "check --include and --exclude" if settings.include or settings.exclude else None,
+            "check `include` and `exclude`" if filtered else None,
         )
-    sources = [_source(path, settings, reader) for path in paths]
-    return Found(sources, binary, sum(_size(path) for path in paths))
+    for path in paths:
+        name = settings.format or _format(path)
+        if FORMATS[name].needs_seek and suffixes(path)[1]:
+            raise UsageError(f"{path}: a {name} file is compressed inside, not outside")
+    return [
+        TextSource(path, settings, settings.format or _format(path), reader, str(path))
+        for path in paths
+    ], binary
 
 
-def _source(path: Path, settings: TextSettings, reader: Reader) -> TextSource:
-    kind, compression = suffixes(path)
-    form = settings.format or FORMATS.get(kind, "text")
-    if form == "parquet" and compression:
-        raise UsageError(f"{path}: a parquet file is compressed inside, not outside")
-    return TextSource(path, form, settings.text_field, settings.errors, settings.any_bytes, reader)
-
-
-def _size(path: Path) -> int:
-    if str(path) == STDIN:
-        return 0
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise InputOutputError(f"{path}: {error.strerror}") from None
+def _format(path: Path) -> str:
+    suffix = suffixes(path)[0]
+    return next((name for name, row in FORMATS.items() if suffix in row.suffixes), "text")

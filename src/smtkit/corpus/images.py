@@ -1,73 +1,54 @@
-"""From what a user names to images: IDX files, NumPy arrays and pictures, read in blocks.
+"""Image files: IDX, NumPy arrays and pictures, by the name of the file, read in blocks.
 
-Shapes: n images of `height` by `width` pixels. A stored value runs from 0 (black) to `maximum`
-(white), a level from 0 to `levels` - 1. Images are numbered from 0. Only labels are held in memory.
+Shapes: n images of `height` by `width` pixels. Images are numbered from 0. Only labels are held in
+memory.
 """
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from smtkit.config import PixelConfig
 from smtkit.corpus.arrays import IDX_NAME, StoredArray, reading
+from smtkit.corpus.levels import level_count, to_levels
 from smtkit.corpus.seeded import IntArray
 from smtkit.errors import InputOutputError, UsageError
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_PICTURE_NAME = re.compile(r"\.(png|jpe?g)$", re.IGNORECASE)
+_PICTURES = ".png, .jpg, .jpeg"
 _BLOCK_IMAGES, _BLOCK_PIXELS = 1024, 2**20
 _LARGEST_IMAGE = 2**26
 
 
-@dataclass(frozen=True)
-class PixelSettings:
-    """How stored values become levels. Raises UsageError.
-
-    `size` (height, width) resamples by area. `maximum` is the value of white; None: 255 for
-    integers, 1 for floats and booleans. `binarize`: level 1 where value / maximum reaches it.
-    """
-
-    levels: int = 256
-    size: tuple[int, int] | None = None
-    maximum: float | None = None
-    binarize: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.levels <= 256:
-            raise UsageError(f"levels is {self.levels}: allowed are 2 to 256")
-        if self.size is not None and min(self.size) < 1:
-            raise UsageError(f"size is {self.size}: height and width are at least 1")
-        if self.maximum is not None and not 0 < self.maximum < math.inf:
-            raise UsageError(f"maximum is {self.maximum}: it must be above 0 and finite")
-        if self.binarize is not None and not (0 <= self.binarize <= 1 and self.levels == 2):
-            raise UsageError(f"binarize is {self.binarize}: allowed are 0 to 1, with --levels 2")
-
-
-@dataclass(frozen=True)
-class ImageBlock:
-    """Images in a row: levels (n, height, width), and labels (n,) if there are any."""
+class ImageBlock(NamedTuple):
+    """Consecutive images: levels (n, height, width), and labels (n,) if there are any."""
 
     pixels: IntArray
     labels: IntArray | None
-    where: str
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The images of one file or directory; `label_names` are the classes of a directory."""
+    """The images of one file or directory; `label_names` are the classes of a directory.
+
+    `stored` is an array of images, or picture files of one image each.
+    """
 
     path: Path
-    settings: PixelSettings
+    settings: PixelConfig
     stored: StoredArray | list[Path]
     count: int
     stored_size: tuple[int, int]
-    labels: IntArray | None
-    label_names: list[str] | None
+    labels: IntArray | None = None
+    label_names: list[str] | None = None
+    labels_path: Path | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -76,20 +57,18 @@ class ImageSource:
 
     def files(self) -> list[Path]:
         """All files that the images and their labels come from."""
-        if not isinstance(self.stored, StoredArray):
+        if isinstance(self.stored, list):
             return self.stored
-        labels = _labels_beside(self.path)
-        return [self.path] if labels is None else [self.path, labels.path]
+        return [self.path] if self.labels_path is None else [self.path, self.labels_path]
 
     def blocks(self) -> Iterator[ImageBlock]:
-        """All images in order, at most 1024 a block. Raises InputOutputError."""
+        """All images in order, at most 1024 per block. Raises InputOutputError."""
         largest = max(math.prod(self.stored_size), math.prod(self.size))
         first = 0
         for pixels in self._levels(min(max(1, _BLOCK_PIXELS // largest), _BLOCK_IMAGES)):
-            end = first + len(pixels)
-            labels = None if self.labels is None else self.labels[first:end]
-            yield ImageBlock(pixels, labels, f"{self.path}: images {first} to {end - 1}")
-            first = end
+            labels = None if self.labels is None else self.labels[first : first + len(pixels)]
+            yield ImageBlock(pixels, labels)
+            first += len(pixels)
 
     def _levels(self, rows: int) -> Iterator[IntArray]:
         if isinstance(self.stored, StoredArray):
@@ -119,24 +98,25 @@ class ImageSet:
     label_names: list[str] | None
 
     def blocks(self) -> Iterator[ImageBlock]:
-        """The blocks of all sources, as often as asked. Raises InputOutputError."""
+        """The blocks of all sources; may be read any number of times. Raises InputOutputError."""
         return (block for source in self.sources for block in source.blocks())
 
 
-def open_images(inputs: Sequence[str], settings: PixelSettings) -> ImageSet:
-    """The images that `inputs` name; of their contents only headers and labels are read.
+def open_images(inputs: Sequence[str], settings: PixelConfig) -> ImageSet:
+    """The images that `inputs` name; only headers and labels are read.
 
     - IDX (`train-images-idx3-ubyte`, also with .gz), with the labels file beside it, if any.
     - .npy: integers or floats, (n, height, width) or (n, height, width, 1).
     - .npz: such an array, `images` or the only one; labels in `labels` or `y`, if any.
     - .png, .jpg, .jpeg: one image, converted to grayscale.
-    - a directory: all such files below it, in order of path; its subdirectories are the labels.
+    - a directory: all such pictures below it, in order of path; its subdirectories are the labels.
 
     Raises UsageError where a path does not exist or holds no images, where labels do not agree, or
     where Pillow is missing; InputOutputError where a file is damaged or images differ in size.
     """
     if not inputs:
         raise UsageError("no images are named")
+    level_count(settings)
     sources = [_open_source(Path(name), settings) for name in inputs]
     first = sources[0]
     for source in sources[1:]:
@@ -148,32 +128,32 @@ def open_images(inputs: Sequence[str], settings: PixelSettings) -> ImageSet:
     return ImageSet(sources, count, *first.size, first.labels is not None, first.label_names)
 
 
-def _open_source(path: Path, settings: PixelSettings) -> ImageSource:
+def _open_source(path: Path, settings: PixelConfig) -> ImageSource:
     with reading(path):
         if not path.exists():
             raise UsageError(f"{path}: no such file or directory")
-        if path.is_dir() or path.suffix.lower() in PICTURE_SUFFIXES:
-            return _open_pictures(path, settings)
-        if path.suffix == ".npz":
-            return _open_npz(path, settings)
-        if path.suffix == ".npy" or IDX_NAME.search(path.name):
-            return _open_arrays(StoredArray(path), _labels_beside(path), settings)
-    allowed = f"*-idx3-ubyte, *-idx3-ubyte.gz, .npy, .npz, {', '.join(PICTURE_SUFFIXES)}"
+        if path.is_dir():
+            return open_pictures(path, settings)
+        for image_format in FORMATS:
+            if image_format.name.search(path.name):
+                return image_format.open(path, settings)
+    allowed = ", ".join(image_format.shown for image_format in FORMATS)
     raise UsageError(f"{path}: unknown kind of file: allowed are {allowed} and directories")
 
 
-def _open_pictures(path: Path, settings: PixelSettings) -> ImageSource:
+def open_pictures(path: Path, settings: PixelConfig) -> ImageSource:
+    """A picture, or all pictures below a directory."""
     files: list[Path] = []
     classes: list[str] = []
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         below = file.relative_to(path).parts
         hidden = any(part.startswith(".") for part in below)
-        if file.suffix.lower() in PICTURE_SUFFIXES and not hidden and file.is_file():
+        if _PICTURE_NAME.search(file.name) and not hidden and file.is_file():
             files.append(file)
             classes.extend(below[:-1][:1])
     if not files:
         hint = "IDX, .npy and .npz files are named one by one"
-        raise UsageError(f"{path}: no {', '.join(PICTURE_SUFFIXES)} files found", hint)
+        raise UsageError(f"{path}: no {_PICTURES} files found", hint)
     if classes and len(classes) != len(files):
         raise UsageError(f"{path}: some pictures are in subdirectories, some are not: all or none")
     names = sorted(set(classes))
@@ -182,26 +162,48 @@ def _open_pictures(path: Path, settings: PixelSettings) -> ImageSource:
     return ImageSource(path, settings, files, len(files), size, labels, names or None)
 
 
-def _open_npz(path: Path, settings: PixelSettings) -> ImageSource:
+def open_array(path: Path, settings: PixelConfig) -> ImageSource:
+    """An array of images, IDX or .npy; for IDX with the labels file beside it, if any."""
+    name = re.sub(r"images([.-])idx3", r"labels\1idx1", path.name)
+    plain = path.with_name(name.removesuffix(".gz"))
+    beside = (path.with_name(name), plain, plain.with_name(f"{plain.name}.gz"))
+    found = [other for other in beside if other.exists()] if name != path.name else []
+    labels = StoredArray(found[0]) if found else None
+    return _source_of(StoredArray(path), labels, settings, found[0] if found else None)
+
+
+def open_archive(path: Path, settings: PixelConfig) -> ImageSource:
+    """An .npz file of images and perhaps labels."""
     with ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
     labels = [StoredArray(path, name) for name in ("labels", "y") if name in names]
     images = {"images"} & set(names) or set(names) - {"labels", "y"}
     if len(images) != 1:
         raise ValueError(f"arrays are named {', '.join(names)}: one must be named images")
-    return _open_arrays(StoredArray(path, *images), labels[0] if labels else None, settings)
+    return _source_of(StoredArray(path, *images), labels[0] if labels else None, settings)
 
 
-def _labels_beside(images: Path) -> StoredArray | None:
-    name = re.sub(r"images([.-])idx3", r"labels\1idx1", images.name)
-    plain = images.with_name(name.removesuffix(".gz"))
-    beside = (images.with_name(name), plain, plain.with_name(f"{plain.name}.gz"))
-    found = [path for path in beside if path.exists()] if name != images.name else []
-    return StoredArray(found[0]) if found else None
+class ImageFormat(NamedTuple):
+    """A kind of image file: how messages call it, the names of such files, and how to open one."""
+
+    shown: str
+    name: re.Pattern[str]
+    open: Callable[[Path, PixelConfig], ImageSource]
 
 
-def _open_arrays(
-    images: StoredArray, labels: StoredArray | None, settings: PixelSettings
+FORMATS = (
+    ImageFormat("*-idx3-ubyte, *-idx3-ubyte.gz", IDX_NAME, open_array),
+    ImageFormat(".npy", re.compile(r"\.npy$"), open_array),
+    ImageFormat(".npz", re.compile(r"\.npz$"), open_archive),
+    ImageFormat(_PICTURES, _PICTURE_NAME, open_pictures),
+)
+
+
+def _source_of(
+    images: StoredArray,
+    labels: StoredArray | None,
+    settings: PixelConfig,
+    labels_path: Path | None = None,
 ) -> ImageSource:
     count, *size = images.shape[:-1] if images.shape[3:] == (1,) else images.shape
     if images.dtype.kind not in "biuf" or len(size) != 2:
@@ -209,7 +211,10 @@ def _open_arrays(
     if min(count, *size) < 1 or math.prod(size) > _LARGEST_IMAGE:
         raise InputOutputError(f"{images}: allowed is n >= 1, of 1 to {_LARGEST_IMAGE} pixels")
     values = None if labels is None else _read_labels(labels, count)
-    return ImageSource(images.path, settings, images, count, (size[0], size[1]), values, None)
+    stored_size = size[0], size[1]
+    return ImageSource(
+        images.path, settings, images, count, stored_size, values, labels_path=labels_path
+    )
 
 
 def _read_labels(labels: StoredArray, count: int) -> IntArray:
@@ -229,54 +234,13 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:
             if picture.mode[0] in "IF":
-                raise ValueError("more than 8 bits a pixel: an .npy file can hold them")
+                raise ValueError("more than 8 bits per pixel: an .npy file can hold them")
             return np.asarray(picture.convert("L"))
-    except Exception as error:  # of many kinds, undocumented, for a damaged file
+    except Exception as error:  # Pillow raises many undocumented kinds for a damaged file
         raise InputOutputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def to_levels(values: NDArray[Any], settings: PixelSettings, where: str, first: int) -> IntArray:
-    """Levels (n, height, width) of stored values: images `first` on in `where`.
-
-    Integers v give floor(v * levels / (maximum + 1)): themselves, if levels = maximum + 1. Floats,
-    and the means that `size` asks for, give floor(v * levels / maximum), and white the highest
-    level. Raises InputOutputError for a value that is not in [0, maximum].
-    """
-    is_integer = values.dtype.kind != "f"
-    maximum = settings.maximum or (255.0 if values.dtype.kind in "iu" else 1.0)
-    real = values.astype(np.float64)
-    wrong = np.argwhere(~((real >= 0) & (real <= maximum)))
-    if len(wrong):
-        image, row, column = wrong[0].tolist()
-        found = f"image {first + image}, row {row}, column {column}: {values[image, row, column]}"
-        hint = "--maximum is the value of white"
-        raise InputOutputError(f"{where}: {found}: allowed are 0 to {maximum:g}", hint)
-    if settings.size is not None:
-        real, is_integer = resample(real, *settings.size), False
-    if settings.binarize is not None:
-        return (real / maximum >= settings.binarize).astype(np.int64)
-    levels = np.floor(real * settings.levels / (maximum + is_integer)).astype(np.int64)
-    return np.minimum(levels, settings.levels - 1)
-
-
-def resample(values: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
-    """(n, h, w) -> (n, height, width): means over the areas that the new pixels cover."""
-    stored_height, stored_width = values.shape[1:]
-    sums = overlaps(stored_height, height) @ values @ overlaps(stored_width, width).T
-    return sums / (stored_height * stored_width)
-
-
-def overlaps(stored: int, size: int) -> NDArray[np.float64]:
-    """(size, stored): how much of each stored pixel a new one covers; a row sums to `stored`.
-
-    In units in which all edges are integers: the mean of equal integers is exact.
-    """
-    new_edges, edges = np.arange(size + 1.0)[:, None] * stored, np.arange(stored + 1.0) * size
-    ends, starts = np.minimum(new_edges[1:], edges[1:]), np.maximum(new_edges[:-1], edges[:-1])
-    return np.maximum(ends - starts, 0)
 
 
 def _check_size(path: Path, found: Sequence[int], expected: Sequence[int]) -> None:
     if tuple(found) != tuple(expected):
         message = f"{path}: height and width are {tuple(found)}, expected are {tuple(expected)}"
-        raise InputOutputError(message, "--size brings all images to one height and width")
+        raise InputOutputError(message, "`pixel.size` brings all images to one height and width")

@@ -8,6 +8,9 @@ from typing import TypeVar
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
+Report = Callable[[str, float, float], None]
+"""Takes the name of a task, and how much of it is done out of how much."""
+
 
 def ordered_map(
     pool: Executor, function: Callable[[ItemT], ResultT], items: Iterable[ItemT], ahead: int

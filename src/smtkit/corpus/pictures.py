@@ -1,6 +1,10 @@
-"""Images for people: grids as PNG files, and shades in a terminal."""
+"""Images for people: grids as PNG files, and shades in a terminal.
+
+H, W: height and width of an image. Levels are in 0..white.
+"""
 
 import math
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,15 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smtkit.errors import InputOutputError, UsageError
+from smtkit.storage.files import publish
+
+Levels = NDArray[np.int64]
 
 _SHADES = " ░▒▓█"
+_DOT = "\N{MIDDLE DOT} "
 _GAP = 2
 BETWEEN = 96
 """The grey between pictures, of 255."""
 
 
-def write_grid(images: Sequence[NDArray[np.int64]], white: int, path: Path) -> None:
-    """Writes images of levels (height, width) in 0..white as a PNG, as square a grid as can be.
+def write_grid(images: Sequence[Levels], white: int, path: Path) -> None:
+    """Writes images (H, W) as one PNG, as square a grid as can be; replaces `path` atomically.
 
     Raises UsageError without Pillow, InputOutputError where the file cannot be written.
     """
@@ -30,15 +38,39 @@ def write_grid(images: Sequence[NDArray[np.int64]], white: int, path: Path) -> N
     grid = np.full((rows * height - _GAP, columns * width - _GAP), BETWEEN, dtype=np.uint8)
     for number, image in enumerate(images):
         row, column = divmod(number, columns)
-        place = grid[row * height :, column * width :]
-        place[: image.shape[0], : image.shape[1]] = 255 * image // white
+        cell = grid[row * height :, column * width :]
+        cell[: image.shape[0], : image.shape[1]] = 255 * image // white
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        Image.fromarray(grid).save(path, format="PNG")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grid).save(temporary, format="PNG")
+        publish(temporary, path)
     except OSError as error:
         raise InputOutputError(f"{path}: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def shades(image: NDArray[np.int64], white: int) -> str:
-    """An image of levels in 0..white as lines of text, two columns a pixel."""
+def shades(image: Levels, white: int) -> str:
+    """An image (H, W) as lines of text, two columns per pixel."""
     levels = image * (len(_SHADES) - 1) // white
     return "\n".join("".join(2 * _SHADES[level] for level in line) for line in levels)
+
+
+def completion_strip(original: Levels, lines: int, completed: Levels, white: int) -> Levels:
+    """Original, its first `lines` and completion side by side, in greys of 0..255:
+    (H + 2, 3 W + 4)."""
+    originals, completion = (255 * image // white for image in (original, completed))
+    given = originals.copy()
+    given[lines:] = BETWEEN
+    gap = np.full((len(original), 1), BETWEEN, dtype=np.int64)
+    side_by_side = np.hstack([originals, gap, given, gap, completion])
+    return np.pad(side_by_side, 1, constant_values=BETWEEN)
+
+
+def completion_shades(original: Levels, lines: int, completed: Levels, white: int) -> str:
+    """The same as lines of text."""
+    originals = shades(original, white).split("\n")
+    given = originals[:lines] + [_DOT * original.shape[1]] * (len(original) - lines)
+    columns = zip(originals, given, shades(completed, white).split("\n"), strict=True)
+    return "\n".join(" | ".join(parts) for parts in columns)

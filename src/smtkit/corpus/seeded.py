@@ -1,5 +1,6 @@
 """Seeded random numbers and permutations: pure functions of a key and an index."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -7,7 +8,6 @@ import xxhash
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
-
 
 _ROUNDS = 6
 
@@ -26,22 +26,58 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def uniform(key: int, entries: IntArray, draws: int) -> NDArray[np.float64]:
-    """(len(entries), draws) numbers in [0, 1), each a function of its key, entry and draw alone."""
+    """(len(entries), draws) numbers in [0, 1), each a function of key, entry and draw alone."""
     seeds = mix(entries.astype(np.uint64) ^ np.uint64(key))
     bits = mix(seeds[:, None] + mix(np.arange(draws, dtype=np.uint64))[None, :])
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def stratified(key: int, entries: IntArray, draws: int, sizes: IntArray) -> IntArray:
-    """(len(entries), draws) integers, ascending, row r of them in [0, sizes[r]), evenly spaced from
-    a random phase: each is as likely as any other.
+    """(len(entries), draws) ascending integers: row r lies in [0, sizes[r]), evenly spaced from a
+    random phase, so that all integers are equally likely.
 
-    No integer comes twice where draws <= sizes[r]; all come where they are equal.
+    No integer is drawn twice where draws <= sizes[r]; all are drawn where they are equal.
     """
     if (sizes == draws).all():
         return np.tile(np.arange(draws), (len(entries), 1))
     fractions = (np.arange(draws) + uniform(key, entries, 1)) / draws
     return np.minimum((fractions * sizes[:, None]).astype(np.int64), sizes[:, None] - 1)
+
+
+@dataclass(frozen=True)
+class RowDraws:
+    """Random numbers for n rows: each a function of `parts`, row, purpose and column alone."""
+
+    parts: tuple[int | str, ...]
+    rows: IntArray  # (n,) row numbers
+
+    def uniform(self, purpose: str, count: int) -> NDArray[np.float64]:
+        """(n, count) numbers in [0, 1)."""
+        return uniform(random_key(*self.parts, purpose), self.rows, count)
+
+    def integers(self, purpose: str, count: int, size: int | IntArray) -> IntArray:
+        """(n, count) integers in [0, size); size: one for all rows, or (n, 1)."""
+        return (self.uniform(purpose, count) * size).astype(np.int64)
+
+    def distinct(self, purpose: str, count: int, size: int) -> IntArray:
+        """(n, count) integers in [0, size), distinct within each row.
+
+        Floyd's sampling (Bentley and Floyd, "A sample of brilliance", 1987), whose cost does not
+        grow with `size`; then a shuffle, because large numbers tend to come last.
+        """
+        numbers = self.uniform(purpose, count)
+        sample = np.empty(numbers.shape, dtype=np.int64)
+        for column, limit in enumerate(range(size - count + 1, size + 1)):
+            drawn = (numbers[:, column] * limit).astype(np.int64)
+            repeated = (sample[:, :column] == drawn[:, None]).any(axis=1)
+            sample[:, column] = np.where(repeated, limit - 1, drawn)
+        order = np.argsort(self.uniform(f"{purpose} order", count), axis=1)
+        return np.take_along_axis(sample, order, axis=1)
+
+
+def choose(count: int, size: int, key: int) -> IntArray:
+    """`count` distinct integers of [0, size), or all of them, in random order."""
+    return permute(np.arange(min(count, size)), size, key)
 
 
 def permute(indices: IntArray, size: int, key: int) -> IntArray:

@@ -10,13 +10,13 @@ import sentencepiece
 import xxhash
 from numpy.typing import NDArray
 
-from smtkit.corpus.tokenizers import TextTokenizer, TokenArray
+from smtkit.corpus.tokenizers import REPLACEMENT, TextTokenizer, TokenArray
 from smtkit.errors import UsageError
 from smtkit.storage.run import Run
 
 MODEL_FILE = "tokenizer.model"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""What sentencepiece writes for a space. Where a text has it, its bytes are encoded instead."""
+"""Sentencepiece's character for a space; in a text, the character is encoded as its bytes."""
 _LONGEST_LINE = 4096
 _PROBES = ("  a  b ", "\n\tx\n", "e\u0301 \ufb01 \u3000\x00")
 _THREADS = 2  # the number of threads changes the model's last digits, so it is fixed
@@ -27,8 +27,8 @@ ModelType = Literal["unigram", "bpe"]
 class SentencePieceTokenizer(TextTokenizer):
     """A sentencepiece model, and after its pieces one token that ends a document.
 
-    A model with byte fallback that normalises nothing is exact: every text is decoded to itself.
-    Of another, `unknown` is set, and bits a byte cannot be told.
+    A model with byte fallback and without normalisation is exact: every text decodes to itself. For
+    other models `unknown` is set, and bits per byte are undefined.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -74,7 +74,7 @@ class SentencePieceTokenizer(TextTokenizer):
             )
         except (RuntimeError, OSError) as error:
             reason = str(error).rpartition("] ")[2].strip() or "training failed"
-            raise UsageError(f"--vocab-size {vocabulary_size}: {reason}") from None
+            raise UsageError(f"`vocabulary_size` {vocabulary_size}: {reason}") from None
         return cls(model.getvalue())
 
     def encode(self, data: bytes) -> TokenArray:
@@ -93,7 +93,7 @@ class SentencePieceTokenizer(TextTokenizer):
             lost = token == self.unknown
             yield decoder.decode(self._bytes[token], lost or token == self.end_of_document)
             if lost:
-                yield "\N{REPLACEMENT CHARACTER}"
+                yield REPLACEMENT
         yield decoder.decode(b"", True)
 
     def byte_lengths(self) -> NDArray[np.int64]:
@@ -128,7 +128,7 @@ class SentencePieceTokenizer(TextTokenizer):
 
 
 def _lines(segments: Iterable[bytes]) -> Iterator[str]:
-    """Lines, as sentencepiece wants them; long ones in pieces."""
+    """Lines for training; long ones in pieces."""
     for data in segments:
         for line in data.decode("utf-8", "replace").replace(SPACE, " ").split("\n"):
             for start in range(0, len(line), _LONGEST_LINE):

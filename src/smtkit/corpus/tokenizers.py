@@ -9,28 +9,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smtkit.errors import ArtifactError
-from smtkit.storage.artifact import Artifact
 from smtkit.storage.run import Run
 
 TOKENIZER = "tokenizer.json"
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 TokenArray = NDArray[np.integer[Any]]
 
 
 class Tokenizer(ABC):
-    """What the token numbers of an artifact mean."""
+    """Maps the token numbers of an artifact to what they stand for."""
 
     vocabulary_size: int
 
     @abstractmethod
     def description(self) -> dict[str, Any]:
-        """What `tokenizer.json` holds: equal if and only if the tokenizers are."""
+        """The content of `tokenizer.json`: equal if and only if the tokenizers are."""
 
     @abstractmethod
     def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Text of a stream of tokens, as soon as it is known."""
+        """Text of a stream of tokens, each piece as soon as its tokens are complete."""
 
     def decode(self, tokens: Iterable[int]) -> str:
         return "".join(self.pieces(tokens))
@@ -47,12 +45,12 @@ class TextTokenizer(Tokenizer):
 
     end_of_document: int
     unknown: int | None = None
-    """The token of what the vocabulary lacks, where there is one."""
+    """Token of characters that the vocabulary lacks; None where all text can be encoded."""
 
     @abstractmethod
     def encode(self, data: bytes) -> TokenArray:
-        """Tokens of UTF-8 bytes, without the end-of-document token. What is not UTF-8 counts as
-        U+FFFD, unless every byte is a token. May be called from many threads."""
+        """Tokens of UTF-8 bytes, without the end-of-document token. Bytes that are not UTF-8 count
+        as U+FFFD, unless every byte is a token. May be called from many threads."""
 
     @abstractmethod
     def byte_lengths(self) -> NDArray[np.int64]:
@@ -60,7 +58,7 @@ class TextTokenizer(Tokenizer):
 
 
 class ByteTokenizer(TextTokenizer):
-    """Every byte is a token; 256 is the end of a document. Any file can be encoded."""
+    """Every byte is a token; 256 ends a document. Any file can be encoded."""
 
     vocabulary_size = 257
     end_of_document = 256
@@ -85,7 +83,7 @@ class ByteTokenizer(TextTokenizer):
 
 
 class CharTokenizer(TextTokenizer):
-    """Every character of the training split is a token; then come unknown and end of document."""
+    """Every character of train is a token; two more are unknown and the end of a document."""
 
     def __init__(self, characters: str) -> None:
         if not isinstance(characters, str) or list(characters) != sorted(set(characters)):
@@ -95,13 +93,13 @@ class CharTokenizer(TextTokenizer):
         self.end_of_document = len(characters) + 1
         self.vocabulary_size = len(characters) + 2
         points = _code_points(characters)
-        # One place more than the highest code point: all higher ones are looked up there.
+        # One entry more than the highest code point: all higher ones are looked up there.
         self._tokens = np.full(int(points.max(initial=0)) + 2, self.unknown, dtype=np.int32)
         self._tokens[points] = np.arange(len(points))
 
     @classmethod
     def fit(cls, segments: Iterable[bytes]) -> "CharTokenizer":
-        """The tokenizer of all characters that come in `segments` of UTF-8 bytes."""
+        """The tokenizer of all characters that occur in `segments` of UTF-8 bytes."""
         seen = np.zeros(0x110000, dtype=bool)
         for data in segments:
             seen[_code_points(data.decode("utf-8", "replace"))] = True
@@ -114,7 +112,7 @@ class CharTokenizer(TextTokenizer):
     def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
         for token in tokens:
             if token == self.unknown:
-                yield _REPLACEMENT
+                yield REPLACEMENT
             elif token != self.end_of_document:
                 yield self.characters[token]
 
@@ -134,8 +132,7 @@ class PixelTokenizer(Tokenizer):
         self.height, self.width = height, width
 
     def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
-        for token in tokens:
-            yield f"{token} "
+        return (f"{token} " for token in tokens)
 
     def description(self) -> dict[str, Any]:
         return {
@@ -148,71 +145,18 @@ class PixelTokenizer(Tokenizer):
 
 
 class SymbolTokenizer(Tokenizer):
-    """The symbols of a synthetic task."""
+    """Every symbol of a synthetic task is a token."""
 
     def __init__(self, symbols: Sequence[str]) -> None:
         self.symbols = list(symbols)
         self.vocabulary_size = len(self.symbols)
 
     def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
-        for token in tokens:
-            yield f"{self.symbols[token]} "
+        return (f"{self.symbols[token]} " for token in tokens)
 
     def description(self) -> dict[str, Any]:
         return {"kind": "symbols", "symbols": self.symbols}
 
 
-def load_tokenizer(artifact: Artifact) -> Tokenizer:
-    """The tokenizer that lies in an artifact. Raises ArtifactError."""
-    path = artifact.verified(TOKENIZER)
-    try:
-        return _from_description(json.loads(path.read_text(encoding="utf-8")), artifact)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: not a tokenizer of smtkit: {error}") from None
-
-
-def load_text_tokenizer(artifact: Artifact) -> TextTokenizer:
-    """As `load_tokenizer`. Raises ArtifactError where the tokens are not text."""
-    tokenizer = load_tokenizer(artifact)
-    if not isinstance(tokenizer, TextTokenizer):
-        kind = tokenizer.description()["kind"]
-        raise ArtifactError(f"{artifact.directory}: its tokens are {kind}, expected text")
-    return tokenizer
-
-
-def _from_description(description: dict[str, Any], artifact: Artifact) -> Tokenizer:
-    kind = description["kind"]
-    if kind == "byte":
-        return ByteTokenizer()
-    if kind == "char":
-        return CharTokenizer(description["characters"])
-    if kind == "pixel":
-        return PixelTokenizer(description["levels"], description["height"], description["width"])
-    if kind == "symbols":
-        return SymbolTokenizer(description["symbols"])
-    if kind == "sentencepiece":
-        from smtkit.corpus.subwords import MODEL_FILE, SentencePieceTokenizer
-
-        return SentencePieceTokenizer(artifact.verified(MODEL_FILE).read_bytes())
-    raise ValueError(f"kind is {kind}, expected byte, char, sentencepiece, pixel or symbols")
-
-
 def _code_points(text: str) -> NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-
-
-def check_tokenizers(one: Artifact, other: Artifact) -> None:
-    """Raises ArtifactError where the tokenizers of two artifacts differ."""
-    first, second = (load_tokenizer(artifact).description() for artifact in (one, other))
-    if first != second:
-        raise ArtifactError(
-            f"{other.directory}: its tokenizer ({_summary(second)}) is not that of "
-            f"{one.directory} ({_summary(first)})",
-            "use tokens of the same `smtkit tokenize`",
-        )
-
-
-def _summary(description: dict[str, object]) -> str:
-    characters = description.get("characters")
-    size = f" of {len(characters)} characters" if isinstance(characters, str) else ""
-    return f"{description['kind']}{size}"

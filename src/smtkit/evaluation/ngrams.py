@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from smtkit import IGNORE
 from smtkit.corpus.seeded import IntArray
-from smtkit.corpus.stream import BATCH_TOKENS, is_stream, open_stream
+from smtkit.corpus.shards import BATCH_TOKENS, is_stream, open_split
 from smtkit.corpus.windows import open_windows
 from smtkit.storage.artifact import Artifact
 
@@ -111,8 +111,8 @@ def _stream_batches(
 ) -> Iterator[tuple[IntArray, IntArray]]:
     """The stream as long rows; each begins with the last `order` - 1 tokens of the one before, as
     history alone."""
-    stream = open_stream(tokens, "train")
-    for start in range(0, min(len(stream), limit), BATCH_TOKENS):
+    stream = open_split(tokens, "train")
+    for start in range(0, min(stream.tokens, limit), BATCH_TOKENS):
         before = min(start, order - 1)
         count = min(BATCH_TOKENS, limit - start) + before
         targets = stream.read(start - before, count).astype(np.int64)[None]

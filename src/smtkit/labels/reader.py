@@ -22,7 +22,7 @@ from torch import Tensor
 from xxhash import xxh3_64_intdigest
 
 from smtkit.corpus.seeded import IntArray
-from smtkit.corpus.windows import Windows, mixed
+from smtkit.corpus.windows import Windows, unequal_lengths
 from smtkit.errors import ArtifactError, InputOutputError
 from smtkit.labels.buffers import Buffers
 from smtkit.labels.writer import HEAD, LabelShape
@@ -60,7 +60,7 @@ class LabelShards:
 
     def lengths(self) -> IntArray | None:
         """Tokens of each row; None where hardly any is shorter than the others."""
-        return mixed(np.concatenate([shard.lengths for shard in self._shards]))
+        return unequal_lengths(np.concatenate([shard.lengths for shard in self._shards]))
 
     def windows(self, rows: IntArray) -> Windows:
         """Tokens, targets and lengths of rows.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smtkit.corpus.seeded import IntArray
-from smtkit.corpus.stream import token_type
+from smtkit.corpus.shards import token_type
 from smtkit.corpus.windows import Windows
 from smtkit.errors import ArtifactError
 from smtkit.labels.codec import SCALE, STORED_TYPES, StoredType, bits, encode

@@ -12,8 +12,9 @@ import numpy as np
 
 from smtkit.config import EvaluateConfig
 from smtkit.corpus.seeded import IntArray
-from smtkit.corpus.stream import is_stream
-from smtkit.corpus.tokenizers import TextTokenizer, Tokenizer, check_tokenizers, load_tokenizer
+from smtkit.corpus.shards import is_stream
+from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
+from smtkit.corpus.tokenizers import TextTokenizer, Tokenizer
 from smtkit.corpus.windows import RowWindows, WindowReader, open_windows
 from smtkit.errors import ArtifactError
 from smtkit.evaluation import gradients, gradients_figure, inference_cost, metrics

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from smtkit.config import ExtractLabelsConfig
 from smtkit.corpus.seeded import IntArray, permute, random_key
-from smtkit.corpus.stream import is_stream
-from smtkit.corpus.tokenizers import check_tokenizers, load_tokenizer
+from smtkit.corpus.shards import is_stream
+from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
 from smtkit.corpus.windows import Windows, open_windows
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.labels.writer import LabelShape, write_labels

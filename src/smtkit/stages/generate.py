@@ -1,4 +1,7 @@
-"""`smtkit generate`: what an RNN alone writes: text, images, answers to the rows of a task."""
+"""`smtkit generate`: text, images, or answers to the rows of a task, by an RNN alone.
+
+N: images or rows, H, W: height and width of images.
+"""
 
 import os
 from collections.abc import Iterator
@@ -8,22 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from smtkit import IGNORE
 from smtkit.config import GenerateConfig
-from smtkit.corpus.seeded import permute, random_key
-from smtkit.corpus.tokenizers import (
-    PixelTokenizer,
-    TextTokenizer,
-    Tokenizer,
-    check_tokenizers,
-    load_tokenizer,
-)
+from smtkit.corpus.pictures import completion_shades, completion_strip, shades, write_grid
+from smtkit.corpus.seeded import choose, random_key
+from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
+from smtkit.corpus.tokenizers import PixelTokenizer, SymbolTokenizer, TextTokenizer, Tokenizer
 from smtkit.corpus.windows import Windows, open_windows
 from smtkit.errors import UsageError
 from smtkit.networks.loading import load_rnn
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.sampling import Sampling
-from smtkit.stages.generate_answers import answered_rows
-from smtkit.stages.generate_images import check_place, generated_images
 from smtkit.storage.artifact import Artifact
 from smtkit.training.distributed import choose_device
 
@@ -32,6 +30,7 @@ _SETTINGS = {
     "images": ("tokens", "from_split", "given", "samples", "out"),
     "answers": ("tokens", "from_split", "samples"),
 }
+"""The settings that have a meaning for what an RNN writes, besides those of all."""
 
 
 def run(
@@ -42,30 +41,34 @@ def run(
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> Iterator[str]:
-    """What the RNN writes, in pieces, for a person; it starts from its empty memory.
+    """Text for a person, in pieces; the RNN starts from its empty memory.
 
-    Text: what follows `config.prompt`, as it comes, until the end of the document or `max_tokens`;
-    memory and time a token do not grow with the length. Images: from nothing or, with `from_split`,
-    completions of images in the artifact `tokens`; drawn, or written to the PNG file `out`. Tasks:
-    rows of `tokens` with the answers of the RNN.
+    Text: the continuation of `config.prompt`, as it is sampled, until the end of the document or
+    `max_tokens`; memory and time per token do not grow with the length. Images: from nothing or,
+    with `from_split`, completions of images in the artifact `tokens`; drawn, or written to the PNG
+    file `out`. Tasks: rows of `tokens` with the answers of the RNN.
 
     Raises ArtifactError and UsageError, before the first piece.
     """
     trained = Artifact.open(rnn, "rnn")
     tokenizer = load_tokenizer(trained)
     kind = _kind(tokenizer)
-    place = None if out is None else Path(out)
-    _check_settings(config, kind, trained, tokens, place)
-    if place is not None:
-        check_place(place, overwrite)
+    path = None if out is None else Path(out)
+    _check_settings(config, kind, trained, tokens, path)
+    if path is not None:
+        _check_path(path, overwrite)
     generator = torch.Generator()
     if config.seed is None:
         generator.seed()
     else:
         generator.manual_seed(config.seed)
     rows = None
-    if tokens is not None:
-        rows = _rows(config, trained, Artifact.open(tokens, "tokens"), generator.initial_seed())
+    if tokens is not None and config.from_split is not None:
+        source = Artifact.open(tokens, "tokens")
+        check_tokenizers(trained, source)
+        windows = open_windows(source, config.from_split, None)
+        key = random_key(generator.initial_seed(), "generate")
+        rows = windows.read(choose(config.samples, windows.per_epoch, key))
     network = load_rnn(trained).to(choose_device(config.device))
     temperature = 0.0 if kind == "answers" else 1.0
     sampling = Sampling(
@@ -77,9 +80,15 @@ def run(
     if isinstance(tokenizer, TextTokenizer):
         return _text(config, network, tokenizer, sampling)
     if isinstance(tokenizer, PixelTokenizer):
-        return generated_images(config, network, tokenizer, sampling, rows, place)
+        return _images(config, network, tokenizer, sampling, rows, path)
     assert rows is not None
-    return answered_rows(network, tokenizer, sampling, rows)
+    assert isinstance(tokenizer, SymbolTokenizer)
+    return _answers(network, tokenizer, sampling, rows)
+
+
+def given_lines(share: float, height: int) -> int:
+    """How many whole lines are `share` of an image; at least one is left to complete."""
+    return min(height - 1, round(share * height))
 
 
 def _kind(tokenizer: Tokenizer) -> str:
@@ -95,41 +104,35 @@ def _check_settings(
     tokens: str | os.PathLike[str] | None,
     out: Path | None,
 ) -> None:
-    """Raises UsageError where a setting is missing, or means nothing for what the RNN writes."""
+    """Raises UsageError where a setting is missing, or has no meaning for what the RNN writes."""
     found = {name: getattr(config, name) for name in config.model_fields_set}
     found |= {"tokens": tokens, "out": out}
     given = {name for name, value in found.items() if value is not None}
     for name in sorted(given & {name for names in _SETTINGS.values() for name in names}):
         if name not in _SETTINGS[kind]:
-            allowed = ", ".join(map(_flag, _SETTINGS[kind]))
-            raise UsageError(f"{_flag(name)}: {rnn.directory} writes {kind}", f"allowed: {allowed}")
+            allowed = ", ".join(f"`{other}`" for other in _SETTINGS[kind])
+            raise UsageError(f"`{name}`: {rnn.directory} writes {kind}", f"allowed: {allowed}")
     if config.from_split is not None and tokens is None:
         raise UsageError(
-            f"--from-split {config.from_split}: --tokens must be set too",
+            f"`from_split` {config.from_split}: `tokens` must be set too",
             "name the tokens artifact whose rows to go on from",
         )
     if config.from_split is None:
         for name in sorted(given & {"tokens", "given"}):
-            raise UsageError(f"{_flag(name)}: --from-split must be set too", "--from-split test")
+            raise UsageError(f"`{name}`: `from_split` must be set too", "`from_split` test")
         if kind == "answers":
             raise UsageError(
                 f"{rnn.directory}: learned a task, it needs rows to answer",
-                "--tokens TOKENS --from-split test",
+                "`tokens` TOKENS `from_split` test",
             )
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _rows(config: GenerateConfig, rnn: Artifact, tokens: Artifact, seed: int) -> Windows:
-    """`config.samples` whole rows of `config.from_split`, or all; which ones, the seed decides."""
-    assert config.from_split is not None
-    check_tokenizers(rnn, tokens)
-    windows = open_windows(tokens, config.from_split, None)
-    count = min(config.samples, windows.per_epoch)
-    chosen = permute(np.arange(count), windows.per_epoch, random_key(seed, "generate"))
-    return windows.read(chosen)
+def _check_path(out: Path, overwrite: bool) -> None:
+    """Raises UsageError where a picture cannot be written, or would replace a file."""
+    if out.is_dir():
+        raise UsageError(f"`out` {out}: is a directory", "name a file, for example samples.png")
+    if out.exists() and not overwrite:
+        raise UsageError(f"`out` {out}: exists", "`overwrite` replaces it")
 
 
 def _text(
@@ -139,3 +142,60 @@ def _text(
     tokens = network.generate([int(token) for token in prompt], **sampling)
     document = takewhile(lambda token: token != tokenizer.end_of_document, tokens)
     return tokenizer.pieces(islice(document, config.max_tokens))
+
+
+def _images(
+    config: GenerateConfig,
+    network: RecurrentNetwork,
+    tokenizer: PixelTokenizer,
+    sampling: Sampling,
+    rows: Windows | None,
+    out: Path | None,
+) -> Iterator[str]:
+    """Images from nothing; or, of each of `rows`, the original, the given lines, the completion."""
+    height, width, white = tokenizer.height, tokenizer.width, tokenizer.levels - 1
+    lines = 0 if rows is None else given_lines(config.given, height)
+    originals = np.empty((config.samples, 0), dtype=np.int64) if rows is None else rows.tokens
+    prompts = torch.from_numpy(originals[:, : lines * width]).to(network.empty_memory.device)
+    rest = network.complete(prompts, (height - lines) * width, **sampling)
+    completed = torch.cat([prompts, rest], 1).cpu().numpy().reshape(-1, height, width)
+    images = completed if rows is None else originals.reshape(-1, height, width)
+    pairs = zip(images, completed, strict=True)
+    if out is not None:
+        if rows is None:
+            write_grid(list(completed), white, out)
+        else:
+            strips = [completion_strip(original, lines, image, white) for original, image in pairs]
+            write_grid(strips, 255, out)
+        count = "1 image" if len(completed) == 1 else f"{len(completed)} images"
+        what = "" if rows is None else ": original, given, completion"
+        return iter([f"{out}: {count} of {height} x {width}{what}"])
+    if rows is None:
+        title, drawn = "image {}", [shades(image, white) for image in completed]
+    else:
+        title = "row {}: original | given | completion"
+        drawn = [completion_shades(original, lines, image, white) for original, image in pairs]
+    pictures = [f"--- {title.format(n)}\n{picture}" for n, picture in enumerate(drawn, start=1)]
+    return iter(["\n".join(pictures)])
+
+
+def _answers(
+    network: RecurrentNetwork, tokenizer: SymbolTokenizer, sampling: Sampling, rows: Windows
+) -> Iterator[str]:
+    """A line for each row: symbols, each target with the answer and whether it is right; and a line
+    that counts the right answers."""
+    symbols, has_target = tokenizer.symbols, rows.targets != IGNORE
+    device = network.empty_memory.device
+    inputs, asked = (torch.from_numpy(array).to(device) for array in (rows.tokens, has_target))
+    answers = np.full_like(rows.targets, IGNORE)
+    answers[has_target] = network.answer(inputs, asked, **sampling).cpu().numpy()
+    for row, length in enumerate(rows.length):
+        cells = []
+        for i, token in enumerate(rows.tokens[row, :length]):
+            target, answer = rows.targets[row, i + 1], answers[row, i + 1]
+            right = f"({symbols[target]})" if answer == target else f"not {symbols[target]}"
+            shown = "" if target == IGNORE else f"->{symbols[answer]} {right}"
+            cells.append(symbols[token] + shown)
+        yield " ".join(cells) + "\n"
+    right_count = int((answers == rows.targets)[has_target].sum())
+    yield f"answers right: {right_count} of {has_target.sum()}"

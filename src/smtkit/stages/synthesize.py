@@ -4,9 +4,10 @@ import os
 from contextlib import ExitStack
 
 from smtkit.config import SynthesizeConfig
-from smtkit.corpus.rows import RowWriter, rows_schema
+from smtkit.corpus.shards import SplitWriter, rows_schema, without_padding
 from smtkit.corpus.splits import SPLITS
-from smtkit.corpus.tasks import TASKS, TaskSettings, generate, symbols
+from smtkit.corpus.task_rows import generate, symbols
+from smtkit.corpus.tasks import TASKS, TaskSettings
 from smtkit.corpus.tokenizers import SymbolTokenizer
 from smtkit.storage.manifest import Manifest
 from smtkit.storage.run import Run
@@ -23,7 +24,7 @@ def run(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Writes the rows of `config.task`; raises UsageError where its settings are impossible."""
+    """Writes the rows of `config.task`; raises UsageError where the task does not allow them."""
     settings = TaskSettings(
         config.task,
         tuple(config.lengths),
@@ -44,16 +45,17 @@ def run(
         schema = rows_schema(tokenizer.vocabulary_size, distance=True, label=False)
         block = max(1, _BLOCK_TOKENS // max(config.lengths))
         with ExitStack() as stack:
-            writers = [stack.enter_context(RowWriter(artifact, split, schema)) for split in SPLITS]
+            writers = [SplitWriter(artifact, split, schema) for split in SPLITS]
+            for writer in writers:
+                stack.enter_context(writer)
             for writer, count in zip(writers, counts, strict=True):
                 for rows in generate(settings, config.seed, writer.split, count, block):
                     writer.append(
-                        rows.length,
                         {
-                            "tokens": rows.tokens,
-                            "targets": rows.targets,
-                            "distance": rows.distance,
-                        },
+                            "tokens": without_padding(rows.tokens, rows.length),
+                            "targets": without_padding(rows.targets, rows.length + 1),
+                            "distance": without_padding(rows.distance, rows.length + 1),
+                        }
                     )
                     (progress or Silent()).update(f"writing {writer.split}", writer.rows, count)
         return artifact.commit(

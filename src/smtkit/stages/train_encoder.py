@@ -11,7 +11,7 @@ from smtkit.config import (
     PredictiveStateConfig,
     TrainEncoderConfig,
 )
-from smtkit.corpus.tokenizers import load_tokenizer
+from smtkit.corpus.stored_tokenizer import load_tokenizer
 from smtkit.corpus.windows import WindowReader, open_windows
 from smtkit.errors import UsageError
 from smtkit.evaluation.free_running import FreeRunning

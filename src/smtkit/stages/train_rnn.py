@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from smtkit.config import RolloutConfig, TrainRnnConfig
-from smtkit.corpus.tokenizers import check_tokenizers, load_tokenizer
+from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
 from smtkit.corpus.windows import open_windows
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.evaluation.free_running import FreeRunning

@@ -1,0 +1,124 @@
+"""A corpus of images: one image per row, read in passes that hold only some blocks in memory."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from smtkit import IGNORE
+from smtkit.config import TokenizeConfig
+from smtkit.corpus import splits
+from smtkit.corpus.images import ImageBlock, ImageSet, open_images
+from smtkit.corpus.levels import level_count
+from smtkit.corpus.parallel import Report
+from smtkit.corpus.shards import Column, SplitWriter, rows_schema, without_padding
+from smtkit.corpus.splits import SPLITS, Fractions
+from smtkit.corpus.tokenizers import PixelTokenizer, Tokenizer
+from smtkit.errors import UsageError
+from smtkit.storage.run import Run
+
+
+class ImageCorpus:
+    """All images of the inputs. Raises UsageError where the test images do not match the others."""
+
+    def __init__(self, config: TokenizeConfig, report: Report) -> None:
+        self._config = config
+        self._report = report
+        self._images = open_images(config.inputs, config.pixel)
+        self._sets = [self._images]
+        self._given_test = 0
+        if config.test_inputs:
+            test = open_images(config.test_inputs, config.pixel)
+            _check_match(self._images, test)
+            # The test comes first: of equal images, the one in train is removed.
+            self._sets = [test, self._images]
+            self._given_test = test.count
+
+    def files(self) -> list[Path]:
+        """All files that the result depends on."""
+        sources = [source for images in self._sets for source in images.sources]
+        return [path for source in sources for path in source.files()]
+
+    def assign_splits(self, directory: Path) -> None:
+        """Reads all images once, finds duplicates, and assigns each image to a split.
+
+        Raises InputOutputError for damaged images.
+        """
+        digests = np.concatenate([_digests(block) for block in self._blocks()])
+        self.codes = splits.assign_splits(
+            digests,
+            np.ones(len(digests), dtype=np.int64),
+            Fractions(self._config.validation_fraction, self._config.test_fraction),
+            self._config.seed,
+            given_test=self._given_test,
+            by_position=False,
+        )
+
+    def make_tokenizer(self) -> PixelTokenizer:
+        levels = level_count(self._config.pixel)
+        return PixelTokenizer(levels, self._images.height, self._images.width)
+
+    def write(self, run: Run, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Writes the pixels of all splits; returns the statistics for the manifest."""
+        images = self._images
+        schema = rows_schema(tokenizer.vocabulary_size, distance=False, label=images.labelled)
+        done = 0
+        with ExitStack() as stack:
+            writers = [stack.enter_context(SplitWriter(run, split, schema)) for split in SPLITS]
+            for block in self._blocks():
+                codes = self.codes[done : done + len(block.pixels)]
+                for split, writer in enumerate(writers):
+                    _append(writer, block, codes == split)
+                done += len(block.pixels)
+                self._report("tokenizing", done, len(self.codes))
+        return {
+            "layout": "rows",
+            "length": images.height * images.width,
+            "height": images.height,
+            "width": images.width,
+            "label_names": images.label_names,
+            "images": len(self.codes),
+            "duplicate_images": int((self.codes == splits.REMOVED).sum()),
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "splits": {w.split: {"rows": w.rows, "tokens": w.tokens} for w in writers},
+        }
+
+    def _blocks(self) -> Iterator[ImageBlock]:
+        return (block for images in self._sets for block in images.blocks())
+
+
+def _check_match(images: ImageSet, test: ImageSet) -> None:
+    for what, train_value, test_value in (
+        ("size", (images.height, images.width), (test.height, test.width)),
+        ("labels", images.labelled, test.labelled),
+        ("label names", images.label_names, test.label_names),
+    ):
+        if train_value != test_value:
+            raise UsageError(
+                f"`test_inputs` {test.sources[0].path}: {what}: {test_value}, the other images' "
+                f"{train_value}"
+            )
+
+
+def _digests(block: ImageBlock) -> NDArray[np.uint64]:
+    """(n, 2): 128 bits of each image."""
+    digests = [xxhash.xxh3_128_digest(image.tobytes()) for image in block.pixels]
+    return np.frombuffer(b"".join(digests), dtype=">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def _append(writer: SplitWriter, block: ImageBlock, chosen: NDArray[np.bool_]) -> None:
+    tokens = block.pixels.reshape(len(block.pixels), -1)[chosen]
+    # Nothing follows the last pixel: it has no target.
+    targets = np.pad(tokens, ((0, 0), (0, 1)), constant_values=IGNORE)
+    lengths = np.full(len(tokens), tokens.shape[1], dtype=np.int64)
+    columns: dict[str, Column] = {
+        "tokens": without_padding(tokens, lengths),
+        "targets": without_padding(targets, lengths + 1),
+    }
+    if block.labels is not None:
+        columns["label"] = block.labels[chosen]
+    writer.append(columns)

@@ -1,0 +1,67 @@
+"""From stored pixel values to grey levels: range, resampling, quantisation.
+
+A stored value runs from 0 (black) to `maximum` (white), a level from 0 to `levels` - 1.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from smtkit.config import PixelConfig
+from smtkit.corpus.seeded import IntArray
+from smtkit.errors import InputOutputError, UsageError
+
+
+def level_count(settings: PixelConfig) -> int:
+    """How many grey levels there are. Raises UsageError where `binarize` does not fit."""
+    if settings.binarize is None:
+        return settings.levels or 256
+    if settings.levels not in (None, 2):
+        raise UsageError(
+            f"`pixel.binarize` is {settings.binarize}: only allowed with `pixel.levels` 2"
+        )
+    return 2
+
+
+def to_levels(values: NDArray[Any], settings: PixelConfig, where: str, first: int) -> IntArray:
+    """Levels (n, height, width) of stored values: images `first` on in `where`.
+
+    Integers v give floor(v * levels / (maximum + 1)): themselves, if levels = maximum + 1. Floats,
+    and the means that `size` makes, give floor(v * levels / maximum), and white the highest level.
+    `maximum` is 255 for integers, 1 for floats and booleans, if it is unset. Raises
+    InputOutputError for a value that is not in [0, maximum].
+    """
+    levels = level_count(settings)
+    is_integer = values.dtype.kind != "f"
+    maximum = settings.maximum or (255.0 if values.dtype.kind in "iu" else 1.0)
+    real = values.astype(np.float64)
+    wrong = np.argwhere(~((real >= 0) & (real <= maximum)))
+    if len(wrong):
+        image, row, column = wrong[0].tolist()
+        found = f"image {first + image}, row {row}, column {column}: {values[image, row, column]}"
+        hint = "`pixel.maximum` is the value of white"
+        raise InputOutputError(f"{where}: {found}: allowed are 0 to {maximum:g}", hint)
+    if settings.size is not None:
+        real, is_integer = resample(real, *settings.size), False
+    if settings.binarize is not None:
+        return (real / maximum >= settings.binarize).astype(np.int64)
+    quantised = np.floor(real * levels / (maximum + is_integer)).astype(np.int64)
+    return np.minimum(quantised, levels - 1)
+
+
+def resample(values: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
+    """(n, h, w) -> (n, height, width): means over the areas that the new pixels cover."""
+    stored_height, stored_width = values.shape[1:]
+    sums = overlaps(stored_height, height) @ values @ overlaps(stored_width, width).T
+    return sums / (stored_height * stored_width)
+
+
+def overlaps(stored: int, size: int) -> NDArray[np.float64]:
+    """(size, stored): how much of each stored pixel a new one covers; a row sums to `stored`.
+
+    In units in which all edges are integers: the mean of equal integers is exact.
+    """
+    new_edges, edges = np.arange(size + 1.0)[:, None] * stored, np.arange(stored + 1.0) * size
+    ends, starts = np.minimum(new_edges[1:], edges[1:]), np.maximum(new_edges[:-1], edges[:-1])
+    return np.maximum(ends - starts, 0)

@@ -1,0 +1,208 @@
+"""Shards of a `tokens` artifact: one writer and one reader for rows with lists of tokens.
+
+A row is a chunk of a document, and all rows of a split make one stream of text; or a row is a whole
+image or task row, with its targets.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from smtkit.corpus.seeded import IntArray
+from smtkit.errors import ArtifactError
+from smtkit.storage.artifact import Artifact
+from smtkit.storage.run import Run
+from smtkit.storage.shards import ShardSeries, read_shard
+
+CHUNK_TOKENS = 2**16
+BATCH_TOKENS = 2**20
+SHARD_TOKENS = 2**26
+
+Lists = tuple[NDArray[Any], IntArray]
+"""Values of many lists, joined, and the length of each list."""
+Column = NDArray[Any] | Lists
+
+
+def token_type(vocabulary_size: int) -> pa.DataType:
+    """The smallest unsigned integers that hold all tokens."""
+    return pa.uint16() if vocabulary_size <= 2**16 else pa.uint32()
+
+
+def stream_schema(vocabulary_size: int) -> pa.Schema:
+    """Columns of a chunk: document, offset of its first token in the document, tokens."""
+    return pa.schema(
+        [
+            pa.field("document", pa.int64(), nullable=False),
+            pa.field("offset", pa.int64(), nullable=False),
+            pa.field("tokens", pa.large_list(token_type(vocabulary_size)), nullable=False),
+        ]
+    )
+
+
+def rows_schema(vocabulary_size: int, *, distance: bool, label: bool) -> pa.Schema:
+    """Columns of a whole row: tokens, targets; and, if wanted, distance (as targets) and label."""
+    fields = [
+        pa.field("tokens", pa.large_list(token_type(vocabulary_size)), nullable=False),
+        pa.field("targets", pa.large_list(pa.int32()), nullable=False),
+    ]
+    if distance:
+        fields.append(pa.field("distance", pa.large_list(pa.int32()), nullable=False))
+    if label:
+        fields.append(pa.field("label", pa.int32(), nullable=False))
+    return pa.schema(fields)
+
+
+class SplitWriter(ShardSeries):
+    """Writes the rows of one split, counting rows and tokens. Use as a context manager."""
+
+    def __init__(self, run: Run, split: str, schema: pa.Schema) -> None:
+        super().__init__(run, split, schema, SHARD_TOKENS)
+        self.split = split
+        self.schema = schema
+        self.rows = self.tokens = 0
+
+    def append(self, columns: Mapping[str, Column]) -> None:
+        """Appends rows as one record batch: lists as `Lists`, others as arrays (rows,)."""
+        arrays = [_column(field.type, columns[field.name]) for field in self.schema]
+        batch = pa.record_batch(arrays, schema=self.schema)
+        if not batch.num_rows:
+            return
+        tokens = len(columns["tokens"][0])
+        self.write(batch, tokens)
+        self.rows += batch.num_rows
+        self.tokens += tokens
+
+
+class DocumentWriter(SplitWriter):
+    """Writes the documents of one split in chunks; at most one record batch is held in memory."""
+
+    def __init__(self, run: Run, split: str, vocabulary_size: int) -> None:
+        super().__init__(run, split, stream_schema(vocabulary_size))
+        self.documents = 0
+        self._chunks: list[tuple[int, int, NDArray[Any]]] = []
+        self._pending = 0
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is None:
+            self._flush()
+        super().__exit__(kind, error, traceback)
+
+    def extend(self, document: int, offset: int, tokens: NDArray[Any]) -> None:
+        """Appends tokens to a document, which has `offset` tokens before them."""
+        for start in range(0, len(tokens), CHUNK_TOKENS):
+            chunk = tokens[start : start + CHUNK_TOKENS]
+            self._chunks.append((document, offset + start, chunk))
+            self._pending += len(chunk)
+            if self._pending >= BATCH_TOKENS:
+                self._flush()
+
+    def _flush(self) -> None:
+        if not self._chunks:
+            return
+        documents, offsets, chunks = zip(*self._chunks, strict=True)
+        self.append(
+            {
+                "document": np.array(documents),
+                "offset": np.array(offsets),
+                "tokens": (np.concatenate(chunks), np.array([len(chunk) for chunk in chunks])),
+            }
+        )
+        self._chunks, self._pending = [], 0
+
+
+class TokenShards:
+    """The shards of one split, memory-mapped; read as rows, or as one stream of tokens.
+
+    `rows` and `tokens` are how many there are.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        readers = [read_shard(path) for path in paths]
+        self._batches = [
+            reader.get_batch(index)
+            for reader in readers
+            for index in range(reader.num_record_batches)
+        ]
+        self._row_ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
+        self._parts: list[NDArray[Any]] = [
+            batch.column("tokens").flatten().to_numpy(zero_copy_only=True)
+            for batch in self._batches
+        ]
+        self._token_ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
+        self.rows = int(self._row_ends[-1]) if self._batches else 0
+        self.tokens = int(self._token_ends[-1]) if self._batches else 0
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self._batches[0].schema.names) if self._batches else []
+
+    def lengths(self) -> IntArray:
+        """(rows,) tokens of each row."""
+        ends = [batch.column("tokens").offsets.to_numpy() for batch in self._batches]
+        return np.concatenate([np.empty(0, dtype=np.int64), *map(np.diff, ends)])
+
+    def column(self, name: str, rows: IntArray) -> list[NDArray[Any]]:
+        """The values of a column in each of `rows`, without a copy."""
+        return [self._value(name, int(row)) for row in rows]
+
+    def row_blocks(self) -> Iterator[tuple[NDArray[Any], IntArray, NDArray[Any]]]:
+        """(tokens, ends, targets) of many rows at a time, joined: `ends` are those of the rows in
+        `tokens`."""
+        for batch, tokens in zip(self._batches, self._parts, strict=True):
+            ends = batch.column("tokens").offsets.to_numpy()
+            yield tokens, ends[1:] - ends[0], batch.column("targets").flatten().to_numpy()
+
+    def read(self, start: int, count: int) -> NDArray[Any]:
+        """Up to `count` tokens of the stream from `start`; fewer only at its end."""
+        pieces = []
+        index = int(np.searchsorted(self._token_ends, start, side="right"))
+        while count > 0 and index < len(self._parts):
+            part = self._parts[index]
+            first = start - (int(self._token_ends[index]) - len(part))
+            piece = part[first : first + count]
+            pieces.append(piece)
+            start, count, index = start + len(piece), count - len(piece), index + 1
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint16)
+
+    def _value(self, name: str, row: int) -> NDArray[Any]:
+        index = int(np.searchsorted(self._row_ends, row, side="right"))
+        batch = self._batches[index]
+        column = batch.column(name)
+        inner = row - int(self._row_ends[index]) + batch.num_rows
+        if not pa.types.is_large_list(column.type):
+            return column.slice(inner, 1).to_numpy()
+        start, stop = column.offsets[inner].as_py(), column.offsets[inner + 1].as_py()
+        return column.values.slice(start, stop - start).to_numpy(zero_copy_only=True)
+
+
+def is_stream(tokens: Artifact) -> bool:
+    """Whether the rows of a split make one stream of text, or are images or task rows."""
+    return bool(tokens.manifest.statistics["layout"] == "stream")
+
+
+def open_split(tokens: Artifact, split: str) -> TokenShards:
+    """The shards of one split. Raises ArtifactError where the split is empty."""
+    shards = TokenShards(tokens.files(f"{split}-"))
+    if shards.tokens == 0:
+        raise ArtifactError(f"{tokens.directory}: the {split} split is empty")
+    return shards
+
+
+def without_padding(padded: NDArray[Any], lengths: IntArray) -> Lists:
+    """The first `lengths[r]` values of each row r of (n, width), as lists."""
+    return padded[np.arange(padded.shape[1]) < lengths[:, None]], lengths
+
+
+def _column(kind: pa.DataType, values: Column) -> pa.Array:
+    if not isinstance(values, tuple):
+        return pa.array(values, kind)
+    flat, lengths = values
+    ends = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
+    flat = flat.astype(kind.value_type.to_pandas_dtype())
+    return pa.LargeListArray.from_arrays(ends, pa.array(flat))

@@ -1,0 +1,57 @@
+"""Loads the tokenizer of an artifact, of any kind, and compares those of two artifacts."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from smtkit.corpus.subwords import MODEL_FILE, SentencePieceTokenizer
+from smtkit.corpus.tokenizers import (
+    TOKENIZER,
+    ByteTokenizer,
+    CharTokenizer,
+    PixelTokenizer,
+    SymbolTokenizer,
+    Tokenizer,
+)
+from smtkit.errors import ArtifactError
+from smtkit.storage.artifact import Artifact
+
+KINDS: dict[str, Callable[[dict[str, Any], Artifact], Tokenizer]] = {
+    "byte": lambda saved, _: ByteTokenizer(),
+    "char": lambda saved, _: CharTokenizer(saved["characters"]),
+    "sentencepiece": lambda _, artifact: SentencePieceTokenizer(
+        artifact.verified(MODEL_FILE).read_bytes()
+    ),
+    "pixel": lambda saved, _: PixelTokenizer(saved["levels"], saved["height"], saved["width"]),
+    "symbols": lambda saved, _: SymbolTokenizer(saved["symbols"]),
+}
+"""How to make each kind of tokenizer from its description and the artifact that holds it."""
+
+
+def load_tokenizer(artifact: Artifact) -> Tokenizer:
+    """The tokenizer saved in an artifact. Raises ArtifactError."""
+    path = artifact.verified(TOKENIZER)
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        if (kind := description["kind"]) not in KINDS:
+            raise ValueError(f"kind is {kind}, expected one of {', '.join(KINDS)}")
+        return KINDS[kind](description, artifact)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path}: not a tokenizer of smtkit: {error}") from None
+
+
+def check_tokenizers(one: Artifact, other: Artifact) -> None:
+    """Raises ArtifactError where the tokenizers of two artifacts differ."""
+    first, second = (load_tokenizer(artifact).description() for artifact in (one, other))
+    if first != second:
+        raise ArtifactError(
+            f"{other.directory}: its tokenizer ({_summary(second)}) is not that of "
+            f"{one.directory} ({_summary(first)})",
+            "use tokens of the same `smtkit tokenize`",
+        )
+
+
+def _summary(description: dict[str, object]) -> str:
+    characters = description.get("characters")
+    size = f" of {len(characters)} characters" if isinstance(characters, str) else ""
+    return f"{description['kind']}{size}"

@@ -1,0 +1,260 @@
+"""A corpus of text documents, read in passes that hold only some segments in memory.
+
+The passes: content digests (for duplicates and splits), the tokenizer's vocabulary, tokens.
+"""
+
+import os
+import sys
+from array import array
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+
+from smtkit.config import TokenizeConfig
+from smtkit.corpus import splits
+from smtkit.corpus.files import STDIN, Meter, Reader, spool, total_size
+from smtkit.corpus.formats import Document, TextSource, find_sources
+from smtkit.corpus.parallel import Report, ordered_map
+from smtkit.corpus.seeded import random_key, uniform
+from smtkit.corpus.segments import Segment, batches_of, segments_of
+from smtkit.corpus.shards import DocumentWriter
+from smtkit.corpus.splits import SPLITS, Fractions
+from smtkit.corpus.subwords import SentencePieceTokenizer
+from smtkit.corpus.tokenizers import ByteTokenizer, CharTokenizer, TextTokenizer, TokenArray
+from smtkit.errors import BrokenDocumentError, InputOutputError, SmtkitError, UsageError
+from smtkit.storage.run import Run
+
+
+class Survey(NamedTuple):
+    """Bytes of each document of a source, their 128-bit digests, joined, and how many documents are
+    broken."""
+
+    sizes: "array[int]"
+    digests: bytearray
+    broken: int
+
+
+class TextCorpus:
+    """All documents of the inputs. 24 bytes of memory are used per document.
+
+    After `assign_splits`: `sizes` (documents,), bytes; `codes` (documents,), as `assign_splits` of
+    `splits` returns them.
+    """
+
+    def __init__(self, config: TokenizeConfig, report: Report) -> None:
+        self._config = config
+        self._report = report
+        self._workers = config.workers or os.cpu_count() or 1
+        self._fractions = Fractions(config.validation_fraction, config.test_fraction)
+        meter = Meter(lambda done: report("reading", done, max(done, self._size)))
+        reader = Reader(config.max_expansion, meter)
+        self._sources, self._binary = find_sources(config.inputs, config, reader)
+        self._given_test = 0
+        if config.test_inputs:
+            test, binary = find_sources(config.test_inputs, config, reader)
+            self._given_test, self._binary = len(test), self._binary + binary
+            # The test comes first: of equal documents, the one in train is removed.
+            self._sources = test + self._sources
+            self._fractions = Fractions(config.validation_fraction, 0.0)
+        self._size = total_size([source.path for source in self._sources])
+
+    def files(self) -> list[Path]:
+        """All files that the result depends on. Raises UsageError where the model is missing."""
+        given = self._given_test
+        paths = [source.path for source in self._sources[given:] + self._sources[:given]]
+        model = self._config.tokenizer_model
+        if model is not None and not Path(model).is_file():
+            raise UsageError(f"`tokenizer_model` {model}: no such file")
+        return paths if model is None else [*paths, Path(model)]
+
+    def assign_splits(self, directory: Path) -> None:
+        """Reads all documents once, finds duplicates, and assigns each document to a split.
+
+        Standard input, which is read more than once, is copied to `directory`. Raises UsageError
+        where nothing is left for train, InputOutputError for unreadable or broken documents.
+        """
+        for index, source in enumerate(self._sources):
+            if str(source.path) == STDIN:
+                self._sources[index] = source.at(spool(sys.stdin.buffer, directory))
+        with ThreadPoolExecutor(self._workers) as pool:
+            surveys = list(ordered_map(pool, _survey, self._sources, 2 * self._workers))
+        self._report("reading", self._size, self._size)
+        self._counts = [len(survey.sizes) for survey in surveys]
+        self._broken = sum(survey.broken for survey in surveys)
+        self.sizes = np.concatenate([np.array(survey.sizes, np.int64) for survey in surveys])
+        digests = np.frombuffer(b"".join(survey.digests for survey in surveys), ">u8")
+        self.codes = splits.assign_splits(
+            digests.astype(np.uint64).reshape(-1, 2),
+            self.sizes,
+            self._fractions,
+            self._config.seed,
+            given_test=sum(self._counts[: self._given_test]),
+        )
+        inputs = ", ".join(self._config.inputs)
+        if (self.codes == splits.REMOVED).all():
+            raise UsageError(f"{inputs}: no text in it")
+        if not np.isin(self.codes, (splits.TRAIN, splits.BY_POSITION)).any():
+            raise UsageError(
+                f"{inputs}: nothing is left for train", "the test inputs hold all of it"
+            )
+
+    def make_tokenizer(self) -> TextTokenizer:
+        """The tokenizer of the config, fitted on train if it needs to be. Raises UsageError."""
+        config = self._config
+        if config.tokenizer == "byte":
+            return ByteTokenizer()
+        if config.tokenizer == "char":
+            return CharTokenizer.fit(segment.data for segment in self._train_segments())
+        if config.tokenizer_model is not None:
+            return _existing_model(config.tokenizer_model)
+        return SentencePieceTokenizer.fit(self._sample(), config.vocabulary_size, config.model_type)
+
+    def write(self, run: Run, tokenizer: TextTokenizer) -> dict[str, Any]:
+        """Writes the tokens of all splits; returns the statistics for the manifest."""
+        byte_lengths = tokenizer.byte_lengths()
+        is_byte = isinstance(tokenizer, ByteTokenizer)
+        lacking = -1 if tokenizer.unknown is None else tokenizer.unknown
+
+        def encode(batch: list[Segment]) -> list[tuple[Segment, TokenArray, int, int]]:
+            encoded = []
+            for segment in batch:
+                tokens = tokenizer.encode(segment.data)
+                size = len(tokens) if is_byte else int(byte_lengths[tokens].sum())
+                unknown = int((tokens == lacking).sum())
+                if segment.last:
+                    tokens = np.append(tokens, np.int32(tokenizer.end_of_document))
+                encoded.append((segment, tokens, size, unknown))
+            return encoded
+
+        counts = [{"documents": 0, "tokens": 0, "bytes": 0, "unknown_tokens": 0} for _ in SPLITS]
+        current, offset = -1, 0
+        with ExitStack() as stack, ThreadPoolExecutor(self._workers) as pool:
+            writers = [
+                stack.enter_context(DocumentWriter(run, split, tokenizer.vocabulary_size))
+                for split in SPLITS
+            ]
+            batches = batches_of(self._reported("tokenizing"))
+            for batch in ordered_map(pool, encode, batches, 2 * self._workers):
+                for segment, tokens, size, unknown in batch:
+                    if segment.document != current:
+                        current, offset = segment.document, 0
+                    writers[segment.split].extend(current, offset, tokens)
+                    offset += len(tokens)
+                    count = counts[segment.split]
+                    count["documents"] += segment.last
+                    count["tokens"] += len(tokens)
+                    count["bytes"] += size
+                    count["unknown_tokens"] += unknown
+        empty = int((self.sizes == 0).sum())
+        return {
+            "layout": "stream",
+            "documents": len(self.sizes),
+            "empty_documents": empty,
+            "duplicate_documents": int((self.codes == splits.REMOVED).sum()) - empty,
+            "broken_documents": self._broken,
+            "binary_files_passed_over": self._binary,
+            "vocabulary_size": tokenizer.vocabulary_size,
+            "splits": dict(zip(SPLITS, map(_with_ratio, counts), strict=True)),
+        }
+
+    def segments(self) -> Iterator[Segment]:
+        """The bytes of all documents that are in a split, in order."""
+        for number, document in enumerate(self._documents()):
+            code = int(self.codes[number])
+            if code == splits.BY_POSITION:
+                boundaries = self._fractions.boundaries(int(self.sizes[number]))
+                parts = splits.cut(self._blocks(number, document), boundaries)
+                for split, part in groupby(parts, key=itemgetter(0)):
+                    yield from segments_of(number, split, map(itemgetter(1), part))
+            elif code != splits.REMOVED:
+                yield from segments_of(number, code, self._blocks(number, document))
+
+    def _documents(self) -> Iterator[Document]:
+        for source, expected in zip(self._sources, self._counts, strict=True):
+            count = 0
+            for found in source.documents() if expected else ():
+                if isinstance(found, Document) and count < expected:
+                    yield found
+                count += isinstance(found, Document)
+            if count != expected:
+                raise InputOutputError(f"{source.name}: changed while it was read")
+
+    def _blocks(self, number: int, document: Document) -> Iterator[bytes]:
+        size = 0
+        for block in document.blocks():
+            size += len(block)
+            yield block
+        if size != self.sizes[number]:
+            raise InputOutputError(f"{document.name}: changed while it was read")
+
+    def _reported(self, task: str) -> Iterator[Segment]:
+        total, done = int(self.sizes[self.codes != splits.REMOVED].sum()), 0
+        for segment in self.segments():
+            done += len(segment.data)
+            self._report(task, done, total)
+            yield segment
+
+    def _train_segments(self) -> Iterator[Segment]:
+        return (s for s in self._reported("vocabulary") if s.split == splits.TRAIN)
+
+    def _sample(self) -> Iterator[bytes]:
+        """Segments of train, all equally likely, of about `training_bytes` together."""
+        config = self._config
+        train = int(self.sizes[self.codes == splits.TRAIN].sum()) + round(
+            int(self.sizes[self.codes == splits.BY_POSITION].sum())
+            * (1 - config.validation_fraction - config.test_fraction)
+        )
+        share = config.training_bytes / max(train, 1)
+        key = random_key(config.seed, "tokenizer")
+        for number, segment in enumerate(self._train_segments()):
+            if share >= 1 or uniform(key, np.array([number]), 1)[0, 0] < share:
+                yield segment.data
+
+
+def _survey(source: TextSource) -> Survey:
+    """Reads a source once. Raises the error of a broken document, unless these are skipped."""
+    sizes, digests, broken = array("q"), bytearray(), 0
+    for found in source.documents():
+        try:
+            if isinstance(found, SmtkitError):
+                raise found
+            source.check(found)
+        except BrokenDocumentError:
+            if source.settings.errors != "skip":
+                raise
+            broken += 1
+            continue
+        checksum, size = xxhash.xxh3_128(), 0
+        for block in found.blocks():
+            checksum.update(block)
+            size += len(block)
+        sizes.append(size)
+        digests += checksum.digest()
+    return Survey(sizes, digests, broken)
+
+
+def _with_ratio(count: dict[str, int]) -> dict[str, int | float | None]:
+    unknown = count.pop("unknown_tokens")
+    ratio = count["bytes"] / count["tokens"] if count["tokens"] else None
+    return {**count, "bytes_per_token": ratio, "unknown_tokens": unknown}
+
+
+def _existing_model(path: str) -> SentencePieceTokenizer:
+    where = f"`tokenizer_model` {path}"
+    try:
+        model = Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"{where}: {error.strerror}") from None
+    if not model:
+        raise UsageError(f"{where}: not a sentencepiece model: it is empty")
+    try:
+        return SentencePieceTokenizer(model)
+    except (RuntimeError, OSError, IndexError) as error:
+        raise UsageError(f"{where}: not a sentencepiece model: {error}") from None
