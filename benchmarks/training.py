@@ -46,7 +46,7 @@ from smtkit.methods.transitions import LabelSequenceSampler
 from smtkit.networks.architecture import Architecture
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.training.loop import moved
-from smtkit.training.metrics import added
+from smtkit.training.metrics import add_counts
 from smtkit.training.optimizer import build_optimizer
 
 VOCABULARY, SLOTS = 256, 4
@@ -175,7 +175,7 @@ def update(method: Any, parts: Sequence[Any], device: torch.device) -> Callable[
     batches = [moved(part, device) for part in parts]
     config = TrainingConfig(max_steps=1)
     optimizer = build_optimizer(trained, config)
-    counts, weights = added(method.counts(batch) for batch in batches), method.weights(0)
+    counts, weights = add_counts(method.counts(batch) for batch in batches), method.weights(0)
 
     def run() -> None:
         for batch in batches:

@@ -359,18 +359,19 @@ from smtkit.errors import InterruptedRunError
 torch.set_num_threads(1)
 read = loop.Trainer._read
 
-def told_to_stop(trainer):
-    if trainer.state.step == int(os.environ.get("STOP_AT", -1)) and os.environ["RANK"] == "1":
+def read_after_a_signal(trainer):
+    if trainer.state.step == stop_at and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
     return read(trainer)
 
-loop.Trainer._read = told_to_stop
+loop.Trainer._read = read_after_a_signal
 for stage, schema, settings, arguments in json.loads(sys.argv[1]):
     run = importlib.import_module(f"smtkit.stages.{stage}").run
     keywords = arguments[-1] if isinstance(arguments[-1], dict) else {}
-    places = [argument for argument in arguments if isinstance(argument, str)]
+    paths = [argument for argument in arguments if isinstance(argument, str)]
+    stop_at = keywords.pop("stop_at", None)
     try:
-        run(getattr(config, schema).model_validate(settings), *places, **keywords)
+        run(getattr(config, schema).model_validate(settings), *paths, **keywords)
     except InterruptedRunError as error:
         # In one piece: the ranks share what they write to.
         os.write(1, f"{os.environ['RANK']}: {error}\\n".encode())
@@ -380,8 +381,12 @@ os._exit(0)
 """
 
 
-def on_ranks(count: int, *jobs: tuple[str, Config, Any], stop_at: int = -1) -> str:
-    """Runs stages (name, config, arguments) on ranks of torchrun; returns what they print."""
+def on_ranks(count: int, *jobs: tuple[str, Config, Any]) -> str:
+    """Runs stages on ranks of torchrun, one after the other; returns what they print.
+
+    A job is (stage, config, paths, keywords of `run`). With the keyword `stop_at`, rank 1 receives
+    SIGTERM at that step.
+    """
     content = [
         (stage, type(config).__name__, config.model_dump(exclude_unset=True), arguments)
         for stage, config, *arguments in jobs
@@ -390,7 +395,7 @@ def on_ranks(count: int, *jobs: tuple[str, Config, Any], stop_at: int = -1) -> s
     rank = [sys.executable, "-c", _RANK]
     process = subprocess.run(
         [sys.executable, *launcher, "--no-python", *rank, json.dumps(content, default=str)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "STOP_AT": str(stop_at)},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

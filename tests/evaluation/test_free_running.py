@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +18,20 @@ from smtkit.config import (
     ExtractLabelsConfig,
     ReadoutConfig,
     SynthesizeConfig,
+    TrainingConfig,
     TrainRnnConfig,
 )
+from smtkit.corpus.windows import open_windows
 from smtkit.evaluation.free_running import FreeRunning
-from smtkit.methods.bptt import SequenceBatch
+from smtkit.methods.bptt import BackpropagationThroughTime, SequenceBatch, SequenceSampler
 from smtkit.methods.transitions import LabelSequenceSampler
 from smtkit.networks.loading import load_teacher
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.stages import extract_labels, synthesize, train_encoder, train_rnn
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.manifest import METRICS
-from smtkit.training import loop
+from smtkit.training.loop import Trainer
+from smtkit.training.protocols import Validation
 
 VOCABULARY = 11
 
@@ -159,42 +164,57 @@ def test_stops_at_the_first_validation_that_reaches_the_goal(tmp_path, parity):
     assert manifest.statistics["validation"]["free_running_accuracy"] == last
 
 
-def test_seconds_are_those_of_training_by_the_clock_that_was_chosen(tmp_path, parity, monkeypatch):
-    """A step takes a second of CPU and ten on the wall, a validation a thousand of both."""
+class TimedSampler:
+    """Batches of whole windows; each batch that is read advances the clocks."""
+
+    def __init__(self, sampler: SequenceSampler, advance: Callable[[], None]) -> None:
+        self._sampler, self._advance = sampler, advance
+
+    def batch(self, step: int, part: int = 0, parts: int = 1) -> SequenceBatch:
+        self._advance()
+        return self._sampler.batch(step, part, parts)
+
+
+def timed_steps(tokens: Path, out: Path, training: TrainingConfig) -> Trainer[SequenceBatch]:
+    """Trains with bptt: a step takes 1 s of CPU time and 10 s of wall time, a validation 1000 s."""
     now = {"cpu": 0.0, "wall": 0.0}
-    monkeypatch.setattr(loop.time, "process_time", lambda: now["cpu"])
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now["wall"])
-    step, validate = loop.Trainer._step, loop.Trainer._validate
 
-    def timed_step(self, *given):
-        now["cpu"], now["wall"] = now["cpu"] + 1, now["wall"] + 10
-        step(self, *given)
+    def advance(cpu: float, wall: float) -> None:
+        now["cpu"], now["wall"] = now["cpu"] + cpu, now["wall"] + wall
 
-    def timed_validation(self):
-        now["cpu"], now["wall"] = now["cpu"] + 1000, now["wall"] + 1000
-        return validate(self)
+    windows = open_windows(Artifact.open(tokens, "tokens"), "train", None)
+    sampler = SequenceSampler(windows, batch_size=training.batch_size, seed=0)
+    network = RecurrentNetwork(
+        architecture(5, 2, 4, CellConfig(kind="gru"), ReadoutConfig(), DecoderConfig())
+    )
+    method = BackpropagationThroughTime(network, None)
+    validation = Validation(method, TimedSampler(sampler, partial(advance, 1000, 1000)), 1)
+    out.mkdir()
+    trainer = Trainer(
+        method,
+        TimedSampler(sampler, partial(advance, 1, 10)),
+        [validation],
+        training,
+        out,
+        clocks={name: partial(now.get, name) for name in now},
+    )
+    trainer.run()
+    return trainer
 
-    monkeypatch.setattr(loop.Trainer, "_step", timed_step)
-    monkeypatch.setattr(loop.Trainer, "_validate", timed_validation)
-    for clock, steps in (("cpu", 20), ("wall", 2)):
-        limits = {"max_steps": None, "max_seconds": 20, "clock": clock, "validate_every": 1}
-        config = bptt_config(**limits)
-        manifest = train_rnn.run(config, parity, tmp_path / clock)
-        assert manifest.statistics["steps"] == steps
-        assert manifest.statistics["seconds"] == 20
+
+@pytest.mark.parametrize(("clock", "steps"), [("cpu", 20), ("wall", 2)])
+def test_max_seconds_are_of_training_on_the_chosen_clock(tmp_path, parity, clock, steps):
+    config = TrainingConfig(batch_size=8, max_seconds=20, clock=clock, validate_every=1)
+    statistics = timed_steps(parity, tmp_path / "run", config).statistics()
+    assert statistics["steps"] == steps
+    assert statistics["seconds"] == 20
 
 
-def test_validations_are_so_many_seconds_of_training_apart(tmp_path, parity, monkeypatch):
-    """A step takes a second."""
-    now = [0.0]
-    monkeypatch.setattr(loop.time, "process_time", lambda: now[0])
-    step = loop.Trainer._step
-
-    def timed_step(self, *given):
-        now[0] += 1
-        step(self, *given)
-
-    monkeypatch.setattr(loop.Trainer, "_step", timed_step)
-    config = bptt_config(max_steps=12, clock="cpu", validate_seconds=4.5, validate_every=1)
-    train_rnn.run(config, parity, tmp_path / "rnn")
-    assert [record["step"] for record in validations(tmp_path / "rnn")] == [5, 10, 12]
+def test_validate_seconds_are_seconds_of_training(tmp_path, parity):
+    config = TrainingConfig(
+        batch_size=8, max_steps=12, clock="cpu", validate_seconds=4.5, validate_every=1
+    )
+    timed_steps(parity, tmp_path / "run", config)
+    lines = (tmp_path / "run" / METRICS).read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [r["step"] for r in records if r["split"] == "validation"] == [5, 10, 12]

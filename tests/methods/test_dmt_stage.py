@@ -230,9 +230,9 @@ def validations(monkeypatch) -> list[Validation[Any]]:
     given: list[Validation[Any]] = []
 
     class Watched(Trainer[Any]):
-        def __init__(self, method, source, validations, *others) -> None:
+        def __init__(self, method, sampler, validations, *others, **options) -> None:
             given.append(validations[0])  # of the method; the others are of what it trains
-            super().__init__(method, source, validations, *others)
+            super().__init__(method, sampler, validations, *others, **options)
 
     for stage in (train_encoder, train_rnn):
         monkeypatch.setattr(stage, "Trainer", Watched)
@@ -240,7 +240,7 @@ def validations(monkeypatch) -> list[Validation[Any]]:
 
 
 def _batches(validation: Validation[Any]) -> list[Any]:
-    return [validation.source.batch(step) for step in range(validation.batches)]
+    return [validation.sampler.batch(step) for step in range(validation.batches)]
 
 
 @pytest.mark.parametrize("method", ["encoder", "bptt"])

@@ -378,7 +378,7 @@ def _healthy() -> dict[str, float]:
 
 
 def test_healthy_memories_are_of_no_concern():
-    assert _method().concern(_healthy()) is None
+    assert _method().warning(_healthy()) is None
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_healthy_memories_are_of_no_concern():
     [("memory_uniformity", -0.01), ("memory_variance", 1e-4), ("memory_effective_rank", 1.01)],
 )
 def test_each_sign_of_collapse_is_a_concern(name, value):
-    concern = _method().concern({**_healthy(), name: value})
+    concern = _method().warning({**_healthy(), name: value})
 
     assert concern is not None
     assert name in concern

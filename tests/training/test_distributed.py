@@ -41,6 +41,20 @@ BPTT = rnn_config(
 ACCUMULATED = encoder_config(
     training={"accumulation": 2}, objective={"dynamics_start": "auto", "plateau": 1.0}
 )
+SMT_ACCUMULATED = rnn_config(training={"accumulation": 2})
+BPTT_ACCUMULATED = rnn_config(
+    method="bptt",
+    data={"window": 16, "positions": 32},
+    memory={"slots": 2, "slot_width": 8},
+    training={"accumulation": 2},
+)
+FSDP = {"training": {"accumulation": 2, "sharding": "fsdp"}}
+BPTT_FSDP = rnn_config(
+    method="bptt",
+    data={"window": 16, "positions": 32},
+    memory={"slots": 2, "slot_width": 8},
+    **FSDP,
+)
 TIMED = rnn_config(training={"max_steps": None, "max_seconds": 0.5})
 THIRDS = rnn_config(training={"batch_size": 6, "checkpoint_every": 1000})
 STOPPED_AT = 5
@@ -97,6 +111,8 @@ def one(pipeline, tmp_path_factory) -> Path:
     train_encoder.run(ACCUMULATED, pipeline.tokens, out / "accumulated")
     train_rnn.run(DMT, pipeline.labels, out / "dmt")
     train_rnn.run(BPTT, pipeline.tokens, out / "bptt")
+    train_rnn.run(SMT_ACCUMULATED, pipeline.labels, out / "smt-accumulated")
+    train_rnn.run(BPTT_ACCUMULATED, pipeline.tokens, out / "bptt-accumulated")
     extract_labels.run(SMALL_SHARDS, pipeline.encoder, pipeline.tokens, out / "labels")
     evaluate.run(
         evaluate_config(),
@@ -120,6 +136,11 @@ def two(pipeline, tmp_path_factory) -> Path:
         ("train_rnn", rnn_config(), pipeline.labels, out / "smt"),
         ("train_rnn", DMT, pipeline.labels, out / "dmt"),
         ("train_rnn", BPTT, tokens, out / "bptt"),
+        ("train_rnn", SMT_ACCUMULATED, pipeline.labels, out / "smt-accumulated"),
+        ("train_rnn", BPTT_ACCUMULATED, tokens, out / "bptt-accumulated"),
+        ("train_encoder", encoder_config(**FSDP), tokens, out / "encoder-fsdp"),
+        ("train_rnn", rnn_config(**FSDP), pipeline.labels, out / "smt-fsdp"),
+        ("train_rnn", BPTT_FSDP, tokens, out / "bptt-fsdp"),
         ("train_rnn", TIMED, pipeline.labels, out / "timed"),
         ("extract_labels", SMALL_SHARDS, pipeline.encoder, tokens, out / "labels"),
         (
@@ -137,9 +158,24 @@ def two(pipeline, tmp_path_factory) -> Path:
 # Results.
 
 
-@pytest.mark.parametrize("name", ["encoder", "accumulated", "smt", "dmt", "bptt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "encoder",
+        "accumulated",
+        "encoder-fsdp",
+        "smt",
+        "smt-accumulated",
+        "smt-fsdp",
+        "dmt",
+        "bptt",
+        "bptt-accumulated",
+        "bptt-fsdp",
+    ],
+)
 def test_two_ranks_learn_what_one_learns(pipeline, one, two, name):
-    alone = {"encoder": pipeline.encoder, "smt": pipeline.rnn}.get(name, one / name)
+    same = name.removesuffix("-fsdp")
+    alone = {"encoder": pipeline.encoder, "smt": pipeline.rnn}.get(same, one / same)
 
     assert_equal_weights(two / name, alone)
     for split in ("train", "validation"):
@@ -181,8 +217,8 @@ def test_two_ranks_evaluate_as_one_does(one, two):
 def test_a_run_of_three_ranks_goes_on_with_one(pipeline, tmp_path):
     """All stop at the same step when one is told to, and nothing of the past is lost."""
     out, alone = tmp_path / "out", tmp_path / "alone"
-    said = on_ranks(3, ("train_rnn", THIRDS, pipeline.labels, out), stop_at=STOPPED_AT)
-    assert sorted(said.splitlines()) == [
+    job = ("train_rnn", THIRDS, pipeline.labels, out, {"stop_at": STOPPED_AT})
+    assert sorted(on_ranks(3, job).splitlines()) == [
         f"{rank}: stopped by SIGTERM; saved at step {STOPPED_AT}" for rank in range(3)
     ]
     train_rnn.run(THIRDS, pipeline.labels, out, resume=True)
@@ -273,7 +309,7 @@ def test_a_group_of_windows_lies_on_one_rank():
 
 def test_alone_nothing_is_exchanged():
     tensors = [torch.arange(3), torch.ones(2, 2)]
-    assert ALONE.sum_together(tensors) is tensors
+    assert ALONE.sum_tensors(tensors) is tensors
     assert ALONE.sum_counts({"a": 1}) == {"a": 1}
     assert ALONE.broadcast({"a": [1, None]}) == {"a": [1, None]}
     assert ALONE.gather("a") == ["a"]

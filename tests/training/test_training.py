@@ -1,5 +1,6 @@
 """The loop: resume, interruption, schedules, clipping, decay, and what it warns of."""
 
+import itertools
 import json
 import math
 import os
@@ -8,8 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,12 +26,11 @@ from smtkit.config import ExtractLabelsConfig, TrainingConfig
 from smtkit.errors import ArtifactError, InterruptedRunError, NonFiniteLossError, UsageError
 from smtkit.stages import extract_labels, train_encoder, train_rnn
 from smtkit.storage.artifact import Artifact
-from smtkit.training import loop
 from smtkit.training.distributed import choose_device
-from smtkit.training.loop import Trainer, moved
+from smtkit.training.interrupts import stop_signals
+from smtkit.training.loop import CLOCKS, Trainer, moved
 from smtkit.training.metrics import MetricsFile
 from smtkit.training.optimizer import schedule
-from smtkit.training.progress import Silent
 from smtkit.training.protocols import Validation
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ class Regression:
     def diagnostics(self, batch: Rows) -> dict[str, float]:
         return {}
 
-    def concern(self, metrics: dict[str, float]) -> str | None:
+    def warning(self, metrics: dict[str, float]) -> str | None:
         return None
 
 
@@ -107,7 +107,9 @@ def training_config(**changes) -> TrainingConfig:
     return TrainingConfig(**{**settings, **changes})
 
 
-def trainer(directory: Path, method, config: TrainingConfig, progress=None) -> Trainer:
+def trainer(
+    directory: Path, method, config: TrainingConfig, progress=None, clocks=CLOCKS
+) -> Trainer:
     source = RowsSource()
     return Trainer(
         method,
@@ -115,9 +117,8 @@ def trainer(directory: Path, method, config: TrainingConfig, progress=None) -> T
         [Validation(method, source, 2)],
         config,
         directory,
-        CPU,
-        progress or Silent(),
-        lambda: None,
+        progress=progress,
+        clocks=clocks,
     )
 
 
@@ -255,7 +256,7 @@ def test_a_signal_stops_the_run_with_its_state_saved(pipeline, tmp_path, number,
         )
     assert caught.value.exit_code == exit_code
     assert caught.value.hint is not None
-    assert "--resume" in caught.value.hint
+    assert "`resume`" in caught.value.hint
     assert signal.getsignal(number) is before
     train_encoder.run(config, pipeline.tokens, tmp_path, resume=True)
 
@@ -268,7 +269,7 @@ def test_a_second_signal_acts_at_once():
 
     before = signal.signal(signal.SIGTERM, handler)
     try:
-        with loop.stop_signals() as received:
+        with stop_signals() as received:
             os.kill(os.getpid(), signal.SIGTERM)
             assert received == [signal.SIGTERM]
             with pytest.raises(KilledError):
@@ -450,54 +451,42 @@ def test_the_learning_rate_of_each_step_follows_the_schedule(tmp_path):
     assert rates == pytest.approx(expected)
 
 
-class FakeClock:
-    """A second passes at every look."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        self.now += 1
-        return self.now
+def ticking_clock() -> dict[str, Callable[[], float]]:
+    """A clock that advances by one second at every reading."""
+    return {"wall": partial(next, itertools.count(1.0))}
 
 
-def _with_fake_clock(monkeypatch) -> None:
-    clock = FakeClock()
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=clock.monotonic))
-
-
-def test_max_seconds_ends_a_run(tmp_path, monkeypatch):
-    _with_fake_clock(monkeypatch)
-    run = trainer(tmp_path, Regression(), training_config(max_steps=None, max_seconds=7))
+def test_max_seconds_ends_a_run(tmp_path):
+    config = training_config(max_steps=None, max_seconds=7)
+    run = trainer(tmp_path, Regression(), config, clocks=ticking_clock())
     run.run()
 
     assert run.state.step == 7
 
 
-def test_the_nearer_of_two_limits_ends_a_run(tmp_path, monkeypatch):
-    _with_fake_clock(monkeypatch)
-    run = trainer(tmp_path, Regression(), training_config(max_steps=4, max_seconds=7))
+def test_the_nearer_of_two_limits_ends_a_run(tmp_path):
+    config = training_config(max_steps=4, max_seconds=7)
+    run = trainer(tmp_path, Regression(), config, clocks=ticking_clock())
     run.run()
 
     assert run.state.step == 4
 
 
-def test_the_cosine_follows_the_clock_where_it_ends_first(tmp_path, monkeypatch):
-    _with_fake_clock(monkeypatch)
+def test_the_cosine_follows_the_clock_where_it_ends_first(tmp_path):
     config = training_config(max_steps=1000, max_seconds=4, schedule="cosine")
-    trainer(tmp_path, Regression(), config).run()
+    trainer(tmp_path, Regression(), config, clocks=ticking_clock()).run()
     rates = [record["learning_rate"] for record in reported(tmp_path, "train")]
     expected = [0.1 * 0.5 * (1 + math.cos(math.pi * seconds / 4)) for seconds in range(4)]
 
     assert rates == pytest.approx(expected)
 
 
-def test_seconds_go_on_after_a_resume(tmp_path, monkeypatch):
-    _with_fake_clock(monkeypatch)
+def test_seconds_go_on_after_a_resume(tmp_path):
     config = training_config(max_steps=None, max_seconds=8, checkpoint_every=2)
+    killed = trainer(tmp_path, Regression(), config, Trap("training", 5, _raise), ticking_clock())
     with pytest.raises(KilledError):
-        trainer(tmp_path, Regression(), config, Trap("training", 5, _raise)).run()
-    resumed = trainer(tmp_path, Regression(), config)
+        killed.run()
+    resumed = trainer(tmp_path, Regression(), config, clocks=ticking_clock())
     resumed.run()
 
     # Saved at step 4, when 4 seconds had passed.
@@ -661,7 +650,7 @@ class Worrying(Regression):
         super().__init__()
         self._concerns = iter(concerns)
 
-    def concern(self, metrics: dict[str, float]) -> str | None:
+    def warning(self, metrics: dict[str, float]) -> str | None:
         return next(self._concerns)
 
 

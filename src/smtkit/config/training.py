@@ -179,6 +179,10 @@ class TrainingConfig(Config):
     """Precision of the computation; `auto`: bfloat16 autocast on CUDA, float32 on a CPU."""
     compile: bool = False
     """Compile each part of the network with torch.compile. Set it for long runs on a GPU."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """How several ranks hold the network: `none`, each a whole copy (DistributedDataParallel);
+    `fsdp`, each a shard of weights, gradients and optimizer state (`fully_shard`). Set `fsdp` for a
+    network that does not fit one GPU."""
     log_every: Positive = 20
     """Updates between two lines of the metrics log."""
     validate_every: Positive = 200

@@ -39,7 +39,7 @@ class Drift:
 
     def share(self, ranks: Ranks) -> None:
         """Sums what each rank has added."""
-        self._squared_error, self._sum, self._squared_sum, self._count = ranks.sum_together(
+        self._squared_error, self._sum, self._squared_sum, self._count = ranks.sum_tensors(
             [self._squared_error, self._sum, self._squared_sum, self._count]
         )
 

@@ -44,8 +44,8 @@ class MemorySample:
 
     def share(self, ranks: Ranks) -> None:
         """Joins the memories that the ranks have added, each of other windows."""
-        (self._memory,) = ranks.sum_together([self._memory])
-        (self._present,) = ranks.sum_together([self._present])
+        (self._memory,) = ranks.sum_tensors([self._memory])
+        (self._present,) = ranks.sum_tensors([self._present])
 
     def health(self) -> dict[str, float] | None:
         """`memory_health` of at most a few thousand memories; None for fewer than two."""

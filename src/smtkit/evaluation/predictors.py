@@ -75,7 +75,7 @@ class Predictors:
     def share(self, ranks: Ranks) -> None:
         """Joins what all ranks have scored."""
         for name, values in self.scores.items():
-            summed = ranks.sum_together([torch.from_numpy(v) for v in (values.nll, values.correct)])
+            summed = ranks.sum_tensors([torch.from_numpy(v) for v in (values.nll, values.correct)])
             self.scores[name] = Scores(*(tensor.numpy() for tensor in summed))
         self.drift.share(ranks)
         for sample in self.samples.values():

@@ -14,5 +14,5 @@ class QuietMethod:
     def diagnostics(self, batch: object) -> dict[str, float]:
         return {}
 
-    def concern(self, metrics: Mapping[str, float]) -> str | None:
+    def warning(self, metrics: Mapping[str, float]) -> str | None:
         return None

@@ -263,7 +263,7 @@ class PredictiveState:
         health = losses.memory_health(memory.flatten(0, 1))
         return {f"memory_{name}": value for name, value in health.items()}
 
-    def concern(self, metrics: Mapping[str, float]) -> str | None:
+    def warning(self, metrics: Mapping[str, float]) -> str | None:
         """What the user should know of these diagnostics, if anything."""
         for name, (holds, limit) in _COLLAPSE.items():
             if holds(metrics[name], limit):

@@ -98,9 +98,13 @@ class Network(nn.Module):
         super().__init__()
         self.architecture = architecture
 
-    def save(self, path: Path) -> None:
-        """Writes weights and architecture. Raises InputOutputError."""
-        save_tensors(path, self.state_dict(), self.architecture.model_dump(mode="json"))
+    def save(self, path: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Writes weights and architecture. Raises InputOutputError.
+
+        `weights` is the state dict of a network that is sharded over ranks; default: its own.
+        """
+        header = self.architecture.model_dump(mode="json")
+        save_tensors(path, self.state_dict() if weights is None else weights, header)
 
     @classmethod
     def load(cls, path: Path) -> Self:

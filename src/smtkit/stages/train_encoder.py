@@ -24,7 +24,7 @@ from smtkit.storage.manifest import METRICS, Manifest
 from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import Ranks, SharedRun, join
 from smtkit.training.loop import Trainer
-from smtkit.training.progress import Progress, Silent
+from smtkit.training.progress import Progress
 from smtkit.training.protocols import Validation
 
 _UNIGRAM_WINDOWS = 4096
@@ -72,15 +72,15 @@ def run(
             _validations(config, source, method),
             config.training,
             artifact.directory,
-            ranks.device,
-            progress or Silent(),
-            artifact.keep,
-            ranks,
+            ranks=ranks,
+            progress=progress,
+            on_checkpoint=artifact.keep,
         )
         validated = trainer.run()
+        weights = trainer.weights()
         if ranks.is_first:
             tokenizer.save(artifact)
-            teacher.save(artifact.directory / MODEL)
+            teacher.save(artifact.directory / MODEL, weights)
             for name in (MODEL, METRICS):
                 artifact.add(name)
         return artifact.commit({**trainer.statistics(), "validation": validated})

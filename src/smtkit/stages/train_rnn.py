@@ -28,7 +28,7 @@ from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
 from smtkit.training.loop import Trainer
 from smtkit.training.prefetch import Prefetch
-from smtkit.training.progress import Progress, Silent
+from smtkit.training.progress import Progress
 from smtkit.training.protocols import Method, Sampler, Validation
 
 _SPLITS = ("train", "validation")
@@ -80,15 +80,15 @@ def run(
                 training.validations,
                 config.training,
                 artifact.directory,
-                ranks.device,
-                progress or Silent(),
-                artifact.keep,
-                ranks,
+                ranks=ranks,
+                progress=progress,
+                on_checkpoint=artifact.keep,
             )
             validated = trainer.run()
+            weights = trainer.weights()
         if ranks.is_first:
             load_tokenizer(data).save(artifact)
-            training.network.save(artifact.directory / MODEL)
+            training.network.save(artifact.directory / MODEL, weights)
             for name in (MODEL, METRICS):
                 artifact.add(name)
         # Labels or `init` may have determined parts of the network.

@@ -1,7 +1,7 @@
-"""The ranks of a run: processes that torchrun started, and what they add up and tell each other.
+"""The ranks of a run: processes that torchrun or `nproc` started, and their communication.
 
-Without torchrun there is one, and nothing is exchanged. Gradients travel over gloo on a CPU and
-over nccl between GPUs, all else over gloo; what is no tensor travels as JSON, nothing is pickled.
+A single process is one rank and communicates with nobody. Tensors on a CPU travel over gloo,
+tensors on GPUs over nccl; other values travel as JSON over gloo. Nothing is pickled.
 """
 
 import contextlib
@@ -24,14 +24,19 @@ from smtkit.storage.remote import Remote
 from smtkit.storage.run import Run
 
 _CPU = torch.device("cpu")
-# A rank that died is found by its broken connection, not by this: one that is done waits as long
-# for another that still has shards to write.
-_PATIENCE = timedelta(days=7)
+# Long, because a rank that has finished waits for one that still writes shards. A rank that died
+# is noticed by its broken connection.
+_TIMEOUT = timedelta(days=7)
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank `rank` of `size`, on `device`. What all ranks call, they call in the same order."""
+    """This process as rank `rank` of `size`, computing on `device`.
+
+    All ranks must call the methods below, in the same order. They raise LostRankError where
+    another rank has ended.
+    """
 
     rank: int = 0
     size: int = 1
@@ -41,32 +46,34 @@ class Ranks:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def sum_together(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Every tensor, summed over ranks, in one exchange: of one type and device, and of the same
-        shapes on all ranks. The results are views of one tensor."""
+    def sum_tensors(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """All-reduces tensors of one dtype and device in one operation.
+
+        Their shapes must be equal on all ranks. The results are views of one tensor.
+        """
         if self.size == 1:
             return tensors
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
-        with _company():
+        with lost_rank_errors():
             dist.all_reduce(flat)
         pieces = flat.split([tensor.numel() for tensor in tensors])
         return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
 
     def sum_counts(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """Integers under the same names on all ranks, each summed over ranks."""
+        """All-reduces integers, whose names must be the same on all ranks."""
         if self.size == 1:
             return dict(counts)
         names = sorted(counts)
-        (totals,) = self.sum_together([torch.tensor([counts[name] for name in names])])
+        (totals,) = self.sum_tensors([torch.tensor([counts[name] for name in names])])
         return dict(zip(names, map(int, totals.tolist()), strict=True))
 
     def broadcast(self, value: Any, source: int = 0) -> Any:
-        """What rank `source` calls it with; all that JSON can say."""
+        """The `value` that rank `source` passes; it must be JSON-serializable."""
         if self.size == 1:
             return value
         content = json.dumps(value).encode() if self.rank == source else b""
         size = torch.tensor([len(content)])
-        with _company():
+        with lost_rank_errors():
             dist.broadcast(size, source)
             data = torch.zeros(int(size), dtype=torch.uint8)
             if self.rank == source:
@@ -75,22 +82,22 @@ class Ranks:
         return json.loads(data.numpy().tobytes())
 
     def gather(self, value: Any) -> list[Any]:
-        """What every rank calls it with, in the order of ranks, on all of them."""
+        """The JSON-serializable values that all ranks pass, by rank, on every rank."""
         return [self.broadcast(value, source) for source in range(self.size)]
 
     def barrier(self) -> None:
-        """Returns when all ranks have come here."""
-        self.sum_counts({"here": 1})
+        """Returns once every rank has called it."""
+        self.sum_counts({"arrived": 1})
 
 
 ALONE = Ranks()
 
 
 def join(device: Device) -> Ranks:
-    """This process among the ranks that torchrun, or `--nproc`, started; or the only one.
+    """Connects this process to the ranks that torchrun or `nproc` started; alone, it is rank 0.
 
-    Each takes the CUDA device of its number on the machine. Raises UsageError where there is none,
-    and LostRankError where the others do not come.
+    Each rank takes the CUDA device of its number on the machine. Raises UsageError where there is
+    no such device, and LostRankError where other ranks do not connect.
     """
     if "RANK" not in os.environ:
         return Ranks(device=choose_device(device))
@@ -98,35 +105,34 @@ def join(device: Device) -> Ranks:
         rank, size, local_rank = (int(os.environ[name]) for name in _VARIABLES)
     except (KeyError, ValueError) as error:
         raise UsageError(
-            f"RANK is set, and of {', '.join(_VARIABLES)} not all are numbers: {error}",
-            "torchrun sets them; without it, unset RANK",
+            f"RANK is set, but not all of {', '.join(_VARIABLES)} are numbers: {error}",
+            "torchrun sets them; without torchrun, unset RANK",
         ) from None
     own = choose_device(device, local_rank)
     if size > 1 and not dist.is_initialized():
         if own.type == "cuda":
             torch.cuda.set_device(own)
         backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
-        with _company():
-            dist.init_process_group(backend, timeout=_PATIENCE)
+        with lost_rank_errors():
+            dist.init_process_group(backend, timeout=_TIMEOUT)
     return Ranks(rank, size, own)
 
 
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-
-
 def leave() -> None:
-    """Waits for the other ranks, so that none is missed by one that still reads from it, and parts
-    from them."""
+    """Disconnects from the other ranks, once all of them have finished communicating."""
     if dist.is_initialized():
         Ranks(dist.get_rank(), dist.get_world_size()).barrier()
         dist.destroy_process_group()
 
 
 def choose_device(name: Device, local_rank: int | None = None) -> torch.device:
-    """`auto`: CUDA where there is one. Raises UsageError where `cuda` is asked for in vain, or
-    where the machine has fewer devices than ranks."""
+    """The torch device of a config's `device`; `auto` is CUDA where it is available.
+
+    Raises UsageError where `cuda` was requested but is not available, and where the machine has
+    fewer CUDA devices than ranks.
+    """
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: no CUDA device is available here, allowed: cpu, auto")
+        raise UsageError("`device` cuda: no CUDA device is available here, allowed: cpu, auto")
     if name == "cpu" or not torch.cuda.is_available():
         return _CPU
     if local_rank is None:
@@ -134,17 +140,33 @@ def choose_device(name: Device, local_rank: int | None = None) -> torch.device:
     count = torch.cuda.device_count()
     if local_rank >= count:
         raise UsageError(
-            f"rank {local_rank} of this machine: a rank takes a CUDA device, found {count}",
-            f"allowed: up to {count} ranks here, or --device cpu",
+            f"rank {local_rank} of this machine: each rank needs a CUDA device, found {count}",
+            f"allowed: up to {count} ranks on this machine, or `device` = cpu",
         )
     return torch.device("cuda", local_rank)
 
 
-class SharedRun(Run):
-    """A `Run` that the first rank alone holds; the others learn where it is and what became of it.
+@contextlib.contextmanager
+def lost_rank_errors() -> Iterator[None]:
+    """Turns errors of torch.distributed into LostRankError.
 
-    Every rank may write files to `directory`, and `add` them. All must see it, unless the artifact
-    is at a URI: then each machine has one of its own.
+    gloo raises plain RuntimeError and puts its name in the message; nccl and the store raise
+    DistError. Other errors inside the block, such as those of a backward pass, are not changed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        message = str(error).strip().partition("\n")[0]
+        if not isinstance(error, dist.DistError) and "gloo" not in message.lower():
+            raise
+        raise LostRankError(f"another rank has ended or cannot be reached: {message}") from None
+
+
+class SharedRun(Run):
+    """A `Run` that only rank 0 opens and commits; the other ranks receive its folder and result.
+
+    Every rank may write files to `directory` and `add` them. All ranks must see the directory,
+    except for an artifact at a URI: then each machine has a local one.
     """
 
     def __init__(self, ranks: Ranks, *args: Any, **kwargs: Any) -> None:
@@ -152,20 +174,20 @@ class SharedRun(Run):
         self._ranks = ranks
 
     def __enter__(self) -> Self:
-        found = None
+        opened = None
         if self._ranks.is_first:
             super().__enter__()
             finished = self.finished.model_dump(mode="json") if self.finished else None
-            found = {
+            opened = {
                 "finished": finished,
                 "directory": None if finished else self.directory.name,
                 "uploaded": {n: entry.model_dump() for n, entry in self._store.uploaded.items()},
             }
-        found = self._ranks.broadcast(found)
-        if found["finished"]:
-            self.finished = Manifest.model_validate(found["finished"])
+        opened = self._ranks.broadcast(opened)
+        if opened["finished"]:
+            self.finished = Manifest.model_validate(opened["finished"])
         elif not self._ranks.is_first:
-            self._join(found["directory"], found["uploaded"])
+            self._join(opened["directory"], opened["uploaded"])
         return self
 
     def __exit__(
@@ -185,14 +207,10 @@ class SharedRun(Run):
         self._store.join(self.directory, entries)
 
     def commit(self, statistics: Mapping[str, Any], config: Config | None = None) -> Manifest:
-        """As of `Run`, with the files that any rank added, when all have come here."""
+        """Commits the files that any rank added. All ranks must call it; rank 0 commits."""
         own = [entry.model_dump() for entry in self._entries.values()]
-        everyone = self._ranks.gather(own)
-        self._entries = {
-            entry.logical_name: entry
-            for some in everyone
-            for entry in map(FileEntry.model_validate, some)
-        }
+        entries = [FileEntry.model_validate(e) for some in self._ranks.gather(own) for e in some]
+        self._entries = {entry.logical_name: entry for entry in entries}
         content = None
         if self._ranks.is_first:
             content = super().commit(statistics, config).model_dump(mode="json")
@@ -200,12 +218,3 @@ class SharedRun(Run):
         if isinstance(self.location, Remote):
             self._store.collect(set())
         return self.finished
-
-
-@contextlib.contextmanager
-def _company() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # of torch.distributed: it has no narrower one for all backends
-        reason = str(error).strip().partition("\n")[0]
-        raise LostRankError(f"another rank has ended, or is out of reach: {reason}") from None

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, taken when the work at hand is saved."""
+"""SIGINT (Ctrl-C) and SIGTERM as a request to save and stop."""
 
 import contextlib
 import signal
@@ -11,28 +11,31 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that gets the number of the first SIGINT or SIGTERM; a second one acts at once."""
+    """Gives a list to which the first SIGINT or SIGTERM is appended instead of ending the process.
+
+    A second one has its usual effect. Outside the main thread, signals are left as they are.
+    """
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
         received.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, previous[number])
 
-    before = {int(number): signal.getsignal(number) for number in SIGNALS}
+    previous = {int(number): signal.getsignal(number) for number in SIGNALS}
     try:
-        for number in before:
+        for number in previous:
             signal.signal(number, note)
-    except ValueError:  # not the main thread: the caller's own signals are its affair
-        before = {}
+    except ValueError:  # only the main thread can set signal handlers
+        previous = {}
     try:
         yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def stopped(signal_number: int, saved: str) -> InterruptedRunError:
-    """What to raise after a signal, once the state is saved."""
+    """The error to raise once the state is saved after a signal; `saved` says what was saved."""
     name = signal.Signals(signal_number).name
-    hint = "the same command with --resume goes on"
+    hint = "`resume` continues it"
     return InterruptedRunError(signal_number, f"stopped by {name}; {saved}", hint)

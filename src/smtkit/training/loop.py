@@ -1,10 +1,11 @@
-"""The one loop: every method trains in it. A method is an objective, a source gives its batches."""
+"""The training loop that every method runs in."""
 
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic
 
 import torch
@@ -16,95 +17,99 @@ from smtkit.storage.manifest import METRICS
 from smtkit.training.checkpoint import TrainingState
 from smtkit.training.distributed import ALONE, Ranks
 from smtkit.training.interrupts import SIGNALS, stop_signals, stopped
-from smtkit.training.metrics import MetricsFile, Tally, added
+from smtkit.training.metrics import MetricsFile, Tally, add_counts
 from smtkit.training.optimizer import build_optimizer, schedule
+from smtkit.training.parallel import ParallelNetwork, full_tensor, full_tensors
 from smtkit.training.progress import Progress, Silent
 from smtkit.training.protocols import FREE_RUNNING_ACCURACY, BatchT, Method, Sampler, Validation
 
+CLOCKS: Mapping[str, Callable[[], float]] = MappingProxyType(
+    {"wall": time.monotonic, "cpu": time.process_time}
+)
+"""`training.clock` to a function that returns seconds."""
+
 
 class Trainer(Generic[BatchT]):
-    """Trains `method` on `source` until `config` says stop; saves to and resumes from `directory`.
+    """Trains a method on the batches of a sampler, until `config` ends the run.
 
-    Each of `ranks` computes its slice of every batch; all make the same updates of the same
-    weights, and the first of them writes. `run` returns the last validation's means. It raises
-    NonFiniteLossError before an update that would spoil the weights, and InterruptedRunError, with
-    the state saved, on SIGINT and SIGTERM of any rank.
+    The state of the run is saved to `directory`, and resumed from there. Each of the `ranks`
+    computes a slice of every batch; all make the same updates, and rank 0 writes, after which it
+    calls `on_checkpoint`.
     """
 
     def __init__(
         self,
         method: Method[BatchT],
-        source: Sampler[BatchT],
+        sampler: Sampler[BatchT],
         validations: Sequence[Validation[Any]],
         config: TrainingConfig,
         directory: Path,
-        device: torch.device,
-        progress: Progress,
-        on_checkpoint: Callable[[], None],
+        *,
         ranks: Ranks = ALONE,
+        progress: Progress | None = None,
+        on_checkpoint: Callable[[], None] = lambda: None,
+        clocks: Mapping[str, Callable[[], float]] = CLOCKS,
     ) -> None:
         config.micro_batch(ranks.size)
         self._method = method
-        self._source = source
+        self._sampler = sampler
         self._validations = validations
         self._config = config
         self._directory = directory
-        self._device = device
-        self._progress = progress if ranks.is_first else Silent()
-        self._on_checkpoint = on_checkpoint
         self._ranks = ranks
-        method.network.to(device)
+        self._progress = progress if progress and ranks.is_first else Silent()
+        self._on_checkpoint = on_checkpoint
+        self._clock = clocks[config.clock]
+        method.network.to(ranks.device)
+        method.state.to(ranks.device)
         if config.compile:
             for module in method.network.children():
                 module.compile()
-        method.state.to(device)
+        self._network = ParallelNetwork(method.network, ranks, config.sharding)
         self.state = TrainingState(
             method.network, build_optimizer(method.network, config), method.state
         )
-        self._metrics = MetricsFile(directory / METRICS)
-        self._tally = Tally()
-        self._concerned = False
-        self._reached = False
-        self._validated_at = 0.0
-        self._clock = time.process_time if config.clock == "cpu" else time.monotonic
+        self._metrics_file = MetricsFile(directory / METRICS)
+        self._tally = Tally()  # of the updates since the last record
+        self._reached_accuracy = False
+        self._validated_at = 0.0  # seconds
+        self._has_warned = False
 
     def run(self) -> dict[str, float]:
-        if self.state.load(self._directory):
-            self._on_checkpoint()
-        self._check_steps(self._ranks.gather(self.state.step))
-        if self._ranks.is_first:
-            self._metrics.truncate(self.state.step)
-        validated: dict[str, float] = {}
-        with stop_signals() as received:
-            while not self._finished():
-                began = self._clock()
-                batches = self._read()
-                known = self._agree(batches, received)
-                if known.stopped_by:
-                    self._save()
-                    self._ranks.barrier()  # none says that it is saved before it is
-                    raise stopped(known.stopped_by, f"saved at step {self.state.step}")
-                self._step(batches, known.counts)
-                self.state.tokens += known.tokens
-                self.state.seconds = self._agreed(self.state.seconds + self._clock() - began)
-                if (last := self._finished()) or self.state.step % self._config.log_every == 0:
-                    self._log()
-                if last or self._validation_is_due():
-                    validated = self._validate()
-                if not self._finished() and self._checkpoint_is_due():
-                    self._save()
-        return validated or self._validate()
+        """Trains to the end; returns the means of the last validation.
 
-    def _check_steps(self, steps: Sequence[int]) -> None:
-        """Raises ArtifactError where not all ranks see the same checkpoint."""
-        if len(set(steps)) > 1:
-            raise ArtifactError(
-                f"{self._directory}: the ranks see checkpoints of steps {sorted(set(steps))}",
-                "to resume, all need the folder of the run",
-            )
+        Raises NonFiniteLossError before an update that would spoil the weights, and
+        InterruptedRunError, after saving the state, on SIGINT or SIGTERM of any rank.
+        """
+        self._resume()
+        means: dict[str, float] = {}
+        with stop_signals() as received:
+            while not self._is_finished():
+                started = self._clock()
+                batches = self._read()
+                agreed = self._agree(batches, received)
+                if agreed.signal is not None:
+                    self._stop(agreed.signal)
+                self._step(batches, agreed.counts)
+                self.state.tokens += agreed.tokens
+                self.state.seconds = self._agree_on_seconds(
+                    self.state.seconds + self._clock() - started
+                )
+                is_last = self._is_finished()
+                if is_last or self.state.step % self._config.log_every == 0:
+                    self._log()
+                if is_last or self._validation_is_due():
+                    means = self._validate()
+                if not self._is_finished() and self.state.step % self._config.checkpoint_every == 0:
+                    self._save()
+        return means or self._validate()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's state dict on the CPU of rank 0, empty on others. All ranks call it."""
+        return full_tensors(self._method.network.state_dict(), self._ranks)
 
     def statistics(self) -> dict[str, int | float]:
-        """What the run took, for the manifest."""
+        """Size and length of the run, for the manifest."""
         return {
             "steps": self.state.step,
             "tokens": self.state.tokens,
@@ -112,136 +117,145 @@ class Trainer(Generic[BatchT]):
             "parameters": sum(p.numel() for p in self._method.network.parameters()),
         }
 
-    def _finished(self) -> bool:
-        return self._reached or self._share_done() >= 1
-
-    def _share_done(self) -> float:
-        config = self._config
-        shares = (
-            self.state.step / config.max_steps if config.max_steps else 0.0,
-            self.state.seconds / config.max_seconds if config.max_seconds else 0.0,
-        )
-        return max(shares)
+    def _resume(self) -> None:
+        """Loads the checkpoint, if there is one. Raises ArtifactError where ranks see others."""
+        if self.state.load(self._directory):
+            self._on_checkpoint()
+        steps = set(self._ranks.gather(self.state.step))
+        if len(steps) > 1:
+            raise ArtifactError(
+                f"{self._directory}: the ranks see checkpoints of steps {sorted(steps)}",
+                "to resume, all ranks need the same folder",
+            )
+        if self._ranks.is_first:
+            self._metrics_file.truncate(self.state.step)
 
     def _read(self) -> list[BatchT]:
-        """This rank's slice of the step's batch, in the parts that accumulation makes of it."""
+        """This rank's slice of the step's batch, in `accumulation` parts."""
         parts, ranks = self._config.accumulation, self._ranks
         return [
-            self._source.batch(self.state.step, ranks.rank * parts + part, ranks.size * parts)
+            self._sampler.batch(self.state.step, ranks.rank * parts + part, ranks.size * parts)
             for part in range(parts)
         ]
 
-    def _agree(self, batches: Sequence[BatchT], received: Sequence[int]) -> "_Known":
-        """What no rank knows alone: it is asked once a step."""
-        counts = added(self._method.counts(batch) for batch in batches)
-        told = {f"{_SIGNAL}{number}": int(number in received) for number in SIGNALS}
-        told[_TOKENS] = sum(batch.tokens_read for batch in batches)
-        known = self._ranks.sum_counts({**counts, **told})
-        return _Known(
-            {name: known[name] for name in counts},
-            known[_TOKENS],
-            next((number for number in SIGNALS if known[f"{_SIGNAL}{number}"]), None),
+    def _agree(self, batches: Sequence[BatchT], received: Sequence[int]) -> "_Agreed":
+        """All-reduces counts, tokens and signals, once per step."""
+        counts = add_counts(self._method.counts(batch) for batch in batches)
+        signals = {f"signal {number}": int(number in received) for number in SIGNALS}
+        tokens = sum(batch.tokens_read for batch in batches)
+        total = self._ranks.sum_counts({**counts, **signals, _TOKENS: tokens})
+        return _Agreed(
+            {name: total[name] for name in counts},
+            total[_TOKENS],
+            next((number for number in SIGNALS if total[f"signal {number}"]), None),
         )
 
-    def _agreed(self, seconds: float) -> float:
-        """The first rank's clock, where it decides how far the run is."""
+    def _agree_on_seconds(self, seconds: float) -> float:
+        """Rank 0's seconds where they decide when the run ends; elsewhere this rank's own."""
         return float(self._ranks.broadcast(seconds)) if self._config.max_seconds else seconds
 
     def _step(self, batches: Sequence[BatchT], counts: Mapping[str, int]) -> None:
         step = self.state.step
-        weights = self._method.weights(step)
-        loss = torch.zeros((), device=self._device)
+        sums = self._accumulate_gradients(batches, counts)
         tally = Tally()
-        for batch in batches:
-            self._last_batch = moved(batch, self._device)
-            with self._autocast():
-                sums = self._method.losses(self._last_batch)
-            part_loss = sum(
-                (weights[name] * sums[name] / max(counts[name], 1) for name in sums),
-                start=torch.zeros((), device=self._device),
-            )
-            part_loss.backward()
-            loss += part_loss.detach()
-            tally.add({name: total.detach() for name, total in sums.items()})
-        tally.add({_LOSS: loss})
-        tally = self._summed(tally)
-        tally.count({**counts, _LOSS: 1})
-        means = tally.tensors()
+        tally.add(sums, {**counts, _LOSS: 1})
+        means = tally.means()
         self._update(means[_LOSS])
-        self._tally.merge(tally)
+        self._tally.add(sums, tally.counts)
         self._method.observe(step, {name: means[name] for name in means if counts.get(name)})
         self.state.step += 1
 
-    def _summed(self, tally: Tally) -> Tally:
-        """Gradients and sums of all ranks, in one exchange after the last part of the batch.
+    def _accumulate_gradients(
+        self, batches: Sequence[BatchT], counts: Mapping[str, int]
+    ) -> dict[str, Tensor]:
+        """Gradients and sums over all parts of the batch, on all ranks.
 
-        Not DistributedDataParallel: it takes means, wants one `forward`, and regroups what it sends
-        after a run's first step, so that a resumed run would add up in another order. Which
-        parameters have a gradient depends on the settings alone: it is the same on all ranks.
+        `counts` are those of the whole batch on all ranks, so that parts, whose losses are sums
+        over these counts, add up to the loss of the whole batch.
         """
-        named = tally.sums()
-        learned = [p for p in self._method.network.parameters() if p.grad is not None]
-        gradients = [p.grad for p in learned if p.grad is not None]
-        summed = self._ranks.sum_together([*gradients, *named.values()])
-        for parameter, gradient in zip(learned, summed, strict=False):
-            parameter.grad = gradient
-        whole = Tally()
-        whole.add(dict(zip(named, summed[len(learned) :], strict=True)))
-        return whole
+        weights = self._method.weights(self.state.step)
+        totals: dict[str, Tensor] = {}
+        for part, batch in enumerate(batches, start=1):
+            self._last_batch = moved(batch, self._ranks.device)
+            with self._network.accumulating(part < len(batches)):
+                loss, sums = self._network(self._part_loss, self._last_batch, weights, counts)
+                self._network.backward(loss)
+            for name, value in {**sums, _LOSS: loss.detach()}.items():
+                totals[name] = totals[name] + value if name in totals else value
+        summed = self._ranks.sum_tensors(list(totals.values()))
+        return dict(zip(totals, summed, strict=True))
+
+    def _part_loss(
+        self, batch: BatchT, weights: Mapping[str, float], counts: Mapping[str, int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted loss of a part of the batch, and its sums without their graph."""
+        with self._autocast():
+            sums = self._method.losses(batch)
+        loss = torch.zeros((), device=self._ranks.device)
+        for name, value in sums.items():
+            loss = loss + weights[name] * value / max(counts[name], 1)
+        return loss, {name: value.detach() for name, value in sums.items()}
 
     def _update(self, loss: Tensor) -> None:
-        step, optimizer = self.state.step, self.state.optimizer
-        norm = nn.utils.clip_grad_norm_(self._method.network.parameters(), self._config.clip)
+        """Clips the gradient and updates the weights, unless loss or gradient is not finite."""
+        config, optimizer = self._config, self.state.optimizer
+        norm = full_tensor(nn.utils.clip_grad_norm_(self._method.network.parameters(), config.clip))
         if not bool(torch.isfinite(loss + norm)):
             raise NonFiniteLossError(
-                f"step {step}: loss is {float(loss)}, gradient norm {float(norm)}; no update made",
-                "try a smaller training.learning_rate, or training.precision=float32",
+                f"step {self.state.step}: loss is {float(loss)}, gradient norm {float(norm)}; "
+                "no update made",
+                "try a smaller `training.learning_rate`, or `training.precision` = float32",
             )
-        self._rate = self._config.learning_rate * schedule(self._config, step, self._share_done())
+        factor = schedule(config, self.state.step, self._fraction_done())
+        self._rate, self._norm = config.learning_rate * factor, norm
         for group in optimizer.param_groups:
             group["lr"] = self._rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        self._norm = norm
 
+    @torch.no_grad()
     def _log(self) -> None:
-        tally, self._tally = self._tally, Tally()
-        if not self._ranks.is_first:
-            return
+        """Writes, displays and checks the means of all updates since the last record."""
+        # A sharded network needs all ranks, also for what rank 0 alone writes.
+        diagnostics = self._network(self._method.diagnostics, self._last_batch)
+        terms = {name: float(mean) for name, mean in self._tally.means().items()}
+        self._tally = Tally()
+        speed = self.state.tokens / max(self.state.seconds, 1e-9)
         metrics = {
-            **tally.means(),
+            **terms,
             "gradient_norm": float(self._norm),
             "learning_rate": self._rate,
-            **self._method.diagnostics(self._last_batch),
+            **diagnostics,
         }
-        speed = self.state.tokens / max(self.state.seconds, 1e-9)
         self._write("train", metrics, tokens_per_second=round(speed, 1))
         self._progress.update(
             "training",
             self.state.step if self._config.max_steps else round(self.state.seconds, 1),
             self._config.max_steps or self._config.max_seconds,
             tokens_per_second=speed,
-            **tally.means(),
+            **terms,
         )
-        concern = self._method.concern(metrics)
-        if concern and not self._concerned:
-            self._progress.warn(f"step {self.state.step}: {concern}")
-        self._concerned = concern is not None
+        warning = self._method.warning(metrics)
+        if warning and not self._has_warned:
+            self._progress.warn(f"step {self.state.step}: {warning}")
+        self._has_warned = warning is not None
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
+        """Means over held-out batches, on all ranks."""
         tally, ranks = Tally(), self._ranks
         self._method.network.eval()
         for validation in self._validations:
             for step in range(validation.batches):
-                batch = validation.source.batch(step, ranks.rank, ranks.size)
+                batch = validation.sampler.batch(step, ranks.rank, ranks.size)
+                counts = validation.measure.counts(batch)
                 with self._autocast():
-                    tally.add(validation.measure.losses(moved(batch, self._device)))
-                tally.count(validation.measure.counts(batch))
+                    sums = self._network(validation.measure.losses, moved(batch, ranks.device))
+                tally.add(sums, counts)
         self._method.network.train()
-        means = tally.over(ranks).means()
+        means = {name: float(mean) for name, mean in tally.summed(ranks).means().items()}
         goal = self._config.stop_at_accuracy
-        self._reached = goal is not None and means.get(FREE_RUNNING_ACCURACY, 0.0) >= goal
+        self._reached_accuracy = goal is not None and means.get(FREE_RUNNING_ACCURACY, 0.0) >= goal
         self._validated_at = self.state.seconds
         self._write("validation", means)
         return means
@@ -249,7 +263,7 @@ class Trainer(Generic[BatchT]):
     def _write(self, split: str, metrics: Mapping[str, float], **more: float) -> None:
         if not self._ranks.is_first:
             return
-        self._metrics.append(
+        self._metrics_file.append(
             {
                 "step": self.state.step,
                 "split": split,
@@ -260,10 +274,25 @@ class Trainer(Generic[BatchT]):
             }
         )
 
-    def _autocast(self) -> torch.autocast:
-        precision = self._config.precision
-        enabled = precision == "bfloat16" or (precision == "auto" and self._device.type == "cuda")
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=enabled)
+    def _save(self) -> None:
+        self.state.save(self._directory, self._ranks)
+        if self._ranks.is_first:
+            self._on_checkpoint()
+
+    def _stop(self, signal_number: int) -> None:
+        """Saves the state and raises InterruptedRunError."""
+        self._save()
+        self._ranks.barrier()  # no rank may report that the state is saved before it is
+        raise stopped(signal_number, f"saved at step {self.state.step}")
+
+    def _is_finished(self) -> bool:
+        return self._reached_accuracy or self._fraction_done() >= 1
+
+    def _fraction_done(self) -> float:
+        config, state = self._config, self.state
+        of_steps = state.step / config.max_steps if config.max_steps else 0.0
+        of_seconds = state.seconds / config.max_seconds if config.max_seconds else 0.0
+        return max(of_steps, of_seconds)
 
     def _validation_is_due(self) -> bool:
         seconds = self._config.validate_seconds
@@ -271,29 +300,26 @@ class Trainer(Generic[BatchT]):
             return self.state.step % self._config.validate_every == 0
         return self.state.seconds >= self._validated_at + seconds
 
-    def _checkpoint_is_due(self) -> bool:
-        return self.state.step % self._config.checkpoint_every == 0
-
-    def _save(self) -> None:
-        if self._ranks.is_first:
-            self.state.save(self._directory)
-            self._on_checkpoint()
+    def _autocast(self) -> torch.autocast:
+        precision, device = self._config.precision, self._ranks.device.type
+        enabled = precision == "bfloat16" or (precision == "auto" and device == "cuda")
+        return torch.autocast(device, torch.bfloat16, enabled=enabled)
 
 
-_LOSS, _TOKENS, _SIGNAL = "loss", "tokens read", "signal "
+_LOSS, _TOKENS = "loss", "tokens read"
 
 
 @dataclass(frozen=True)
-class _Known:
-    """Of all ranks: counts of terms, tokens that they read, and a signal that any of them got."""
+class _Agreed:
+    """Totals over all ranks: counts of terms, tokens read, and a signal that any rank received."""
 
     counts: dict[str, int]
     tokens: int
-    stopped_by: int | None
+    signal: int | None
 
 
 def moved(batch: BatchT, device: torch.device) -> BatchT:
-    """The batch on `device`; from pinned memory, and without waiting, where that is CUDA."""
+    """The batch on `device`, copied from pinned memory without waiting."""
     if device.type == "cpu":
         return batch
 
@@ -301,5 +327,11 @@ def moved(batch: BatchT, device: torch.device) -> BatchT:
         pinned = tensor.pin_memory() if tensor.numel() else tensor
         return pinned.to(device, non_blocking=True)
 
-    fields = {f.name: move(getattr(batch, f.name)) for f in dataclasses.fields(batch)}
-    return dataclasses.replace(batch, **fields)
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return dataclasses.replace(
+        batch,
+        **{
+            name: move(value) if isinstance(value, Tensor) else value.map(move)
+            for name, value in fields.items()
+        },
+    )

@@ -1,10 +1,10 @@
-"""What a run measures: sums and counts of terms, and the file of their means."""
+"""Sums and counts of loss terms, and the file of their means."""
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from smtkit.storage.files import publish
@@ -12,7 +12,7 @@ from smtkit.training.distributed import Ranks
 
 
 class MetricsFile:
-    """`metrics.jsonl`: a line of JSON for every record."""
+    """`metrics.jsonl`: one JSON object per line and record."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -22,7 +22,7 @@ class MetricsFile:
             file.write(json.dumps(record) + "\n")
 
     def truncate(self, step: int) -> None:
-        """Drops what was written after `step`: by a run that was killed before its next save."""
+        """Drops records after `step`, which a run wrote that was killed before its next save."""
         if not self._path.exists():
             return
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -32,44 +32,30 @@ class MetricsFile:
         publish(temporary, self._path)
 
 
+@dataclass
 class Tally:
-    """Sums and counts of terms."""
+    """Running sums and counts of named terms."""
 
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
-    def add(self, sums: Mapping[str, Tensor]) -> None:
+    def add(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
         for name, total in sums.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(total)) + total
+            self.sums[name] = self.sums[name] + total if name in self.sums else total
+        self.counts = add_counts([self.counts, counts])
 
-    def count(self, counts: Mapping[str, int]) -> None:
-        self._counts = added([self._counts, counts])
+    def summed(self, ranks: Ranks) -> "Tally":
+        """Sums and counts over all ranks."""
+        sums = ranks.sum_tensors(list(self.sums.values()))
+        return Tally(dict(zip(self.sums, sums, strict=True)), ranks.sum_counts(self.counts))
 
-    def over(self, ranks: Ranks) -> "Tally":
-        """Of all ranks together."""
-        whole, names = Tally(), sorted(self._sums)
-        summed = ranks.sum_together([self._sums[name] for name in names])
-        whole.add(dict(zip(names, summed, strict=True)))
-        whole.count(ranks.sum_counts(self._counts))
-        return whole
-
-    def merge(self, other: "Tally") -> None:
-        self.add(other._sums)
-        self.count(other._counts)
-
-    def sums(self) -> dict[str, Tensor]:
-        return dict(self._sums)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Means, left where they were computed."""
-        return {name: t / max(self._counts[name], 1) for name, t in self._sums.items()}
-
-    def means(self) -> dict[str, float]:
-        return {name: float(t) for name, t in self.tensors().items()}
+    def means(self) -> dict[str, Tensor]:
+        """Mean of each term, sum / max(count, 1), on the device of the sums."""
+        return {name: total / max(self.counts[name], 1) for name, total in self.sums.items()}
 
 
-def added(items: Iterable[Mapping[str, int]]) -> dict[str, int]:
+def add_counts(items: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Sum of the counts under each name."""
     totals: dict[str, int] = {}
     for counts in items:
         for name, count in counts.items():

@@ -1,29 +1,22 @@
-"""Batches of the next steps, read by threads while this one computes: a cache, nothing more."""
+"""Reads the batches of the next steps in threads while the current step computes."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Self
 
-BatchT = TypeVar("BatchT")
-BatchT_co = TypeVar("BatchT_co", covariant=True)
-
-
-class PureSampler(Protocol[BatchT_co]):
-    """`batch` is a pure function, which threads may call side by side."""
-
-    def batch(self, step: int, part: int = 0, parts: int = 1) -> BatchT_co: ...
+from smtkit.training.protocols import BatchT, Sampler
 
 
 class Prefetch(Generic[BatchT]):
-    """A source that reads the slices it was asked for of the next `readers` steps ahead, in so many
-    threads; with none, it is the source itself.
+    """A sampler that reads `readers` steps ahead, with one thread per step; 0: no threads.
 
-    What a thread raises, `batch` raises for the step that it was reading. Use as a context manager:
-    when it ends, for whatever reason, so do the threads, each after the batch that it is at.
+    A step is read ahead for the same (part, parts) that `batch` is called with. An exception in a
+    thread is raised by `batch` for the step that the thread was reading. Use it as a context
+    manager: on exit, each thread finishes its current batch and ends.
     """
 
-    def __init__(self, source: PureSampler[BatchT], readers: int) -> None:
-        self._source = source
+    def __init__(self, sampler: Sampler[BatchT], readers: int) -> None:
+        self._sampler = sampler
         self._readers = readers
         self._pending: dict[tuple[int, int, int], Future[BatchT]] = {}
 
@@ -44,15 +37,12 @@ class Prefetch(Generic[BatchT]):
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> BatchT:
         if not self._readers:
-            return self._source.batch(step, part, parts)
-        self._forget_all_but(range(step, step + self._readers + 1))
-        for ahead in range(step, step + self._readers + 1):
+            return self._sampler.batch(step, part, parts)
+        steps = range(step, step + self._readers + 1)
+        for key in [key for key in self._pending if key[0] not in steps]:  # the caller jumped
+            self._pending.pop(key).cancel()
+        for ahead in steps:
             key = (ahead, part, parts)
             if key not in self._pending:
-                self._pending[key] = self._threads.submit(self._source.batch, *key)
+                self._pending[key] = self._threads.submit(self._sampler.batch, *key)
         return self._pending.pop((step, part, parts)).result()
-
-    def _forget_all_but(self, steps: range) -> None:
-        """What was read ahead in vain: the caller has gone elsewhere."""
-        for key in [key for key in self._pending if key[0] not in steps]:
-            self._pending.pop(key).cancel()

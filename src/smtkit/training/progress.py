@@ -1,22 +1,22 @@
-"""How a stage tells what it does, without knowing who listens."""
+"""The interface through which stages report progress and warnings."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """A listener. The command line draws a bar or prints lines; a library user may ignore it."""
+    """Receives progress and warnings: the command line draws a bar, a library user may log."""
 
     def update(
         self, task: str, completed: float, total: float | None, **metrics: float | str
     ) -> None:
-        """`completed` of `total` units of `task` are done; `metrics` are what to show beside it."""
+        """Reports that `completed` of `total` units of `task` are done, with metrics to display."""
 
     def warn(self, message: str) -> None:
-        """Something the user should know now."""
+        """Shows a warning to the user."""
 
 
 class Silent:
-    """Nobody listens."""
+    """Ignores progress and warnings."""
 
     def update(
         self, task: str, completed: float, total: float | None, **metrics: float | str

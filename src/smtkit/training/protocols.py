@@ -1,4 +1,4 @@
-"""What the loop asks of a method, of the batches it learns from, and of what it is measured by."""
+"""Interfaces between the training loop and what it trains: batches, samplers, methods."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,11 +7,14 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 from torch import Tensor, nn
 
 FREE_RUNNING_ACCURACY = "free_running_accuracy"
-"""Validation metric: accuracy of the RNN's own rollout."""
+"""Validation metric: accuracy of the RNN's free-running predictions."""
 
 
 class Batch(Protocol):
-    """A dataclass of tensors."""
+    """A dataclass whose fields are tensors, or objects with `map(function)`.
+
+    `map` returns a copy with the function applied to each of the object's tensors.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -25,13 +28,16 @@ BatchT_contra = TypeVar("BatchT_contra", bound=Batch, contravariant=True)
 
 
 class Sampler(Protocol[BatchT_co]):
-    """Slice `part` of `parts` of the batch of `step`: a pure function."""
+    """Gives slice `part` of `parts` of the batch of `step`.
+
+    `batch` is a pure function, which several threads may call at once.
+    """
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> BatchT_co: ...
 
 
 class Measure(Protocol[BatchT_contra]):
-    """Sums of named terms over a batch, and their counts. A mean is sum / max(count, 1)."""
+    """Named terms of a batch: their sums and their counts. A mean is sum / max(count, 1)."""
 
     def counts(self, batch: BatchT_contra) -> dict[str, int]: ...
 
@@ -39,13 +45,11 @@ class Measure(Protocol[BatchT_contra]):
 
 
 class Method(Measure[BatchT_contra], Protocol[BatchT_contra]):
-    """An objective: a measure whose terms have weights.
+    """A training objective: a measure whose terms are weighted and added to a loss.
 
     The loss is the sum over terms of weight * mean, with sums and counts taken over all parts of
-    the batch, on all ranks. `observe` is told the means of every update's terms, but for those that
-    counted nothing; what the method keeps of them lies in `state` (buffers), which is saved with
-    the run.
-    `diagnostics` are more numbers to log; `concern` says what of them the user should know now.
+    the batch on all ranks. `network` is what the optimizer updates. `state` holds, in its buffers,
+    what the method remembers between updates; it is saved in checkpoints.
     """
 
     @property
@@ -54,19 +58,23 @@ class Method(Measure[BatchT_contra], Protocol[BatchT_contra]):
     @property
     def state(self) -> nn.Module: ...
 
-    def weights(self, step: int) -> dict[str, float]: ...
+    def weights(self, step: int) -> dict[str, float]:
+        """Weight of each term in the update of `step`."""
 
-    def observe(self, step: int, means: Mapping[str, Tensor]) -> None: ...
+    def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
+        """Called after each update with the means of all terms whose count is not zero."""
 
-    def diagnostics(self, batch: BatchT_contra) -> dict[str, float]: ...
+    def diagnostics(self, batch: BatchT_contra) -> dict[str, float]:
+        """Additional values to log with the losses."""
 
-    def concern(self, metrics: Mapping[str, float]) -> str | None: ...
+    def warning(self, metrics: Mapping[str, float]) -> str | None:
+        """A warning for the user about logged `metrics`, or None."""
 
 
 @dataclass(frozen=True)
 class Validation(Generic[BatchT]):
-    """A measure of held-out batches: steps 0..`batches` - 1 of `source`."""
+    """A measure of held-out batches: steps 0..`batches` - 1 of `sampler`."""
 
     measure: Measure[BatchT]
-    source: Sampler[BatchT]
+    sampler: Sampler[BatchT]
     batches: int

@@ -1,0 +1,132 @@
+"""The network on all ranks: replicated by DistributedDataParallel, or sharded by FSDP."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from smtkit.errors import UsageError
+from smtkit.training.distributed import Ranks, lost_rank_errors
+
+ResultT = TypeVar("ResultT")
+
+
+class ParallelNetwork:
+    """Calls functions of a network so that `backward` sums gradients over ranks.
+
+    DDP and FSDP act in hooks on the `forward` of one module, but methods call the parts of their
+    network directly (`encoder.encode_at`, `cell.rollout`). So the network is wrapped in a module
+    whose `forward` runs any given function. Parameters keep their names in `network`.
+    """
+
+    def __init__(self, network: nn.Module, ranks: Ranks, sharding: Literal["none", "fsdp"]) -> None:
+        self._ranks = ranks
+        self._caller: nn.Module = _Caller(network)
+        if ranks.size == 1:
+            return
+        with lost_rank_errors():
+            if sharding == "fsdp":
+                _shard(self._caller, network, ranks)
+            else:
+                # find_unused_parameters: terms with weight 0 or a part that no term uses leave
+                # parameters without gradient. It also keeps DDP from regrouping its buckets after
+                # the first step, after which a resumed run would add gradients in another order.
+                self._caller = DistributedDataParallel(
+                    self._caller, find_unused_parameters=True, gradient_as_bucket_view=True
+                )
+
+    def __call__(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        """`function(*arguments)`, with all of the network's parameters present on this rank.
+
+        All ranks must call it. Unless gradients are disabled, `function` must return the loss,
+        alone or in a tuple, and `backward` must follow.
+        """
+        with lost_rank_errors():
+            return self._caller(function, *arguments)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of the sum of all ranks' `loss` to the parameters' `grad`."""
+        with lost_rank_errors():
+            (loss * self._ranks.size).backward()  # DDP and FSDP average over ranks
+
+    @contextlib.contextmanager
+    def accumulating(self, enabled: bool) -> Iterator[None]:
+        """If `enabled`, gradients inside the block stay local, to be summed by a later `backward`.
+
+        All parts of a batch must use the same parameters: DDP does not sum the gradient of a
+        parameter that the last part leaves unused.
+        """
+        if not enabled:
+            yield
+        elif isinstance(self._caller, DistributedDataParallel):
+            with self._caller.no_sync():
+                yield
+        else:
+            synchronize = getattr(
+                self._caller, "set_requires_gradient_sync", lambda _: None
+            )  # FSDP
+            synchronize(False)
+            yield
+            synchronize(True)
+
+
+class _Caller(nn.Module):
+    """A module whose `forward` calls a function of the network it holds."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        return function(*arguments)
+
+
+def _shard(caller: nn.Module, network: nn.Module, ranks: Ranks) -> None:
+    """Shards every block of a ModuleList by itself, and all other parameters together."""
+    try:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:
+        raise UsageError(
+            f"`training.sharding` (fsdp): needs torch 2.6 or later, found {torch.__version__}"
+        ) from None
+    mesh = init_device_mesh(ranks.device.type, (ranks.size,))
+    for module in network.modules():
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                fully_shard(block, mesh=mesh)
+    # Parameters are sharded again after every forward, so that they are DTensors between calls.
+    fully_shard(caller, mesh=mesh, reshard_after_forward=True)
+
+
+def full_tensors(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """The tensors with all shards gathered, on the CPU of rank 0; empty on other ranks.
+
+    All ranks must call it, with the same names in the same order.
+    """
+    gathered = {}
+    for name, tensor in tensors.items():
+        whole = full_tensor(tensor)
+        if ranks.is_first:
+            gathered[name] = whole.detach().cpu()
+    return gathered
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that is sharded over ranks; any other tensor as it is."""
+    with lost_rank_errors():
+        gather = getattr(tensor, "full_tensor", None)  # DTensor
+        return gather() if gather else tensor
+
+
+def like_parameter(tensor: Tensor, parameter: Any) -> Tensor:
+    """This rank's shard of `tensor` if `parameter` is sharded and of the same shape."""
+    if not hasattr(parameter, "full_tensor") or tensor.shape != parameter.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = tensor.to(parameter.device)
+    return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
