@@ -24,23 +24,26 @@ def named_errors(path: Path) -> Iterator[None]:
         raise InputOutputError(f"{path}: {reason}", hint) from None
 
 
-def write_atomically(path: Path, content: str) -> None:
-    """Replaces `path` with `content`: a reader sees the whole old file or the whole new one.
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path, whose file replaces `path` when the block ends without an error.
 
-    Raises InputOutputError.
+    A reader sees the whole old file or the whole new one. Raises InputOutputError.
     """
-    temporary = temporary_path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # of no other process
     try:
         with named_errors(path):
-            temporary.write_text(content, encoding="utf-8")
+            yield temporary
             publish(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
-def temporary_path(path: Path) -> Path:
-    """A hidden name beside `path` that no other process uses."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+def write_atomically(path: Path, content: str) -> None:
+    """Replaces `path` with `content` through `atomic_file`."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
 
 
 def publish(temporary: Path, path: Path) -> None:

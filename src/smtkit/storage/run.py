@@ -98,6 +98,13 @@ class Run:
         elif self._lock:
             self._lock.release()
 
+    def join(self, folder: str) -> None:
+        """Takes part in a run that another process has entered, and that has this `folder`. Used in
+        place of entering it."""
+        self.directory = self._store.directory / folder
+        self._store.names()
+        self._store.begin(self.directory, self._record)
+
     def keep(self) -> None:
         """Marks the folder as worth resuming from: it stays if the run fails."""
         self._kept = True
@@ -249,5 +256,5 @@ class Run:
         name = self._record.key() if self._part else secrets.token_hex(4)
         self.directory = self._store.directory / f"run-{name}"
         self.directory.mkdir(exist_ok=self._part)
-        write_atomically(self.directory / RUN_RECORD, self._record.model_dump_json(indent=2))
+        write_atomically(self.directory / RUN_RECORD, self._record.text())
         self._store.begin(self.directory, self._record)

@@ -8,7 +8,7 @@ from typing import Self
 import pyarrow as pa
 
 from smtkit.errors import ArtifactError
-from smtkit.storage.files import named_errors, publish, temporary_path
+from smtkit.storage.files import atomic_file, named_errors
 from smtkit.storage.run import Run
 
 
@@ -18,14 +18,12 @@ def shard_writer(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchFileWr
 
     Raises InputOutputError.
     """
-    temporary = temporary_path(path)
-    try:
-        with named_errors(path):
-            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                yield writer
-            publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        atomic_file(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as writer,
+    ):
+        yield writer
 
 
 class ShardSeries:

@@ -54,6 +54,10 @@ class RunRecord(BaseModel):
             message = f"{path}: damaged: {error.errors()[0]['msg']}"
             raise ArtifactError(message, "`overwrite` starts anew") from None
 
+    def text(self) -> str:
+        """The content of the file."""
+        return self.model_dump_json(indent=2) + "\n"
+
     def key(self) -> str:
         """Eight hexadecimal digits, the same for all parts of one run."""
         text = json.dumps(self.identity, sort_keys=True)
@@ -90,10 +94,7 @@ class LocalStore:
         return len(list(run.iterdir())) > 1
 
     def begin(self, run: Path, record: RunRecord) -> None:
-        """Called once by the process that starts or resumes the run in the folder `run`."""
-
-    def join(self, run: Path, uploaded: Mapping[str, FileEntry]) -> None:
-        """Called once by each other process of the run, with `uploaded` of the first."""
+        """Called once by each process of the run in the folder `run`, after `names`."""
 
     def add(self, path: Path, rows: int | None) -> FileEntry:
         """Describes a finished file, `path` in the folder of the run, for the manifest."""
@@ -162,14 +163,11 @@ class RemoteStore(LocalStore):
         return bool(self._uploaded_by(run)) or super().holds_work(run)
 
     def begin(self, run: Path, record: RunRecord) -> None:
-        self.join(run, self._uploaded_by(run))
-        content = record.model_dump_json(indent=2).encode()
-        self._remote.write(f"{self._folder}.work/{RUN_RECORD}", content)
-
-    def join(self, run: Path, uploaded: Mapping[str, FileEntry]) -> None:
+        """Finds the run's uploaded files, and uploads its record."""
         run.mkdir(parents=True, exist_ok=True)
+        self.uploaded = self._uploaded_by(run)
         self._folder = f"{run.name}-{self._token}"
-        self.uploaded = dict(uploaded)
+        self._remote.write(f"{self._folder}.work/{RUN_RECORD}", record.text().encode())
 
     def add(self, path: Path, rows: int | None) -> FileEntry:
         """Uploads a finished file and its receipt. A file with rows, a shard, then leaves the

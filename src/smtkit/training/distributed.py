@@ -178,16 +178,13 @@ class SharedRun(Run):
         if self._ranks.is_first:
             super().__enter__()
             finished = self.finished.model_dump(mode="json") if self.finished else None
-            opened = {
-                "finished": finished,
-                "directory": None if finished else self.directory.name,
-                "uploaded": {n: entry.model_dump() for n, entry in self._store.uploaded.items()},
-            }
+            directory = None if finished else self.directory.name
+            opened = {"finished": finished, "directory": directory}
         opened = self._ranks.broadcast(opened)
         if opened["finished"]:
             self.finished = Manifest.model_validate(opened["finished"])
         elif not self._ranks.is_first:
-            self._join(opened["directory"], opened["uploaded"])
+            self.join(opened["directory"])
         return self
 
     def __exit__(
@@ -200,11 +197,6 @@ class SharedRun(Run):
             super().__exit__(kind, error, traceback)
         elif error is not None and self.finished is None and not self._kept:
             self._store.discard_uploads()
-
-    def _join(self, directory: str, uploaded: Mapping[str, Any]) -> None:
-        self.directory = self._store.directory / directory
-        entries = {name: FileEntry.model_validate(entry) for name, entry in uploaded.items()}
-        self._store.join(self.directory, entries)
 
     def commit(self, statistics: Mapping[str, Any], config: Config | None = None) -> Manifest:
         """Commits the files that any rank added. All ranks must call it; rank 0 commits."""
