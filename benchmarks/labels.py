@@ -29,8 +29,9 @@ from measure import machine, ratio, spread, table, take_turns
 
 from smtkit.config import TransitionObjectiveConfig
 from smtkit.corpus.windows import Windows
+from smtkit.labels.format import LabelShape
 from smtkit.labels.reader import LabelShards
-from smtkit.labels.writer import LabelShape, write_labels
+from smtkit.labels.writer import write_labels
 from smtkit.methods.smt import TransitionSampler
 from smtkit.storage.shards import read_shard
 from smtkit.training.prefetch import Prefetch
@@ -198,7 +199,7 @@ def batches(paths: list[Path], threads: int, size: int, shuffled: bool) -> Itera
     )
     with Prefetch(source, threads if threads > 1 else 0) as ahead:
         for step in range(len(labels) // size):
-            yield ahead.batch(step).memory
+            yield ahead.batch(step).memory.columns["memory"]
 
 
 def copies(paths: list[Path], threads: int, size: int, shuffled: bool) -> Iterator[np.ndarray]:

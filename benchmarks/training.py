@@ -37,12 +37,12 @@ from smtkit.config import (
     TransitionObjectiveConfig,
 )
 from smtkit.corpus.windows import Windows
+from smtkit.labels.format import LabelShape
 from smtkit.labels.reader import LabelShards
-from smtkit.labels.writer import LabelShape, write_labels
-from smtkit.methods.bptt import BackpropagationThroughTime
+from smtkit.labels.writer import write_labels
+from smtkit.methods.bptt import BackpropagationThroughTime, SequenceSampler
 from smtkit.methods.dmt import DaggerMemoryTraining, RolloutSampler
 from smtkit.methods.smt import SupervisedMemoryTraining, TransitionSampler
-from smtkit.methods.transitions import LabelSequenceSampler
 from smtkit.networks.architecture import Architecture
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.training.loop import moved
@@ -156,11 +156,11 @@ def updates(
             name = f"smt, {parts} parts" if parts > 1 else "smt"
             yield name, Update(update(smt, batches, device), "1")
     for name, rollout in ROLLOUTS.items():
-        chains = RolloutSampler(labels, objective, rollout, **settings).batch(0)
+        chains = RolloutSampler(labels, objective, rollout=rollout, **settings).batch(0)
         calls = rollout.sweeps if rollout.kind == "jacobi" else chains.tokens.shape[1]
         dmt = DaggerMemoryTraining(of_labels(), objective, rollout)
         yield f"dmt, {name}", Update(update(dmt, [chains], device), str(calls))
-    windows = LabelSequenceSampler(labels, **settings).batch(0)
+    windows = SequenceSampler(labels, **settings).batch(0)
     bptt = BackpropagationThroughTime(network(), None)
     yield "bptt", Update(update(bptt, [windows], device), str(length))
     if cell in FUSED:

@@ -33,8 +33,9 @@ from smtkit.config import (
 )
 from smtkit.corpus.shards import TokenShards, stream_schema
 from smtkit.corpus.windows import Windows
+from smtkit.labels.format import LabelShape
 from smtkit.labels.reader import LabelShards
-from smtkit.labels.writer import LabelShape, write_labels
+from smtkit.labels.writer import write_labels
 from smtkit.networks.architecture import Architecture
 from smtkit.stages import extract_labels, synthesize, tokenize, train_encoder, train_rnn
 
@@ -194,6 +195,12 @@ def numbered_labels(path: Path, lengths: list[int], window: int = 6) -> LabelSha
     shape = LabelShape(window, 2, 3, 10_000, "float32")
     write_labels(path, shape, windows, memory.astype(np.float32), np.arange(rows))
     return LabelShards([path])
+
+
+def tensor_fields(batch: object) -> list[str]:
+    """Names of the fields and properties of a batch that are tensors."""
+    names = [name for name in dir(batch) if not name.startswith("_")]
+    return [name for name in names if isinstance(getattr(batch, name), torch.Tensor)]
 
 
 def label_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from conftest import write_stream
 from smtkit import IGNORE
-from smtkit.config import TokenizeConfig
+from smtkit.config import PredictiveStateConfig, TokenizeConfig
 from smtkit.corpus.shards import TokenShards, open_split
 from smtkit.corpus.windows import TextWindows
 from smtkit.errors import ArtifactError
@@ -118,15 +118,10 @@ def test_a_stream_shorter_than_a_window_is_one_window(tmp_path):
     assert content.targets.tolist() == [tokens + [IGNORE] * 6]
 
 
-def _source(stream: TokenShards, **changes: int) -> TeacherSampler:
-    settings = {
-        "batch_size": 6,
-        "seed": 1,
-        "anchors": 3,
-        "dynamics_positions": 5,
-        "uniformity_positions": 4,
-    }
-    return TeacherSampler(TextWindows(stream, 8, 2), **{**settings, **changes})
+def _source(stream: TokenShards, batch_size: int = 6, **changes: object) -> TeacherSampler:
+    counts = {"anchors": 3, "dynamics_positions": 5, "uniformity_positions": 4}
+    objective = PredictiveStateConfig(**{"future_length": 2, **counts, **changes})
+    return TeacherSampler(TextWindows(stream, 8, 2), objective, batch_size=batch_size, seed=1)
 
 
 @pytest.mark.parametrize("length", [3, 9, 41])
@@ -176,7 +171,8 @@ def test_anchors_and_uniformity_positions_are_drawn_apart_where_their_numbers_di
 
 def test_aligned_windows_draw_the_same_uniformity_positions_also_in_parts(tmp_path):
     stream, _ = _stream(tmp_path, 100)
-    source = _source(stream, batch_size=8, uniformity_positions=3, aligned=4)
+    aligned = {"uniformity_pairs": "aligned", "uniformity_group": 4}
+    source = _source(stream, batch_size=8, uniformity_positions=3, **aligned)
     differ = False
     for step in range(10):
         batch = source.batch(step)

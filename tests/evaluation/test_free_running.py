@@ -24,7 +24,6 @@ from smtkit.config import (
 from smtkit.corpus.windows import open_windows
 from smtkit.evaluation.free_running import FreeRunning
 from smtkit.methods.bptt import BackpropagationThroughTime, SequenceBatch, SequenceSampler
-from smtkit.methods.transitions import LabelSequenceSampler
 from smtkit.networks.loading import load_teacher
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.stages import extract_labels, synthesize, train_encoder, train_rnn
@@ -82,7 +81,7 @@ def test_means_are_those_of_a_loop_over_targets(kind, normalize):
 
 def test_labels_give_the_tokens_and_targets_of_their_windows(tmp_path):
     labels = numbered_labels(tmp_path / "labels.arrow", [4, 2, 4], window=6)
-    batch = LabelSequenceSampler(labels, batch_size=3, seed=0).batch(0)
+    batch = SequenceSampler(labels, batch_size=3, seed=0).batch(0)
     assert sorted(zip(batch.tokens.tolist(), batch.length.tolist(), strict=True)) == [
         ([100 * row + i for i in range(4)], length) for row, length in enumerate([4, 2, 4])
     ]

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from conftest import label_rows, model_bytes, numbered_labels, rnn_config, shards
+from conftest import label_rows, model_bytes, numbered_labels, rnn_config, shards, tensor_fields
 from smtkit.config import (
     ExtractLabelsConfig,
     RolloutConfig,
@@ -29,16 +29,17 @@ from smtkit.config import (
 from smtkit.corpus.windows import Windows
 from smtkit.errors import ArtifactError, InputOutputError
 from smtkit.labels.buffers import Buffers
-from smtkit.labels.codec import STORED_TYPES, decode, encode
+from smtkit.labels.codec import CODECS, EncodedMemory
+from smtkit.labels.format import LabelShape
 from smtkit.labels.reader import LabelShards
-from smtkit.labels.writer import LabelShape, write_labels
+from smtkit.labels.writer import write_labels
 from smtkit.methods.dmt import RolloutSampler
 from smtkit.methods.smt import TransitionSampler
 from smtkit.stages import extract_labels, train_rnn
 from smtkit.training.order import SampleOrder
 from smtkit.training.prefetch import Prefetch
 
-DTYPES = list(STORED_TYPES)
+DTYPES = list(CODECS)
 READERS = [0, 1, 2, 3, 8]
 LENGTHS = [6, 6, 1, 5, 3, 2, 6, 4, 6, 6, 5]
 # What each number may be off by, as a share of itself: half of its last bit.
@@ -55,6 +56,10 @@ def _made(path: Path, memory: np.ndarray, dtype: str) -> LabelShards:
     return LabelShards([path])
 
 
+def _stored(memory: EncodedMemory) -> torch.Tensor:
+    return memory.columns["memory"]
+
+
 def _normal(*size: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(size, dtype=np.float32)
 
@@ -65,15 +70,13 @@ def _sources(labels: LabelShards) -> list:
     return [
         TransitionSampler(labels, objective, positions=2, **settings),
         TransitionSampler(labels, objective, positions=9, **settings),
-        RolloutSampler(labels, objective, RolloutConfig(depth=3), **settings),
+        RolloutSampler(labels, objective, rollout=RolloutConfig(depth=3), **settings),
     ]
 
 
 def _content(batch: object) -> dict[str, torch.Tensor]:
     """A copy of everything that a method can ask a batch for."""
-    derived = [name for name, kind in vars(type(batch)).items() if isinstance(kind, property)]
-    found = {name: getattr(batch, name) for name in (*vars(batch), *derived)}
-    return {name: torch.as_tensor(value).clone() for name, value in found.items()}
+    return {name: getattr(batch, name).clone() for name in tensor_fields(batch)}
 
 
 def _assert_equal(found: object, expected: dict[str, torch.Tensor]) -> None:
@@ -108,7 +111,7 @@ def test_parts_of_any_number_make_the_same_batches(tmp_path, parts, readers):
         with Prefetch(_sources(labels)[kind], readers) as source:
             for step in range(10):
                 slices = [source.batch(step, part, parts) for part in range(parts)]
-                for name in ("before", "start", "after", "target", "first_target"):
+                for name in ("before", "start", "after", "target", "initial_target"):
                     whole = getattr(alone.batch(step), name, None)
                     if whole is not None:
                         assert torch.equal(torch.cat([getattr(s, name) for s in slices]), whole)
@@ -210,7 +213,7 @@ def test_a_buffer_that_is_too_small_is_not_lent():
 def _several_parts(path: Path) -> LabelShards:
     """Three rows of seven positions; three share a checksum."""
     labels = _made(path, _normal(3, 7, 2, 14000), "float16")
-    assert labels.shape.checked == 3
+    assert labels.shape.part_length == 3
     return labels
 
 
@@ -273,7 +276,7 @@ def test_checksums_are_those_that_are_documented(tmp_path, dtype):
                 part = of(name, row)[first * width : (first + together) * width]
                 expected.append(xxhash.xxh3_64_intdigest(part))
         assert columns.column("xxh3").to_pylist()[row] == expected
-    assert labels.shape.checked == together
+    assert labels.shape.part_length == together
 
 
 def test_a_flipped_bit_of_a_scale_is_found(tmp_path):
@@ -290,7 +293,7 @@ def test_a_shard_that_lost_bytes_in_its_middle_is_refused(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[:1000] + content[3000:])
     with pytest.raises(ArtifactError, match=str(path)):
-        LabelShards([path]).windows(np.array([0]))
+        LabelShards([path]).read(np.array([0]))
 
 
 @pytest.mark.parametrize("positions", [range(7), np.array([[1, 5]])])
@@ -307,15 +310,16 @@ def test_no_flipped_bit_is_more_than_an_error_or_a_right_row(tmp_path):
     path = tmp_path / "train-00000.arrow"
     _made(path, _normal(2, 4, 1, 2), "int8")
     sound = path.read_bytes()
-    rows, expected = np.arange(2), LabelShards([path]).memories(np.arange(2), range(4))[0]
+    rows = np.arange(2)
+    expected = _stored(LabelShards([path]).memories(rows, range(4)))
     for place in range(0, len(sound), 3):
         content = bytearray(sound)
         content[place] ^= 1 << place % 8
         path.write_bytes(content)
         try:
             labels = LabelShards([path])
-            labels.windows(rows)
-            assert torch.equal(labels.memories(rows, range(4))[0], expected)
+            labels.read(rows)
+            assert torch.equal(_stored(labels.memories(rows, range(4))), expected)
         except ArtifactError:
             pass
 
@@ -335,14 +339,14 @@ def test_a_shape_that_cannot_be_is_refused(tmp_path, window):
 def test_what_comes_in_pieces_is_put_together(tmp_path, monkeypatch):
     path = tmp_path / "train-00000.arrow"
     labels, rows = _several_parts(path), np.arange(3)
-    expected = labels.memories(rows, range(7))[0].clone()
+    expected = _stored(labels.memories(rows, range(7))).clone()
     read = os.preadv
 
     def some(file: int, buffers: tuple[memoryview], offset: int) -> int:
         return read(file, [buffers[0][:10_001]], offset)
 
     monkeypatch.setattr(os, "preadv", some)
-    assert torch.equal(labels.memories(rows, range(7))[0], expected)
+    assert torch.equal(_stored(labels.memories(rows, range(7))), expected)
 
 
 def test_a_missing_shard_is_named(pipeline, tmp_path):
@@ -402,10 +406,10 @@ finite = st.floats(-(2.0**15), 2.0**15, width=32).filter(lambda x: x == 0 or abs
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @given(memory=arrays(np.float32, array_shapes(min_dims=3, max_dims=3), elements=finite))
 def test_floats_come_back_to_half_of_their_last_bit(dtype, memory):
-    numbers, scale = encode(torch.from_numpy(memory), dtype)
-    back = decode(numbers, torch.empty(0)).numpy()
+    columns = CODECS[dtype].encode(torch.from_numpy(memory))
+    back = CODECS[dtype].decode(columns).numpy()
 
-    assert scale is None
+    assert columns.keys() == {"memory"}
     smallest = 2.0**-25 if dtype == "float16" else 0.0  # half of a subnormal's last bit
     assert (
         np.abs(back.astype(np.float64) - memory) <= SHARE[dtype] * np.abs(memory) + smallest
@@ -414,10 +418,9 @@ def test_floats_come_back_to_half_of_their_last_bit(dtype, memory):
 
 @given(memory=arrays(np.float32, array_shapes(min_dims=3, max_dims=3), elements=finite))
 def test_int8_is_off_by_no_more_than_half_a_step_of_its_slot(memory):
-    numbers, scale = encode(torch.from_numpy(memory), "int8")
-    assert scale is not None
-    back = decode(numbers, scale).numpy()
-    step = scale.numpy().astype(np.float64)[..., None]
+    columns = CODECS["int8"].encode(torch.from_numpy(memory))
+    back = CODECS["int8"].decode(columns).numpy()
+    step = columns["scale"].numpy().astype(np.float64)[..., None]
 
     largest = np.abs(memory).max(-1, keepdims=True).astype(np.float64)
     np.testing.assert_allclose(step, largest / 127, rtol=1e-6)
@@ -432,11 +435,10 @@ def test_int8_is_off_by_no_more_than_half_a_step_of_its_slot(memory):
 def test_int8_is_exact_on_its_grid(steps, exponent, factor):
     steps[..., 0] = 127
     memory = (steps * (factor * 2.0**exponent)).astype(np.float32)
-    numbers, scale = encode(torch.from_numpy(memory), "int8")
-    assert scale is not None
+    columns = CODECS["int8"].encode(torch.from_numpy(memory))
 
-    assert (numbers.numpy() == steps).all()
-    assert (decode(numbers, scale).numpy() == memory).all()
+    assert (columns["memory"].numpy() == steps).all()
+    assert (CODECS["int8"].decode(columns).numpy() == memory).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -446,7 +448,8 @@ def test_what_is_read_is_what_lies_there(tmp_path, dtype, positions):
     path = tmp_path / "train-00000.arrow"
     labels = _made(path, memory, dtype)
     rows = np.array([3, 1])
-    found = decode(*labels.memories(rows, positions))
+    found = labels.memories(rows, positions)
+    found = found.decode(torch.arange(len(found.columns["memory"])))
     # By hand, from the file.
     columns = pa.ipc.open_file(path).read_all()
     values = columns.column("memory").combine_chunks().flatten().to_numpy()
@@ -468,9 +471,13 @@ def test_batches_carry_the_numbers_as_they_are_stored(tmp_path, dtype):
     labels = _made(tmp_path / "train-00000.arrow", _normal(8, 7, 2, 3), dtype)
     for source in _sources(labels):
         batch = source.batch(0)
-        assert batch.memory.dtype == STORED_TYPES[dtype].tensor
+        columns = batch.memory.columns
+        assert columns["memory"].dtype == getattr(torch, dtype)
         assert batch.after.dtype == torch.float32
-        assert len(batch.scale) == (len(batch.memory) if dtype == "int8" else 0)
+        if dtype == "int8":
+            assert columns["scale"].shape == columns["memory"].shape[:2]
+        else:
+            assert columns.keys() == {"memory"}
 
 
 @pytest.fixture(scope="module", params=DTYPES)
@@ -502,10 +509,10 @@ def test_an_rnn_is_trained_from_labels_of_each_type(pipeline, extracted, tmp_pat
 @pytest.mark.parametrize(
     ("dtype", "value", "message"),
     [
-        ("float16", 70_000.0, "holds 70000.0, which float16 does not"),
+        ("float16", 70_000.0, "holds 70000.0, which float16 cannot represent"),
         ("float16", float("nan"), "not finite"),
         ("bfloat16", float("inf"), "not finite"),
-        ("bfloat16", 3.4e38, "which bfloat16 does not"),
+        ("bfloat16", 3.4e38, "which bfloat16 cannot represent"),
         ("float32", float("nan"), "not finite"),
         ("int8", float("-inf"), "not finite"),
         ("int8", float("nan"), "not finite"),
@@ -532,5 +539,5 @@ def test_extraction_leaves_nothing_half_written_of_an_encoder_that_overflows(
         extract_labels.run(
             ExtractLabelsConfig(), pipeline.encoder, pipeline.tokens, tmp_path / "out"
         )
-    assert "--dtype" in str(e.value.hint)
+    assert "`dtype`" in str(e.value.hint)
     assert not (tmp_path / "out").exists()

@@ -21,12 +21,13 @@ from conftest import (
     rnn_config,
     shards,
     split_tokens,
+    tensor_fields,
 )
 from smtkit import IGNORE
 from smtkit.config import ExtractLabelsConfig, TransitionObjectiveConfig
 from smtkit.errors import ArtifactError
+from smtkit.labels.format import LabelShape
 from smtkit.labels.reader import LabelShards
-from smtkit.labels.writer import LabelShape
 from smtkit.methods.smt import TransitionSampler
 from smtkit.networks.loading import load_teacher
 from smtkit.stages import extract_labels, train_encoder, train_rnn
@@ -134,7 +135,7 @@ def test_rows_of_many_shards_are_numbered_through(full_precision):
     columns = arrow_columns(shards(full_precision, "train"))
 
     assert len(labels) == len(columns["origin"])
-    assert labels.windows(np.arange(len(labels))).tokens.tolist() == columns["tokens"]
+    assert labels.read(np.arange(len(labels))).tokens.tolist() == columns["tokens"]
 
 
 def test_a_sample_of_windows_is_drawn_by_the_seed(pipeline, tmp_path):
@@ -189,7 +190,7 @@ def test_a_flipped_bit_is_found_and_named(copied, column):
     labels = LabelShards([path])
 
     def read(rows: list[int]) -> None:
-        labels.windows(np.array(rows))
+        labels.read(np.array(rows))
         labels.memories(np.array(rows), range(WINDOW + 1))
 
     read([2, 4])
@@ -253,7 +254,7 @@ def test_transitions_are_looked_up_in_the_rows(tmp_path, positions):
     for step in range(40):
         batch = source.batch(step)
         assert len(batch.token) == 3 * positions
-        assert len(batch.first_target) == 3
+        assert len(batch.initial_target) == 3
         for n in range(3 * positions):
             place = int(batch.before[n, 0, 0])
             row, i = divmod(place, 100)
@@ -262,7 +263,7 @@ def test_transitions_are_looked_up_in_the_rows(tmp_path, positions):
             assert batch.token[n] == place
             assert (batch.after[n] == place + 1).all()
             assert batch.target[n] == place + 1 + 50
-            assert batch.first_target[n // positions] == 100 * row + 50
+            assert batch.initial_target[n // positions] == 100 * row + 50
             seen.add((row, i))
 
     assert seen == {(row, i) for row in range(6) for i in range(lengths[row])}
@@ -274,8 +275,8 @@ def test_slices_of_a_batch_of_transitions_make_the_whole(tmp_path):
     whole = source.batch(5)
     slices = [source.batch(5, part, 3) for part in range(3)]
 
-    for name in (*vars(whole), "before", "after"):
-        if name not in ("memory", "place"):  # which are numbered in each
+    for name in tensor_fields(whole):
+        if name != "index":  # counted from the start of each
             pieces = torch.cat([getattr(piece, name) for piece in slices])
             assert torch.equal(pieces, getattr(whole, name)), name
 

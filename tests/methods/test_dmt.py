@@ -12,8 +12,9 @@ from conftest import architecture, encoder_config, rnn_config
 from smtkit import IGNORE
 from smtkit.config import RolloutConfig, TransitionObjectiveConfig
 from smtkit.corpus.windows import Windows
+from smtkit.labels.format import LabelShape
 from smtkit.labels.reader import LabelShards
-from smtkit.labels.writer import LabelShape, write_labels
+from smtkit.labels.writer import write_labels
 from smtkit.methods.dmt import DaggerMemoryTraining, RolloutBatch, RolloutSampler
 from smtkit.networks.decoder import FutureDecoder
 from smtkit.networks.rnn import RecurrentNetwork
@@ -61,9 +62,9 @@ def _made(
     parts = config.cell, config.readout, DECODER
     network = RecurrentNetwork(architecture(VOCABULARY, SLOTS, SLOT_WIDTH, *parts))
     network.fix_empty_memory(torch.ones(SLOTS, SLOT_WIDTH))
-    source = RolloutSampler(labels, settings, RolloutConfig(**rollout), batch_size=8, seed=0)
-    method = DaggerMemoryTraining(network, settings, RolloutConfig(**rollout), decoder)
-    return method, source.batch(1)
+    chains = RolloutConfig(**rollout)
+    sampler = RolloutSampler(labels, settings, rollout=chains, batch_size=8, seed=0)
+    return DaggerMemoryTraining(network, settings, chains, decoder), sampler.batch(1)
 
 
 def _decoder() -> FutureDecoder:
@@ -102,15 +103,14 @@ def _rolled_alone(network: RecurrentNetwork, batch: RolloutBatch) -> list[tuple[
 def _one_step_sums(network: RecurrentNetwork, batch: RolloutBatch) -> dict[str, Tensor]:
     """The sums of a loop over the steps that are learned from, each from its detached state."""
     sums = {"dynamics": torch.zeros(()), "readout": torch.zeros(())}
-    learned, after = set(batch.learned.tolist()), batch.after.flatten(0, 1)
-    targets = batch.target.flatten()
+    steps, after = batch.loss_steps.tolist(), batch.after_steps.flatten(0, 1)
     for number, memory in _rolled_alone(network, batch):
-        if number in learned:
+        if number in steps:
             token = batch.tokens.flatten()[number]
-            predicted = network.transition(memory[None], token[None])[0]
+            predicted = network.step(memory[None], token[None])[0]
             sums["dynamics"] += (predicted - after[number]).square().mean()
-            sums["readout"] += _nll(network, predicted, targets[number])
-    for target in batch.first_target:
+            sums["readout"] += _nll(network, predicted, batch.target[steps.index(number)])
+    for target in batch.initial_target:
         sums["readout"] += _nll(network, network.empty_memory, target)
     return sums
 
@@ -144,10 +144,16 @@ def test_the_gradient_is_that_of_one_step_from_where_the_network_has_come_to(lab
 def test_no_gradient_comes_back_through_an_earlier_step(labels, monkeypatch):
     method, batch = _made(labels, {"kind": "segments", "depth": 3})
     own, before = torch.arange(batch.tokens.numel()).view_as(batch.tokens), batch.start
-    for learned, reached in ((own[:, 0], True), (own[:, 2], False)):
+    for steps, reached in ((own[:, 0], True), (own[:, 2], False)):
         start = before.clone().requires_grad_()
         monkeypatch.setattr(RolloutBatch, "start", start)
-        method.losses(dataclasses.replace(batch, learned=learned))["dynamics"].backward()
+        some = dataclasses.replace(
+            batch,
+            loss_steps=steps,
+            index=batch.chain_index.flatten()[steps],
+            target=torch.zeros_like(steps),
+        )
+        method.losses(some)["dynamics"].backward()
         assert (start.grad is not None and bool(start.grad.any())) == reached
 
 
@@ -155,17 +161,17 @@ def test_a_sequential_rollout_is_that_of_the_network(labels):
     method, batch = _made(labels, {"kind": "sequential"})
     memories = method.network.rollout(batch.tokens)[:, 1:].flatten(0, 1)
 
-    torch.testing.assert_close(_predicted(method, batch), memories[batch.learned])
+    torch.testing.assert_close(_predicted(method, batch), memories[batch.loss_steps])
 
 
 @pytest.mark.parametrize("sweeps", [1, 2, 5, 9, 12])
 def test_after_k_sweeps_a_memory_is_k_steps_from_a_label(labels, sweeps):
     method, batch = _made(labels, {"kind": "jacobi", "sweeps": sweeps})
     predicted = _predicted(method, batch)
-    for number, memory in zip(batch.learned.tolist(), predicted, strict=True):
+    for number, memory in zip(batch.loss_steps.tolist(), predicted, strict=True):
         chain, step = divmod(number, WINDOW)
         begin = max(0, step + 1 - sweeps)
-        label = batch.after[chain, begin - 1] if begin else method.network.empty_memory
+        label = batch.after_steps[chain, begin - 1] if begin else method.network.empty_memory
         tokens = batch.tokens[chain, begin : step + 1][None]
         expected = method.network.rollout(tokens, label[None])[0, -1]
         torch.testing.assert_close(memory, expected)
@@ -176,8 +182,8 @@ def test_a_sweep_passes_no_gradient_to_the_sweeps_before(labels):
     seen = _inputs(method.network.transition)
     method.losses(batch)["dynamics"].backward()
     found, calls = method.network.transition.input.weight.grad, len(seen)
-    last = method.network.transition(seen[2], batch.tokens.flatten()[batch.learned])
-    error = (last - batch.after.flatten(0, 1)[batch.learned]).square().flatten(1).mean(1).sum()
+    last = method.network.transition(seen[2], batch.tokens.flatten()[batch.loss_steps])
+    error = (last - batch.after).square().flatten(1).mean(1).sum()
     (expected,) = torch.autograd.grad(error, [method.network.transition.input.weight])
 
     assert calls == 3
@@ -189,7 +195,7 @@ def _all_with_a_graph(method: DaggerMemoryTraining, batch: RolloutBatch) -> dict
     end."""
     network, settings = method.network, method._rollout
     if settings.kind == "jacobi":
-        first, memory = network.start(len(batch.tokens))[:, None], batch.after
+        first, memory = network.start(len(batch.tokens))[:, None], batch.after_steps
         for _ in range(settings.sweeps):
             before = torch.cat((first, memory.detach()[:, :-1]), dim=1).flatten(0, 1)
             memory = network.step(before, batch.tokens.flatten()).unflatten(0, batch.tokens.shape)
@@ -201,12 +207,7 @@ def _all_with_a_graph(method: DaggerMemoryTraining, batch: RolloutBatch) -> dict
             memory = network.step(before, batch.tokens[:, step])
             steps.append(memory)
         memory = torch.stack(steps, dim=1)
-    return method._sums(
-        memory.flatten(0, 1)[batch.learned],
-        batch.after.flatten(0, 1)[batch.learned],
-        batch.target.flatten()[batch.learned],
-        batch,
-    )
+    return method._sums(memory.flatten(0, 1)[batch.loss_steps], batch)
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 50])
@@ -237,10 +238,11 @@ def _calls_of_the_cell(method: DaggerMemoryTraining, batch: RolloutBatch) -> lis
 
 def _without_short_rows(batch: RolloutBatch) -> RolloutBatch:
     """Of a sequential rollout: short rows would learn at steps of their own."""
-    steps, last = batch.tokens.shape[1], batch.learned.max() % batch.tokens.shape[1]
-    whole = torch.unique(batch.learned[batch.learned % steps == last] // steps)
-    learned = batch.learned[torch.isin(batch.learned // steps, whole)]
-    return dataclasses.replace(batch, learned=learned)
+    steps, last = batch.tokens.shape[1], batch.loss_steps.max() % batch.tokens.shape[1]
+    whole = torch.unique(batch.loss_steps[batch.loss_steps % steps == last] // steps)
+    kept = torch.isin(batch.loss_steps // steps, whole)
+    fields = {name: getattr(batch, name)[kept] for name in ("loss_steps", "index", "target")}
+    return dataclasses.replace(batch, **fields)
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 4, 5, 9, 50])
@@ -256,7 +258,7 @@ def test_only_steps_that_are_learned_from_leave_a_graph(labels, every):
 
 def test_of_segments_only_steps_that_are_learned_from_leave_a_graph(labels):
     method, batch = _made(labels, {"kind": "segments", "depth": 4, "loss_every": 2})
-    steps = {int(number) % 4 for number in batch.learned}
+    steps = {int(number) % 4 for number in batch.loss_steps}
     calls = _calls_of_the_cell(method, batch)
 
     assert [graph for graph, _ in calls] == [step in steps for step in range(4)]
@@ -270,7 +272,7 @@ def test_the_last_sweep_is_of_the_steps_that_are_learned_from(labels, every):
     assert _calls_of_the_cell(method, batch) == [
         (False, everything),
         (False, everything),
-        (True, len(batch.learned)),
+        (True, len(batch.loss_steps)),
     ]
 
 
@@ -288,11 +290,10 @@ def test_under_autocast_a_gradient_reaches_every_weight_of_the_cell(labels, roll
 @pytest.mark.parametrize("rollout", ROLLOUTS, ids=str)
 def test_counts_equal_naive_counts(labels, rollout):
     method, batch = _made(labels, rollout, _decoder(), kl_weight=1.0)
-    asked = [batch.target.flatten()[number] for number in batch.learned]
     counts = method.counts(batch)
 
-    assert counts["dynamics"] == len(asked)
-    assert counts["readout"] == sum(t != IGNORE for t in [*asked, *batch.first_target])
+    assert counts["dynamics"] == len(batch.loss_steps)
+    assert counts["readout"] == sum(t != IGNORE for t in [*batch.target, *batch.initial_target])
     assert counts["divergence"] == sum(1 + int(there) for there in batch.future_length)
     assert method.losses(batch).keys() == counts.keys() == method.weights(0).keys()
 
@@ -313,12 +314,12 @@ def test_a_detached_readout_does_not_move_the_cell(labels):
 def test_divergence_is_that_of_torchs_distributions_inside_the_window(labels, rollout):
     decoder = _decoder()
     method, batch = _made(labels, rollout, decoder, kl_weight=1.0)
-    chosen = batch.learned[batch.compared]
+    chosen = batch.loss_steps[batch.compared]
     predicted, expected = _predicted(method, batch)[batch.compared], 0.0
     for n, number in enumerate(chosen.tolist()):
         there = int(batch.future_length[n])
         future = batch.future[n : n + 1, :there]
-        label = decoder(batch.after.flatten(0, 1)[number][None], future)[0]
+        label = decoder(batch.after_steps.flatten(0, 1)[number][None], future)[0]
         said = decoder(predicted[n][None], future)[0]
         assert len(said) == there + 1
         expected += float(kl_divergence(Categorical(logits=label), Categorical(logits=said)).sum())
@@ -339,7 +340,7 @@ def test_equal_memories_do_not_diverge(labels, monkeypatch):
     method, batch = _made(labels, ROLLOUTS[2], _decoder(), kl_weight=1.0)
     assert method.losses(batch)["divergence"].item() > 1e-3
 
-    monkeypatch.setattr(RolloutBatch, "learned_after", _predicted(method, batch))
+    monkeypatch.setattr(RolloutBatch, "after", _predicted(method, batch))
     assert method.losses(batch)["divergence"].item() == pytest.approx(0, abs=1e-5)
 
 
@@ -365,7 +366,7 @@ def test_memories_are_disturbed_by_multiples_of_the_last_measured_error(labels, 
     method.observe(0, {"dynamics": torch.tensor(0.04)})
     method.losses(batch)
     clean, disturbed = seen
-    chosen = ~batch.restarts.flatten()[batch.learned]
+    chosen = ~batch.restarts.flatten()[batch.loss_steps]
     added = (disturbed - clean)[chosen]
 
     assert added.square().mean().sqrt().item() == pytest.approx(noise * 0.2, rel=0.1)

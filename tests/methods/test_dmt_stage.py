@@ -269,7 +269,7 @@ def test_validation_of_a_rollout_is_of_windows_of_all_lengths(
 
     assert validation.batches == 2
     for batch in _batches(validation):
-        learned = torch.bincount(batch.learned // batch.tokens.shape[1])
+        learned = torch.bincount(batch.loss_steps // batch.tokens.shape[1])
         assert set(learned.tolist()) == {8, 12, 16}
 
 
@@ -290,12 +290,16 @@ def test_validation_of_smt_is_of_windows_of_all_lengths(three_lengths, tmp_path,
 def test_training_takes_windows_of_one_length_but_where_two_meet(three_lengths):
     labels = LabelShards(shards(three_lengths.labels, "train"))
     source = RolloutSampler(
-        labels, TransitionObjectiveConfig(), RolloutConfig(kind="sequential"), batch_size=5, seed=0
+        labels,
+        TransitionObjectiveConfig(),
+        rollout=RolloutConfig(kind="sequential"),
+        batch_size=5,
+        seed=0,
     )
     lengths = []
     for step in range(3 * len(labels) // 5):
         batch = source.batch(step)
-        learned = torch.bincount(batch.learned // batch.tokens.shape[1])
+        learned = torch.bincount(batch.loss_steps // batch.tokens.shape[1])
         lengths.append(set(learned.tolist()))
 
     assert sum(len(found) > 1 for found in lengths) <= 3 * 3
@@ -309,7 +313,7 @@ def test_validation_has_the_last_depth_from_the_first_step(pipeline, tmp_path, v
     train = RolloutSampler(
         LabelShards(shards(pipeline.labels, "train")),
         config.objective,
-        config.rollout,
+        rollout=config.rollout,
         batch_size=8,
         seed=0,
     )

@@ -3,8 +3,10 @@
 import dataclasses
 import math
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
@@ -13,7 +15,10 @@ from torch import Tensor, nn
 from conftest import architecture, encoder_config, model_bytes, rnn_config, write_stream
 from smtkit import IGNORE
 from smtkit.config import EncoderConfig, PredictiveStateConfig, TransitionObjectiveConfig
-from smtkit.corpus.windows import TextWindows
+from smtkit.corpus.seeded import IntArray
+from smtkit.corpus.shards import TokenShards
+from smtkit.corpus.windows import TextWindows, Windows
+from smtkit.labels.codec import CODECS, EncodedMemory
 from smtkit.methods.predictive_state import PredictiveState, TeacherBatch, TeacherSampler
 from smtkit.methods.smt import SupervisedMemoryTraining, TransitionBatch
 from smtkit.networks.architecture import Architecture
@@ -32,34 +37,62 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def _teacher_batch(tmp_path, length: int, window: int = WINDOW) -> TeacherBatch:
+class _Windows(TextWindows):
+    """Windows that keep what was read last, after `change` was applied to it."""
+
+    def __init__(self, stream: TokenShards, change: Callable[[Windows], Windows]) -> None:
+        super().__init__(stream, WINDOW, LOOKAHEAD)
+        self._change = change
+
+    def read(self, starts: IntArray) -> Windows:
+        self.last = self._change(super().read(starts))
+        return self.last
+
+
+def _unchanged(windows: Windows) -> Windows:
+    return windows
+
+
+Sampled = tuple[TeacherBatch, Tensor]
+"""A batch, and the targets (B, T + F + 1) of its windows, as they were read."""
+
+
+def _sampled(
+    tmp_path: Path, length: int, change: Callable[[Windows], Windows] = _unchanged
+) -> Sampled:
+    """The first batch of a stream of `length` tokens."""
+    tmp_path.mkdir(exist_ok=True)
     stream = write_stream(tmp_path, [[[1 + (7 * i) % 250 for i in range(length)]]])
-    source = TeacherSampler(
-        TextWindows(stream, window, LOOKAHEAD),
-        batch_size=8,
-        seed=0,
-        anchors=3,
-        dynamics_positions=8,
-        uniformity_positions=4,
-    )
-    return source.batch(0)
+    windows = _Windows(stream, change)
+    objective = _objective(anchors=3, dynamics_positions=8, uniformity_positions=4)
+    batch = TeacherSampler(windows, objective, batch_size=8, seed=0).batch(0)
+    return batch, torch.from_numpy(windows.last.targets)
+
+
+def _objective(**changes: object) -> PredictiveStateConfig:
+    return PredictiveStateConfig(**{**CONFIG.objective.model_dump(), **changes})
 
 
 @pytest.fixture
 def batch(tmp_path) -> TeacherBatch:
     """Whole windows."""
-    return _teacher_batch(tmp_path, 500)
+    return _sampled(tmp_path, 500)[0]
 
 
 @pytest.fixture
-def short_batch(tmp_path) -> TeacherBatch:
-    """Windows of a short stream, which cuts some of them, or their look-ahead."""
-    batch = _teacher_batch(tmp_path, 26)
-    missing = (batch.targets == IGNORE).sum(1)
+def short(tmp_path) -> Sampled:
+    """Windows of a short stream, whose end cuts some of them, or their look-ahead."""
+    batch, targets = _sampled(tmp_path, 26)
+    missing = (targets == IGNORE).sum(1)
     assert (batch.length < 16).any()
     assert ((missing > 0) & (missing < LOOKAHEAD)).any()
     assert (missing == 0).any()
-    return batch
+    return batch, targets
+
+
+@pytest.fixture
+def short_batch(short) -> TeacherBatch:
+    return short[0]
 
 
 def _teacher() -> Teacher:
@@ -67,8 +100,7 @@ def _teacher() -> Teacher:
 
 
 def _method(**changes: float) -> PredictiveState:
-    settings = {**CONFIG.objective.model_dump(), **changes}
-    return PredictiveState(_teacher(), PredictiveStateConfig(**settings))
+    return PredictiveState(_teacher(), _objective(**changes))
 
 
 class _Calls:
@@ -93,21 +125,14 @@ def test_the_teachers_cell_is_called_once_a_batch(batch):
 )
 def test_the_papers_recipes_encode_one_memory_and_its_successor_a_window(tmp_path, recipe):
     found = tomllib.loads(recipe.read_text(encoding="utf-8"))["objective"]
-    counts = {name: found[name] for name in ("anchors", "dynamics_positions")}
-    settings = {**CONFIG.objective.model_dump(), **found, "uniformity_group": 8}
+    objective = _objective(**{**found, "uniformity_group": 8})
     encoder = {"kind": "bidirectional", "slots": 2, "slot_width": 8, "width": 16, "heads": 2}
     changed = CONFIG.model_copy(update={"encoder": EncoderConfig(**encoder)})
     teacher = Teacher(Architecture.of_teacher(changed, VOCABULARY, WINDOW))
-    method = PredictiveState(teacher, PredictiveStateConfig(**settings))
+    method = PredictiveState(teacher, objective)
     stream = write_stream(tmp_path, [[[1 + (7 * i) % 250 for i in range(900)]]])
-    source = TeacherSampler(
-        TextWindows(stream, WINDOW, found["future_length"]),
-        batch_size=8,
-        seed=0,
-        **counts,
-        uniformity_positions=found["uniformity_positions"],
-        dense_positions=0,
-    )
+    windows = TextWindows(stream, WINDOW, found["future_length"])
+    source = TeacherSampler(windows, objective, batch_size=8, seed=0, parallel=False)
     calls = _Calls(method.network.encoder.trunk)
     for step in range(20):
         losses = method.losses(source.batch(step))
@@ -132,7 +157,13 @@ def test_dynamics_reach_the_memories_of_one_transition_alone(batch, position):
     method = _method()
     method.network.encoder = _FixedMemory(torch.randn(8, 17, 2, 8))
     positions = torch.full((8, 1), position)
-    losses = method.losses(dataclasses.replace(batch, dynamics_positions=positions))
+    one = dataclasses.replace(
+        batch,
+        dynamics_positions=positions,
+        dynamics_tokens=batch.tokens[:, position, None],
+        dynamics_targets=batch.tokens[:, position, None],
+    )
+    losses = method.losses(one)
     losses["dynamics"].backward()
     touched = method.network.encoder.memory.grad.flatten(2).abs().sum((0, 2)) > 0
 
@@ -141,7 +172,7 @@ def test_dynamics_reach_the_memories_of_one_transition_alone(batch, position):
 
 def test_dynamics_equal_a_loop_over_transitions(short_batch):
     method = _method()
-    memory = method.network.encoder(short_batch.tokens[:, :16])
+    memory = method.network.encoder(short_batch.tokens)
     expected = 0.0
     for row in range(8):
         for i in short_batch.dynamics_positions[row].tolist():
@@ -156,67 +187,67 @@ def _minus_log_probability(logits: Tensor, target: int) -> float:
     return -float(logits.log_softmax(-1)[target].detach())
 
 
-def test_decoding_equals_a_loop_over_anchors_and_offsets(short_batch):
+def test_decoding_equals_a_loop_over_anchors_and_offsets(short):
     method = _method()
-    batch = short_batch
-    memory = method.network.encoder(batch.tokens[:, :16])
+    batch, targets = short
+    memory = method.network.encoder(batch.tokens)
     expected = 0.0
     for row in range(8):
         for i in batch.anchors[row].tolist():
             for offset in range(LOOKAHEAD + 1):
-                if batch.targets[row, i + offset] == IGNORE:
+                if targets[row, i + offset] == IGNORE:
                     continue
-                # Decoding an unfinished future must say the same.
-                future = batch.tokens[row, i : i + offset][None]
+                # The decoder is causal: the future before the target gives the same logits.
+                future = targets[row, i : i + offset][None]
                 logits = method.network.decoder(memory[row, i][None], future)[0, offset]
-                expected += _minus_log_probability(logits, batch.targets[row, i + offset])
+                expected += _minus_log_probability(logits, targets[row, i + offset])
 
     assert method.losses(batch)["decoding"].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_dense_term_equals_a_loop_over_positions_of_the_window(short_batch):
+def test_the_dense_term_equals_a_loop_over_positions_of_the_window(short):
     method = _method()
-    batch = short_batch
-    memory = method.network.encoder(batch.tokens[:, :16])
+    batch, targets = short
+    memory = method.network.encoder(batch.tokens)
     expected = 0.0
     for row in range(8):
         for i in range(17):
-            if batch.targets[row, i] != IGNORE:
+            if targets[row, i] != IGNORE:
                 logits = method.network.read(memory[row, i][None])[0]
-                expected += _minus_log_probability(logits, batch.targets[row, i])
+                expected += _minus_log_probability(logits, targets[row, i])
 
     assert method.losses(batch)["dense"].item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_readout_term_equals_a_loop_over_transitions(short_batch):
+def test_the_readout_term_equals_a_loop_over_transitions(short):
     method = _method()
-    batch = short_batch
-    memory = method.network.encoder(batch.tokens[:, :16])
+    batch, targets = short
+    memory = method.network.encoder(batch.tokens)
     expected, count = 0.0, 0
     for row in range(8):
         for i in batch.dynamics_positions[row].tolist():
-            if batch.targets[row, i + 1] == IGNORE:
+            if targets[row, i + 1] == IGNORE:
                 continue
             token = batch.tokens[row, i : i + 1]
             predicted = method.network.transition(memory[row, i : i + 1], token)
             logits = method.network.read(predicted)[0]
-            expected += _minus_log_probability(logits, batch.targets[row, i + 1])
+            expected += _minus_log_probability(logits, targets[row, i + 1])
             count += 1
 
     assert method.losses(batch)["readout"].item() == pytest.approx(expected, rel=1e-4)
     assert method.counts(batch)["readout"] == count
 
 
-def test_counts_equal_naive_counts(short_batch):
-    batch = short_batch
+def test_counts_equal_naive_counts(short):
+    batch, targets = short
     naive = {"decoding": 0, "dense": 0, "dynamics": 0, "uniformity": 4}
     for row in range(8):
-        targets = batch.targets[row].tolist()
-        naive["dense"] += sum(target != IGNORE for target in targets[:17])
+        row_targets = targets[row].tolist()
+        naive["dense"] += sum(target != IGNORE for target in row_targets[:17])
         naive["dynamics"] += len(batch.dynamics_positions[row])
         for anchor in batch.anchors[row].tolist():
-            asked = targets[anchor : anchor + LOOKAHEAD + 1]
-            naive["decoding"] += sum(target != IGNORE for target in asked)
+            future = row_targets[anchor : anchor + LOOKAHEAD + 1]
+            naive["decoding"] += sum(target != IGNORE for target in future)
     counts = _method().counts(batch)
 
     assert {name: counts[name] for name in naive} == naive
@@ -233,31 +264,40 @@ def _values(losses: dict[str, Tensor]) -> dict[str, float]:
     return {name: total.item() for name, total in losses.items()}
 
 
-def test_tokens_past_the_end_change_nothing(short_batch):
-    method, batch = _method(), short_batch
-    there = batch.targets[:, :-1] != IGNORE
-    garbage = torch.randint(VOCABULARY, batch.tokens.shape)
-    changed = dataclasses.replace(batch, tokens=torch.where(there, batch.tokens, garbage))
+def test_tokens_past_the_end_change_nothing(short_batch, tmp_path):
+    def change(windows: Windows) -> Windows:
+        inside = windows.targets[:, :-1] != IGNORE
+        garbage = np.random.default_rng(0).integers(VOCABULARY, size=windows.tokens.shape)
+        return dataclasses.replace(windows, tokens=np.where(inside, windows.tokens, garbage))
 
-    assert (changed.tokens != batch.tokens).any()
-    assert _values(method.losses(changed)) == pytest.approx(_values(method.losses(batch)))
+    method, (changed, _) = _method(), _sampled(tmp_path / "changed", 26, change)
+
+    assert (changed.tokens != short_batch.tokens).any()
+    assert (changed.future != short_batch.future).any()
+    assert _values(method.losses(changed)) == pytest.approx(_values(method.losses(short_batch)))
 
 
-def test_targets_past_the_length_change_nothing(short_batch):
-    method, batch = _method(), short_batch
-    positions = torch.arange(batch.targets.shape[1])
-    # What follows a whole window is look-ahead, not padding.
-    padding = (positions > batch.length[:, None]) & (batch.length[:, None] < 16)
-    garbage = torch.randint(VOCABULARY, batch.targets.shape)
-    changed = dataclasses.replace(batch, targets=torch.where(padding, garbage, batch.targets))
+def test_targets_past_the_length_change_nothing(short, tmp_path):
+    def change(windows: Windows) -> Windows:
+        length = windows.length[:, None]
+        # What follows a whole window is look-ahead, not padding.
+        padding = (np.arange(windows.targets.shape[1]) > length) & (length < 16)
+        garbage = np.random.default_rng(0).integers(VOCABULARY, size=windows.targets.shape)
+        return dataclasses.replace(windows, targets=np.where(padding, garbage, windows.targets))
 
+    method, (batch, targets) = _method(), short
+    changed, changed_targets = _sampled(tmp_path / "changed", 26, change)
+
+    assert (changed_targets != targets).any()
     assert method.counts(changed) == method.counts(batch)
     assert _values(method.losses(changed)) == pytest.approx(_values(method.losses(batch)))
 
 
 def test_dynamics_count_where_no_answer_is_asked(batch):
     method = _method()
-    silent = dataclasses.replace(batch, targets=torch.full_like(batch.targets, IGNORE))
+    names = ("future_targets", "dense_targets", "dynamics_targets")
+    masked = {name: torch.full_like(getattr(batch, name), IGNORE) for name in names}
+    silent = dataclasses.replace(batch, **masked)
     counts, losses = method.counts(silent), method.losses(silent)
 
     assert counts["decoding"] == counts["dense"] == 0
@@ -285,8 +325,7 @@ def test_rows_of_one_uniformity_group_are_compared_and_no_others(batch):
 def test_aligned_pairs_are_of_one_position_in_different_sequences(batch):
     """Against a loop over groups, positions, slots and pairs."""
     method = _method(uniformity_group=4, uniformity_pairs="aligned")
-    tokens = batch.tokens[:, : batch.tokens.shape[1] - 4]
-    memory = method.network.encoder.encode_at(tokens, batch.uniformity_positions)
+    memory = method.network.encoder.encode_at(batch.tokens, batch.uniformity_positions)
     unit = nn.functional.normalize(memory.detach(), dim=-1)
     rows, positions, slots, _ = unit.shape
     total = 0.0
@@ -407,12 +446,11 @@ def _smt() -> SupervisedMemoryTraining:
 
 def _transitions(count: int = 6, rows: int = 2) -> TransitionBatch:
     return TransitionBatch(
-        memory=torch.randn(2 * count, 2, 8),
-        scale=torch.empty(0),
-        place=torch.arange(0, 2 * count, 2),
+        memory=EncodedMemory(CODECS["float32"], {"memory": torch.randn(2 * count, 2, 8)}),
+        index=torch.arange(0, 2 * count, 2),
         token=torch.randint(VOCABULARY, (count,)),
         target=torch.randint(VOCABULARY, (count,)),
-        first_target=torch.randint(VOCABULARY, (rows,)),
+        initial_target=torch.randint(VOCABULARY, (rows,)),
         compared=torch.empty(0, dtype=torch.int64),
         future=torch.empty(0, 8, dtype=torch.int64),
         future_length=torch.empty(0, dtype=torch.int64),
@@ -441,17 +479,19 @@ def test_smt_reads_stored_memories_alone():
 def test_a_transition_of_smt_reaches_no_other(index):
     method = _smt()
     transitions = _transitions()
-    together = transitions.memory.clone().requires_grad_()
-    method.losses(dataclasses.replace(transitions, memory=together))["dynamics"].backward()
+    stored = transitions.memory.columns["memory"]
+    together = stored.clone().requires_grad_()
+    everything = transitions.memory.map(lambda _: together)
+    method.losses(dataclasses.replace(transitions, memory=everything))["dynamics"].backward()
     own, memories = slice(index, index + 1), slice(2 * index, 2 * index + 2)
-    alone = transitions.memory[memories].clone().requires_grad_()
+    alone = stored[memories].clone().requires_grad_()
     one = dataclasses.replace(
         transitions,
-        memory=alone,
-        place=transitions.place[:1],
+        memory=transitions.memory.map(lambda _: alone),
+        index=transitions.index[:1],
         token=transitions.token[own],
         target=transitions.target[own],
-        first_target=transitions.first_target[:1],
+        initial_target=transitions.initial_target[:1],
     )
     method.losses(one)["dynamics"].backward()
 
@@ -460,7 +500,7 @@ def test_a_transition_of_smt_reaches_no_other(index):
 
 def test_smt_equals_a_loop_over_transitions():
     method, transitions = _smt(), _transitions()
-    transitions.target[1] = transitions.first_target[0] = IGNORE
+    transitions.target[1] = transitions.initial_target[0] = IGNORE
     network = method.network
     expected = {"dynamics": 0.0, "readout": 0.0}
     for n in range(6):
@@ -471,7 +511,7 @@ def test_smt_equals_a_loop_over_transitions():
             logits = network.readout(predicted)[0]
             expected["readout"] += _minus_log_probability(logits, transitions.target[n])
     logits = network.readout(network.empty_memory[None])[0]
-    expected["readout"] += _minus_log_probability(logits, transitions.first_target[1])
+    expected["readout"] += _minus_log_probability(logits, transitions.initial_target[1])
     losses, counts = method.losses(transitions), method.counts(transitions)
 
     for name, total in expected.items():
@@ -485,7 +525,7 @@ def test_smt_without_targets_learns_dynamics_alone():
     silent = dataclasses.replace(
         transitions,
         target=torch.full_like(transitions.target, IGNORE),
-        first_target=torch.full_like(transitions.first_target, IGNORE),
+        initial_target=torch.full_like(transitions.initial_target, IGNORE),
     )
     losses, counts = method.losses(silent), method.counts(silent)
     losses["readout"].backward()

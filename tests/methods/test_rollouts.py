@@ -5,9 +5,8 @@ from collections import Counter
 
 import pytest
 import torch
-from torch import Tensor
 
-from conftest import numbered_labels
+from conftest import numbered_labels, tensor_fields
 from smtkit.config import RolloutConfig, TransitionObjectiveConfig
 from smtkit.labels.reader import LabelShards
 from smtkit.methods.dmt import RolloutBatch, RolloutSampler
@@ -31,7 +30,7 @@ def _source(
     return RolloutSampler(
         labels,
         TransitionObjectiveConfig(**(objective or {})),
-        RolloutConfig(**rollout),
+        rollout=RolloutConfig(**rollout),
         batch_size=batch_size,
         seed=seed,
     )
@@ -39,7 +38,7 @@ def _source(
 
 def _learned_places(batch: RolloutBatch) -> list[int]:
     """100 r + i of every step that is learned from."""
-    return batch.tokens.flatten()[batch.learned].tolist()
+    return batch.tokens.flatten()[batch.loss_steps].tolist()
 
 
 def _all_places(lengths: list[int]) -> Counter[int]:
@@ -70,17 +69,20 @@ def test_chains_start_from_labels_and_follow_their_window(mixed, depth):
     source = _source(mixed, depth=depth)
     for step in range(12):
         batch = source.batch(step)
-        learned = torch.zeros(batch.tokens.numel(), dtype=torch.bool)
-        learned[batch.learned] = True
-        learned = learned.view_as(batch.tokens)
+        targets = dict(zip(batch.loss_steps.tolist(), batch.target.tolist(), strict=True))
+        after = dict(zip(batch.loss_steps.tolist(), batch.after, strict=True))
+        steps = batch.tokens.shape[1]
         for chain in range(len(batch.start)):
             row, begin = divmod(int(batch.start[chain, 0, 0]), 100)
             assert (batch.start[chain] == 100 * row + begin).all()
-            for offset in torch.nonzero(learned[chain]).flatten().tolist():
-                position = (begin + offset) % MIXED[row]
-                assert batch.tokens[chain, offset] == 100 * row + position
-                assert (batch.after[chain, offset] == 100 * row + position + 1).all()
-                assert batch.target[chain, offset] == 100 * row + position + 1 + 50
+            for offset in range(steps):
+                number = chain * steps + offset
+                if number in targets:
+                    position = (begin + offset) % MIXED[row]
+                    assert batch.tokens[chain, offset] == 100 * row + position
+                    assert (batch.after_steps[chain, offset] == 100 * row + position + 1).all()
+                    assert (after[number] == 100 * row + position + 1).all()
+                    assert targets[number] == 100 * row + position + 1 + 50
 
 
 @pytest.mark.parametrize("kind", ["segments", "sequential", "jacobi"])
@@ -150,8 +152,8 @@ def test_of_a_rollout_every_so_many_steps_are_learned_from(tmp_path, every, expe
     last = min(every, 6) - 1
 
     assert batch.tokens.tolist() == [[0, 1, 2, 3, 4, 5]]
-    assert batch.learned.tolist() == list(range(last, 6, every))
-    assert len(batch.learned) == expected
+    assert batch.loss_steps.tolist() == list(range(last, 6, every))
+    assert len(batch.loss_steps) == expected
 
 
 def test_of_segments_every_so_many_steps_of_each_chain_are_learned_from(mixed):
@@ -163,7 +165,7 @@ def test_of_segments_every_so_many_steps_of_each_chain_are_learned_from(mixed):
         assert len(places) == len(set(places))
         # Chains of a window of one or two tokens end before, at their last step.
         short = {2: 0, 5: 1}
-        for number, place in zip(batch.learned.tolist(), places, strict=True):
+        for number, place in zip(batch.loss_steps.tolist(), places, strict=True):
             assert number % steps in (1, 3) or number % steps == short.get(place // 100)
         assert {place // 100 for place in places} == set(range(8))
 
@@ -179,16 +181,17 @@ def test_a_sequential_rollout_is_one_chain_from_the_empty_memory(mixed):
         assert begin == 0
         assert batch.restarts[chain, :length].tolist() == [True] + [False] * (length - 1)
         assert batch.tokens[chain, :length].tolist() == [100 * row + i for i in range(length)]
-        assert batch.after[chain, :length, 1, 2].tolist() == [
+        assert batch.after_steps[chain, :length, 1, 2].tolist() == [
             100 * row + i + 1 for i in range(length)
         ]
-        assert batch.target[chain, :length].tolist() == [100 * row + i + 51 for i in range(length)]
+        targets = batch.target[batch.loss_steps // 6 == chain]
+        assert targets.tolist() == [100 * row + i + 51 for i in range(length)]
 
 
 def test_the_first_targets_are_those_of_the_empty_memory(mixed):
     batch = _source(mixed, kind="sequential").batch(0)
 
-    assert batch.first_target.tolist() == (batch.start[:, 0, 0].int() + 50).tolist()
+    assert batch.initial_target.tolist() == (batch.start[:, 0, 0].int() + 50).tolist()
 
 
 ASKED = {"kl_weight": 1.0, "kl_future": 4, "kl_positions": 3, "noise": 1.0}
@@ -196,7 +199,7 @@ ASKED = {"kl_weight": 1.0, "kl_future": 4, "kl_positions": 3, "noise": 1.0}
 
 def _compared_places(batch: RolloutBatch) -> list[int]:
     """100 r + i of the steps whose futures are compared."""
-    return batch.tokens.flatten()[batch.learned][batch.compared].tolist()
+    return batch.tokens.flatten()[batch.loss_steps][batch.compared].tolist()
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -233,8 +236,8 @@ def test_futures_are_no_wider_than_a_window(mixed):
     )
 
     assert wide.future.shape == (24, 6)
-    for name, values in vars(narrow).items():
-        assert torch.equal(values, _of(wide, name)), name
+    for name in tensor_fields(narrow):
+        assert torch.equal(getattr(narrow, name), getattr(wide, name)), name
 
 
 def test_without_a_weight_no_futures_are_compared(mixed):
@@ -268,7 +271,7 @@ def _seen(batch: RolloutBatch) -> list[tuple[int, ...]]:
     """What is asked of each chain: where it starts and the steps that are learned from."""
     steps = batch.tokens.shape[1]
     learned: dict[int, list[int]] = {}
-    for number in batch.learned.tolist():
+    for number in batch.loss_steps.tolist():
         chain, offset = divmod(number, steps)
         learned.setdefault(chain, []).append(int(batch.tokens[chain, offset]))
     return [(int(batch.start[chain, 0, 0]), *places) for chain, places in learned.items()]
@@ -285,14 +288,11 @@ def test_slices_of_a_batch_make_the_whole(mixed, kind, parts):
     assert [place for piece in slices for place in _compared_places(piece)] == _compared_places(
         whole
     )
-    for name in ("first_target", "future", "future_length"):
-        assert torch.equal(torch.cat([getattr(piece, name) for piece in slices]), _of(whole, name))
+    for name in ("initial_target", "future", "future_length"):
+        pieces = [getattr(piece, name) for piece in slices]
+        assert torch.equal(torch.cat(pieces), getattr(whole, name))
     if kind == "segments":
         assert torch.equal(torch.cat([piece.noise for piece in slices]), whole.noise)
-
-
-def _of(batch: RolloutBatch, name: str) -> Tensor:
-    return getattr(batch, name)
 
 
 def test_a_batch_is_a_function_of_seed_and_step(mixed):
@@ -301,7 +301,7 @@ def test_a_batch_is_a_function_of_seed_and_step(mixed):
     once, again = source.batch(7), _source(mixed, objective=ASKED, depth=4).batch(7)
     other, later = _source(mixed, seed=1, objective=ASKED, depth=4).batch(7), source.batch(8)
 
-    for name, values in vars(once).items():
-        assert torch.equal(values, _of(again, name)), name
+    for name in tensor_fields(once):
+        assert torch.equal(getattr(once, name), getattr(again, name)), name
     assert _seen(other) != _seen(once)
     assert not torch.equal(later.noise[:8], once.noise[:8])

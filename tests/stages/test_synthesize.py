@@ -23,7 +23,7 @@ from conftest import (
     write_keys_values,
 )
 from smtkit import IGNORE
-from smtkit.config import Config, ExtractLabelsConfig, GenerateConfig, PredictiveStateConfig
+from smtkit.config import Config, ExtractLabelsConfig, GenerateConfig
 from smtkit.corpus.shards import SplitWriter, TokenShards, rows_schema, without_padding
 from smtkit.corpus.splits import SPLITS
 from smtkit.corpus.task_rows import generate
@@ -270,19 +270,13 @@ def test_the_rest_of_a_row_is_asked_from_every_anchor(command: Command, tmp_path
     """Every answer from the anchor to the end, and no other; the same rows in every epoch."""
     artifact = write_task(command, tmp_path / "out", "recency", "--lengths", "6,10,14")
     window = open_windows(artifact, "train", None).window
-    source = TeacherSampler(
-        open_windows(artifact, "train", None, lookahead=window),
-        batch_size=8,
-        seed=1,
-        anchors=3,
-        dynamics_positions=5,
-        uniformity_positions=2,
-    )
-    config = encoder_config(data={"window": None}, objective={"future_length": "rest"})
+    counts = {"anchors": 3, "dynamics_positions": 5, "uniformity_positions": 2}
+    objective = {"future_length": "rest", "dense_positions": None, **counts}
+    config = encoder_config(data={"window": None}, objective=objective)
+    windows = open_windows(artifact, "train", None, lookahead=window)
+    source = TeacherSampler(windows, config.objective, batch_size=8, seed=1)
     teacher = Teacher(Architecture.of_teacher(config, 64, window))
-    method = PredictiveState(
-        teacher, PredictiveStateConfig(**config.objective.model_dump()), window
-    )
+    method = PredictiveState(teacher, config.objective, window)
     columns = stored(artifact, "train")
     rows = dict(zip(map(tuple, columns["tokens"]), columns["targets"], strict=True))
     for step in range(5):
@@ -291,7 +285,7 @@ def test_the_rest_of_a_row_is_asked_from_every_anchor(command: Command, tmp_path
         for row in range(8):
             length = int(batch.length[row])
             targets = rows[tuple(batch.tokens[row, :length].tolist())]
-            assert batch.targets[row, : length + 1].tolist() == targets
+            assert batch.dense_targets[row, : length + 1].tolist() == targets
             assert (batch.anchors[row] <= length).all()
             assert (batch.dynamics_positions[row] < length).all()
             dense += sum(target != IGNORE for target in targets)

@@ -17,7 +17,7 @@ from smtkit.evaluation.memory_sample import MemorySample
 from smtkit.evaluation.metrics import Scores
 from smtkit.evaluation.ngrams import NgramModel
 from smtkit.evaluation.subject import Subject
-from smtkit.methods.bptt import SequenceBatch, as_sequences
+from smtkit.methods.bptt import SequenceBatch
 from smtkit.networks.teacher import Teacher
 from smtkit.training.distributed import Ranks
 from smtkit.training.progress import Progress
@@ -56,7 +56,7 @@ class Predictors:
     @torch.inference_mode()
     def score(self, windows: Windows, first: int) -> None:
         """Scores the windows number `first`, `first` + 1, ... by every predictor."""
-        batch = as_sequences(windows)
+        batch = SequenceBatch.of(windows)
         index = np.arange(first, first + len(windows.tokens))
         scores = {name: values[first : index[-1] + 1] for name, values in self.scores.items()}
         for values in scores.values():

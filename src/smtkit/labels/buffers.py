@@ -1,4 +1,4 @@
-"""Memory to read into, used again and again: fresh pages cost more than the copy into them."""
+"""Reused memory to read into: allocating fresh pages costs more than filling them."""
 
 import weakref
 from collections import deque
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class Buffers:
-    """Bytes as tensors; each is lent again only when no tensor refers to it any more.
+    """Byte tensors; the memory of each is reused once no tensor refers to it any more.
 
-    `pinned`: page-locked, for asynchronous copies to CUDA. torch keeps such memory itself, and
-    waits for the copies from it. May be used by many threads.
+    `pinned`: page-locked memory, for asynchronous copies to CUDA. torch reuses such memory itself,
+    after the copies from it have ended. Methods may be called by many threads.
     """
 
     def __init__(self, *, pinned: bool = False) -> None:
@@ -22,18 +22,20 @@ class Buffers:
         self._free: deque[NDArray[Any]] = deque()
 
     def take(self, size: int) -> Tensor:
-        """(size,) uint8, with anything in it."""
+        """An uninitialised uint8 tensor (size,)."""
         if self._pinned:
             return torch.empty(size, dtype=torch.uint8, pin_memory=True)
         buffer = self._unused(size)
-        lent = buffer[:size]
-        # The tensor, and all views of it, hold `lent`; nothing else does.
-        weakref.finalize(lent, self._free.append, buffer).atexit = False
-        return torch.from_numpy(lent)
+        view = buffer[:size]
+        # The tensor returned and all views of it refer to `view`, and nothing else does: when it is
+        # collected, nobody can read the buffer any more.
+        weakref.finalize(view, self._free.append, buffer).atexit = False
+        return torch.from_numpy(view)
 
     def _unused(self, size: int) -> NDArray[Any]:
-        """A free buffer that is large enough; the smaller ones before it are given up."""
-        # No lock: a finalizer may run anywhere, and either end of a deque is atomic.
+        """A free buffer of at least `size` bytes. Smaller ones on the way to it are dropped."""
+        # No lock: finalizers run at any point of any thread; appending to and popping from a deque
+        # are atomic.
         while True:
             try:
                 buffer = self._free.pop()

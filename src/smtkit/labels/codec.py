@@ -1,9 +1,15 @@
-"""The numbers of stored memories: float32 and back, in the types that labels are kept in.
+"""How memories are stored: one codec per value of the setting `dtype`.
 
-B: windows, T: window, K: slots, D: slot width, M: memories.
+To store memories in another way, subclass `MemoryCodec`, enter the codec in `CODECS`, and add its
+name to `ExtractLabelsConfig.dtype`. Writer, reader and methods only handle columns and decoded
+memories.
+
+B: windows, N: memories, K: slots, D: slot width.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,54 +18,108 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-LARGEST_STEP = 127
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a label shard: an array of `shape` per memory; its type in Arrow and in torch."""
+
+    arrow: pa.DataType
+    tensor: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def numbers(self) -> int:
+        """Numbers per memory."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes per memory."""
+        return self.numbers * self.arrow.bit_width // 8
+
+    def array(self, values: Tensor) -> NDArray[Any]:
+        """The bytes of a tensor as a NumPy array of the Arrow type."""
+        return values.contiguous().view(torch.uint8).numpy().view(self.arrow.to_pandas_dtype())
 
 
 @dataclass(frozen=True)
-class StoredType:
-    """How numbers lie on disk, and what they are to torch. `scaled`: a factor a slot goes with
-    them."""
+class MemoryCodec:
+    """Converts float32 memories to the columns of a label shard, and back.
+
+    This one stores the numbers in a floating-point type; subclasses store them otherwise.
+    """
 
     arrow: pa.DataType
-    array: np.dtype[Any]
     tensor: torch.dtype
-    scaled: bool = False
+
+    def columns(self, slots: int, slot_width: int) -> dict[str, Column]:
+        """Each column of a shard, by name."""
+        return {"memory": Column(self.arrow, self.tensor, (slots, slot_width))}
+
+    def encode(self, memory: Tensor) -> dict[str, Tensor]:
+        """float32 (..., K, D) -> columns (..., *shape).
+
+        A memory that cannot be decoded, because it is not finite or exceeds the range of the type,
+        gives a floating-point number that is not finite.
+        """
+        return {"memory": memory.to(self.tensor)}
+
+    def decode(self, columns: Mapping[str, Tensor]) -> Tensor:
+        """Columns (N, *shape) -> float32 (N, K, D), on the device of the columns."""
+        return columns["memory"].float()
 
 
-STORED_TYPES = {
-    "float16": StoredType(pa.float16(), np.dtype(np.float16), torch.float16),
-    # Neither Arrow nor numpy has bfloat16: its bits, as whole numbers.
-    "bfloat16": StoredType(pa.uint16(), np.dtype(np.uint16), torch.bfloat16),
-    "float32": StoredType(pa.float32(), np.dtype(np.float32), torch.float32),
-    "int8": StoredType(pa.int8(), np.dtype(np.int8), torch.int8, scaled=True),
+class Int8Codec(MemoryCodec):
+    """Stores integers from -127 to 127 and, per slot, a scale: its largest magnitude / 127."""
+
+    def columns(self, slots: int, slot_width: int) -> dict[str, Column]:
+        scale = Column(pa.float32(), torch.float32, (slots,))
+        return {**super().columns(slots, slot_width), "scale": scale}
+
+    def encode(self, memory: Tensor) -> dict[str, Tensor]:
+        scale = memory.abs().amax(-1) / 127
+        steps = memory / torch.where(scale == 0, 1.0, scale)[..., None]
+        rounded = steps.round().nan_to_num().clamp(-127, 127)
+        return {"memory": rounded.to(self.tensor), "scale": scale}
+
+    def decode(self, columns: Mapping[str, Tensor]) -> Tensor:
+        return columns["memory"] * columns["scale"][..., None]
+
+
+CODECS = {
+    "float16": MemoryCodec(pa.float16(), torch.float16),
+    # Neither Arrow nor NumPy has bfloat16: its bits are stored as integers.
+    "bfloat16": MemoryCodec(pa.uint16(), torch.bfloat16),
+    "float32": MemoryCodec(pa.float32(), torch.float32),
+    "int8": Int8Codec(pa.int8(), torch.int8),
 }
-SCALE = np.dtype(np.float32)
 
 
-def encode(memory: Tensor, dtype: str) -> tuple[Tensor, Tensor | None]:
-    """float32 (..., K, D) to the numbers stored, and, of int8, scales (..., K), float32.
-
-    A scale is 1/127 of the slot's largest absolute number. What is not finite, or out of range,
-    comes out not finite: numbers, or of int8 the scale.
-    """
-    stored = STORED_TYPES[dtype]
-    if not stored.scaled:
-        return memory.to(stored.tensor), None
-    scale = memory.abs().amax(-1) / LARGEST_STEP
-    steps = memory / torch.where(scale == 0, 1.0, scale)[..., None]
-    return steps.round().nan_to_num().clamp(-LARGEST_STEP, LARGEST_STEP).to(stored.tensor), scale
+def are_finite(columns: Mapping[str, Tensor]) -> NDArray[np.bool_]:
+    """Whether all numbers of each window are finite: columns (B, ...) -> (B,)."""
+    finite = []
+    for values in columns.values():
+        if values.is_floating_point():
+            rows = values.flatten(1)
+            # An extreme is NaN if any number is; testing every number takes ten times as long.
+            finite.append(torch.isfinite(rows.amax(1)) & torch.isfinite(rows.amin(1)))
+    return torch.stack(finite).all(0).numpy()
 
 
-def decode(numbers: Tensor, scale: Tensor) -> Tensor:
-    """(M, K, D) float32 of stored numbers, where they lie; scale (M, K), or (0,): there is none."""
-    if numbers.dtype != torch.int8:
-        return numbers.float()
-    return numbers * scale[..., None]
+@dataclass(frozen=True)
+class EncodedMemory:
+    """N memories as they are stored, to be moved to a device and decoded there."""
 
+    codec: MemoryCodec
+    columns: Mapping[str, Tensor]
 
-def bits(numbers: Tensor, dtype: str) -> NDArray[Any]:
-    """The numbers of `encode` as the array that is written."""
-    stored = STORED_TYPES[dtype]
-    if stored.tensor is torch.bfloat16:
-        numbers = numbers.view(torch.int16)
-    return numbers.numpy().view(stored.array)
+    def decode(self, index: Tensor) -> Tensor:
+        """Memories at `index` (...,) in 0..N - 1 -> float32 (..., K, D)."""
+        flat = index.flatten()
+        memory = self.codec.decode({name: values[flat] for name, values in self.columns.items()})
+        return memory.unflatten(0, index.shape)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "EncodedMemory":
+        """The same memories, with `function` applied to each tensor."""
+        columns = {name: function(values) for name, values in self.columns.items()}
+        return replace(self, columns=columns)

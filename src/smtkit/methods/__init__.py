@@ -1,1 +1,1 @@
-"""A method is an objective: networks and a batch in, sums of losses out."""
+"""Training methods: each with its batch, its sampler and its loss in one module."""

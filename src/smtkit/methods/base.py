@@ -1,12 +1,43 @@
-"""What a method does that has nothing more to say than its losses."""
+"""What the methods share: reading windows in the shuffled order, and no-op hooks."""
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
 
+from smtkit.corpus.seeded import IntArray
+from smtkit.corpus.windows import WindowReader, Windows
+from smtkit.training.order import SampleOrder
+
+
+@dataclass
+class WindowSampler:
+    """Base of the samplers: the windows of each batch.
+
+    `by_length`: where windows differ in length, a batch takes windows of about one length, so that
+    there is little padding; otherwise, as for validation, from all windows alike.
+    """
+
+    windows: WindowReader
+    _: KW_ONLY
+    batch_size: int
+    seed: int
+    by_length: bool = True
+
+    def __post_init__(self) -> None:
+        lengths = self.windows.lengths() if self.by_length else None
+        self._order = SampleOrder(self.windows.per_epoch, self.batch_size, self.seed, lengths)
+
+    def _read(self, step: int, part: int, parts: int) -> tuple[IntArray, IntArray, Windows]:
+        """Slice `part` of `parts` of the batch of `step`: B windows, their starts (B,), and the
+        numbers of their samples in the run (B,), the key of all random draws for them."""
+        samples = self._order.entries(step, part, parts)
+        starts = self.windows.starts(*self._order.rows(samples), self.seed)
+        return samples, starts, self.windows.read(starts)
+
 
 class QuietMethod:
-    """Notes nothing of an update, logs no diagnostics, and is not concerned by any."""
+    """No-op hooks for methods that only define losses."""
 
     def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
         pass

@@ -1,12 +1,28 @@
-"""DAgger memory training of the RNN: the one-step objective, from memories of its own rollout.
+"""DAgger memory training (DMT): the one-step loss, on memories of the RNN's own rollout.
 
-The label of a step is the teacher's memory, wherever the RNN has come to: so it learns to come back
-(Ross et al. 2011). No gradient flows through the rollout: it reaches one step back.
+The label of a step is the teacher's memory, wherever the rollout has come to, so that the RNN
+learns to return to it (Ross et al. 2011). No gradient flows through the rollout: each step starts
+from a detached memory.
+
+The rollout of a window is cut into *chains*, which are rolled out side by side:
+
+- `segments`: chains of `depth` steps, each from the label at its first position. The first one
+  starts at a random position, each other one where the one before it ends; from the end of the
+  window they continue at its beginning, until every token has been read once.
+- `sequential`: one chain over the whole window.
+- `jacobi`: one chain too, but computed in sweeps: every step at once, from the memories of the
+  previous sweep, the first from labels.
+
+At the beginning of a window a chain *restarts* from the empty memory. All chains of a batch are
+padded to the same number of steps. The loss is taken at the last of every `loss_every` steps of a
+chain, but not at padding, nor where the last chain of a window reads its first tokens again.
+
+B: windows, C: chains, L: steps per chain, N: steps with a loss, K: slots, D: slot width.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,108 +31,91 @@ from torch import Tensor
 
 from smtkit.config import RolloutConfig, TransitionObjectiveConfig
 from smtkit.corpus.seeded import IntArray, random_key, uniform
-from smtkit.labels.reader import LabelShards
-from smtkit.methods.transitions import LabelBatch, LabelWindows, TransitionMethod, gather, pad_steps
+from smtkit.methods.transitions import LabelBatch, LabelSampler, TransitionMethod
 from smtkit.networks.decoder import FutureDecoder
 from smtkit.networks.rnn import RecurrentNetwork
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RolloutBatch(LabelBatch):
-    """C chains of L steps: start (C, K, D); place, tokens (C, L); and what each step should lead
-    to: after (C, L, K, D), target (C, L).
+    """C chains of L steps, of which N have a loss: the transitions of the batch.
 
-    restarts (C, L): steps before which the memory is the empty one. learned (N,): numbers in the
-    flat C * L of the steps that are learned from; the others lie past the end of a chain, or
-    between those that `loss_every` takes.
+    tokens (C, L): read by each step. chain_index (C, L): the label before each step. restarts
+    (C, L): whether a step starts from the empty memory. loss_steps (N,): steps with a loss, as
+    indices into the flat C L.
     """
 
     tokens: Tensor
-    target: Tensor
+    chain_index: Tensor
     restarts: Tensor
-    learned: Tensor
+    loss_steps: Tensor
 
     @property
     def start(self) -> Tensor:
-        return self.labels(self.place[:, 0])
+        """(C, K, D): the label before the first step of each chain."""
+        return self.memory.decode(self.chain_index[:, 0])
 
     @property
-    def after(self) -> Tensor:
-        return self.labels(self.place + 1)
-
-    @property
-    def learned_after(self) -> Tensor:
-        """(N, K, D): where the steps that are learned from should lead."""
-        return self.labels(self.place.flatten()[self.learned] + 1)
-
-    @property
-    def tokens_read(self) -> int:
-        return len(self.learned)
+    def after_steps(self) -> Tensor:
+        """(C, L, K, D): the label after every step."""
+        return self.memory.decode(self.chain_index + 1)
 
 
-class RolloutSampler:
-    """Batches of chains that together read every token of their windows once."""
+@dataclass
+class RolloutSampler(LabelSampler):
+    """Batches of the chains that windows are cut into."""
 
-    def __init__(
-        self,
-        labels: LabelShards,
-        objective: TransitionObjectiveConfig,
-        rollout: RolloutConfig,
-        *,
-        batch_size: int,
-        seed: int,
-        by_length: bool = True,
-    ) -> None:
-        self._windows = LabelWindows(labels, objective, batch_size, seed, by_length)
-        self._rollout = rollout
-        self._key = random_key(seed, "phase of chains")
+    rollout: RolloutConfig = field(kw_only=True)
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> RolloutBatch:
-        entries, rows, windows = self._windows.read(step, part, parts)
-        plan = [self._chains(*given) for given in zip(entries, windows.length, strict=True)]
-        steps = max(positions.shape[1] for positions, _ in plan)
-        chains = [pad_steps(positions, steps) for positions, _ in plan]
-        learned = [pad_steps(wanted, steps) for _, wanted in plan]
-        positions = np.concatenate(chains)
-        asked = [at[wanted] for at, wanted in zip(chains, learned, strict=True)]
-        # Jacobi disturbs every label that it begins from, the others the first of each chain.
-        disturbed = [at.size if self._rollout.kind == "jacobi" else len(at) for at in chains]
+        """Slice `part` of `parts` of the batch of `step`."""
+        samples, rows, windows = self._read(step, part, parts)
+        window, position, has_loss = self._chains(step, samples, windows.length)
+        count = int(windows.length.max()) + 1
+        index = window[:, None] * count + position
+        chain, _ = has_loss.nonzero()
+        # Noise is added to the labels that chains start from; in jacobi sweeps, to all of them.
+        noisy = position.shape[1] if self.rollout.kind == "jacobi" else 1
         return RolloutBatch(
-            **self._windows.asked(entries, windows, asked),
-            **self._windows.whole(rows, windows, chains),
-            noise=self._windows.noise(entries, disturbed),
-            tokens=gather(windows.tokens, chains),
-            target=gather(windows.targets, [at + 1 for at in chains]),
-            restarts=torch.from_numpy(positions == 0),
-            learned=torch.from_numpy(np.flatnonzero(np.concatenate(learned))),
+            memory=self.windows.memories(rows, range(count)),
+            index=torch.from_numpy(index[has_loss]),
+            noise=self._noise(samples, np.bincount(window) * noisy),
+            **self._loss_fields(samples, windows, window[chain], position[has_loss]),
+            tokens=torch.from_numpy(windows.tokens[window[:, None], position]),
+            chain_index=torch.from_numpy(index),
+            restarts=torch.from_numpy(position == 0),
+            loss_steps=torch.from_numpy(np.flatnonzero(has_loss)),
         )
 
     def depth(self, step: int) -> int:
-        """Steps of a segment's chain at an update: from 1 to `depth`, by a constant factor."""
-        depth, ramp = self._rollout.depth, self._rollout.depth_ramp
+        """Steps per segment at an update: from 1 to `depth`, growing by a constant factor."""
+        depth, ramp = self.rollout.depth, self.rollout.depth_ramp
         return round(depth ** min(1.0, (step + 1) / ramp)) if ramp else depth
 
-    def _chains(self, entry: int, length: int) -> tuple[IntArray, NDArray[np.bool_]]:
-        """Positions (C, L) before each step of the chains of a window, and which are learned from.
-
-        A segment that comes to the end of the window goes on at its beginning, from the empty
-        memory.
-        """
-        length = int(length)
-        if self._rollout.kind == "segments":
-            depth = min(self.depth(entry // self._windows.batch_size), length)
-            phase = int(uniform(self._key, np.array([entry]), 1)[0, 0] * length)
-        else:
-            depth, phase = length, 0
-        offsets = np.arange(-(-length // depth) * depth).reshape(-1, depth)
-        every = self._rollout.loss_every
-        learned = (offsets < length) & (np.arange(depth) % every == min(every, depth) - 1)
-        return (offsets + phase) % length, learned
+    def _chains(
+        self, step: int, samples: IntArray, length: IntArray
+    ) -> tuple[IntArray, IntArray, NDArray[np.bool_]]:
+        """The chains of windows of `length` (B,): the window of each chain (C,); the position
+        before each step (C, L), 0 at padding; whether a step has a loss (C, L)."""
+        depth, first = length, np.zeros_like(length)  # steps per chain and first position, (B,)
+        if self.rollout.kind == "segments":
+            phase = uniform(random_key(self.seed, "phase of chains"), samples, 1)[:, 0]
+            depth, first = np.minimum(self.depth(step), length), (phase * length).astype(np.int64)
+        chains = -(-length // depth)
+        window = np.repeat(np.arange(len(length)), chains)
+        number = np.arange(len(window)) - np.repeat(np.cumsum(chains) - chains, chains)
+        length, depth, first = (values[window, None] for values in (length, depth, first))
+        steps = np.arange(depth.max())
+        offset = number[:, None] * depth + steps  # from the first position of the first chain
+        inside = steps < depth
+        every = self.rollout.loss_every
+        is_last = steps % every == np.minimum(every, depth) - 1
+        position = np.where(inside, (first + offset) % length, 0)
+        return window, position, inside & is_last & (offset < length)
 
 
 class DaggerMemoryTraining(TransitionMethod):
-    """Chains roll side by side from where they start; or, `jacobi`, all their steps at once, again
-    and again."""
+    """Trains the cell to predict the labels from memories of its own rollout."""
 
     def __init__(
         self,
@@ -128,67 +127,61 @@ class DaggerMemoryTraining(TransitionMethod):
         super().__init__(network, config, decoder)
         self._rollout = rollout
 
-    def counts(self, batch: RolloutBatch) -> dict[str, int]:
-        """Number of terms in each sum of `losses`."""
-        return self._counts(batch.target.flatten()[batch.learned], batch)
-
     def losses(self, batch: RolloutBatch) -> dict[str, Tensor]:
-        """Sums of each term over the steps that are learned from."""
-        predicted = self._swept(batch) if self._rollout.kind == "jacobi" else self._rolled(batch)
-        return self._sums(
-            predicted,
-            batch.learned_after,
-            batch.target.flatten()[batch.learned],
-            batch,
-        )
+        """Sum of each term over the steps with a loss."""
+        predicted = self._sweep(batch) if self._rollout.kind == "jacobi" else self._roll(batch)
+        return self._sums(predicted, batch)
 
-    def _rolled(self, batch: RolloutBatch) -> Tensor:
-        """Memories after the N steps that are learned from, (N, K, D), one step after the other.
+    def _roll(self, batch: RolloutBatch) -> Tensor:
+        """Memories (N, K, D) after the steps with a loss: all chains, step by step.
 
-        The steps between leave neither a graph nor their memories behind.
+        Steps at which no chain has a loss build no graph, and their memories are not kept.
         """
         steps = batch.tokens.shape[1]
-        chains, offsets = batch.learned // steps, batch.learned % steps
-        kept = offsets.unique()  # at which any chain learns
-        memory = self._disturbed(batch.start, batch.noise)
+        chain, offset = batch.loss_steps // steps, batch.loss_steps % steps
+        kept = offset.unique()
+        memory = self._with_noise(batch.start, batch.noise)
         predicted: list[Tensor] = []
         done = 0
-        for offset in kept.tolist():
-            if done < offset:
-                with _without_a_graph():
-                    for between in range(done, offset):
-                        memory = self._stepped(batch, memory, between)
-            predicted.append(self._stepped(batch, memory, offset))
-            memory, done = predicted[-1].detach(), offset + 1
-        return torch.stack(predicted, dim=1)[chains, torch.searchsorted(kept, offsets)]
+        for i in kept.tolist():
+            if done < i:
+                with _no_graph():
+                    for skipped in range(done, i):
+                        memory = self._step(batch, memory, skipped)
+            predicted.append(self._step(batch, memory, i))
+            memory, done = predicted[-1].detach(), i + 1
+        return torch.stack(predicted, dim=1)[chain, torch.searchsorted(kept, offset)]
 
-    def _stepped(self, batch: RolloutBatch, memory: Tensor, offset: int) -> Tensor:
-        """(C, K, D) -> (C, K, D): every chain's step at `offset`."""
-        begins = batch.restarts[:, offset, None, None]
-        before = torch.where(begins, self.network.empty_memory, memory)
-        return self.network.step(before, batch.tokens[:, offset])
+    def _step(self, batch: RolloutBatch, memory: Tensor, i: int) -> Tensor:
+        """Step i of every chain, (C, K, D) -> (C, K, D)."""
+        restarts = batch.restarts[:, i, None, None]
+        before = torch.where(restarts, self.network.empty_memory, memory)
+        return self.network.step(before, batch.tokens[:, i])
 
-    def _swept(self, batch: RolloutBatch) -> Tensor:
-        """Memories after the N steps that are learned from, (N, K, D): sweep k is k steps away from
-        the labels. The last sweep is of those steps alone."""
+    def _sweep(self, batch: RolloutBatch) -> Tensor:
+        """Memories (N, K, D) after the steps with a loss: all steps at once, `sweeps` times.
+
+        After k sweeps a memory is k steps away from a label. The last sweep computes the N steps
+        with a loss alone.
+        """
         shape, tokens = batch.tokens.shape, batch.tokens.flatten()
-        first = self.network.start(len(batch.tokens))[:, None]
+        empty = self.network.start(len(batch.tokens))[:, None]
 
-        def before(memory: Tensor) -> Tensor:
-            """Memories before each step, in the flat C * L, from those after them, (C, L, K, D)."""
-            return torch.cat((first, memory[:, :-1]), dim=1).flatten(0, 1)
+        def before(after: Tensor) -> Tensor:
+            """Memories after each step (C, L, K, D) -> before each step (C L, K, D)."""
+            return torch.cat((empty, after[:, :-1]), dim=1).flatten(0, 1)
 
-        memory = self._disturbed(batch.after, batch.noise)
-        with _without_a_graph():
+        memory = self._with_noise(batch.after_steps, batch.noise)
+        with _no_graph():
             for _ in range(self._rollout.sweeps - 1):
                 memory = self.network.step(before(memory), tokens).unflatten(0, shape)
-        return self.network.step(before(memory)[batch.learned], tokens[batch.learned])
+        return self.network.step(before(memory)[batch.loss_steps], tokens[batch.loss_steps])
 
 
 @contextmanager
-def _without_a_graph() -> Iterator[None]:
+def _no_graph() -> Iterator[None]:
     with torch.no_grad():
         yield
-    # Of weights that autocast has cast here, older versions of torch would keep the casts, which no
-    # gradient passes (pytorch/pytorch#158232).
+    # Autocast caches the weights that it casts. Older versions of torch reuse a cast made without
+    # a graph, so that no gradient reaches the weights (pytorch/pytorch#158232).
     torch.clear_autocast_cache()

@@ -1,7 +1,7 @@
-"""The losses of Supervised Memory Training (Kumar & Isola, arXiv 2606.06479), tensors only.
+"""The losses of Supervised Memory Training (Kumar & Isola, arXiv 2606.06479), on tensors only.
 
-Losses are sums over their terms (`uniformity`: a value for each group). A method counts the terms,
-so that a mean can be taken over ranks and accumulation steps.
+Losses are sums over their terms (`uniformity`: one value per group). A method counts the terms, so
+that means can be taken over ranks and accumulation steps.
 
 N: items, G: groups, K: slots, D: slot width, V: vocabulary.
 """
@@ -14,9 +14,9 @@ from smtkit import IGNORE
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of -log softmax(logits)[target] over targets that are not IGNORE.
+    """Sum of -log softmax(logits)[target] over targets that are not IGNORE, in nats.
 
-    logits (..., V), targets (...); nats. Zero, with zero gradient, where all are IGNORE.
+    logits (..., V), targets (...). Zero, with zero gradient, where all are IGNORE.
     """
     return F.cross_entropy(
         logits.reshape(-1, logits.shape[-1]).float(),
@@ -27,33 +27,28 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def dynamics(predicted: Tensor, memory: Tensor) -> Tensor:
-    """Sum over N transitions of the mean squared error of a memory's K D numbers.
+    """Sum over N transitions of the mean squared error of the K D numbers of a memory.
 
     predicted, memory (N, K, D): `f(memory[:, i], tokens[:, i])` and `memory[:, i + 1]`.
     """
     return (predicted.float() - memory.float()).square().flatten(1).mean(1).sum()
 
 
-def divergence(label: Tensor, predicted: Tensor) -> Tensor:
-    """Sum over N of KL(softmax(label) || softmax(predicted)); logits (N, V); nats.
+def divergence(label_logits: Tensor, predicted_logits: Tensor) -> Tensor:
+    """Sum over N of KL(softmax(label_logits) || softmax(predicted_logits)), in nats.
 
-    No gradient flows into the label.
+    Both (N, V). No gradient flows into `label_logits`.
     """
-    wanted = label.detach().float().log_softmax(-1)
-    said = predicted.float().log_softmax(-1)
-    return F.kl_div(said, wanted, reduction="sum", log_target=True)
-
-
-def pool_slots(memory: Tensor) -> Tensor:
-    """(G, N, K, D) -> (G, N K, 1, D): every slot a memory of its own, to be compared with any."""
-    return memory.flatten(1, 2)[:, :, None]
+    label = label_logits.detach().float().log_softmax(-1)
+    predicted = predicted_logits.float().log_softmax(-1)
+    return F.kl_div(predicted, label, reduction="sum", log_target=True)
 
 
 def uniformity(memory: Tensor) -> Tensor:
-    """log mean exp(-2 |u_a - u_b|^2) over pairs a != b, for each slot, averaged over slots.
+    """log mean exp(-2 |u_a - u_b|^2) over pairs a != b of a group, averaged over slots.
 
-    memory (G, N, K, D): G groups, in each of which N memories are compared; u are memories with
-    every slot L2-normalised (Wang & Isola 2020). Returns (G,). Zero: all are the same.
+    memory (G, N, K, D): G groups of N memories; u are the memories with each slot L2-normalised
+    (Wang & Isola 2020). Returns (G,). Zero where all memories of a group are equal.
     """
     unit = F.normalize(memory.float(), dim=-1).transpose(1, 2)  # (G, K, N, D)
     squared_distance = 2 - 2 * unit @ unit.transpose(-1, -2)  # (G, K, N, N)
@@ -66,11 +61,11 @@ def uniformity(memory: Tensor) -> Tensor:
 
 @torch.no_grad()
 def memory_health(memory: Tensor) -> dict[str, float]:
-    """Signs of collapse in memories (N, K, D) of different positions and sequences, N > 1.
+    """Signs of collapse in N > 1 memories (N, K, D) of different positions and sequences.
 
-    `uniformity`: as above, 0 when all are the same; `variance`: mean over numbers of the variance
-    over memories; `effective_rank`: exp of the entropy of the covariance's normalised eigenvalues
-    (Roy & Vetterli 2007), 1 when memories differ along one direction only.
+    `uniformity`: as above, 0 where all are equal; `variance`: the variance over memories, averaged
+    over the K D numbers; `effective_rank`: exp of the entropy of the covariance's normalised
+    eigenvalues (Roy & Vetterli 2007), 1 where memories differ along one direction only.
     """
     flat = memory.float().flatten(1)
     centered = flat - flat.mean(0)

@@ -1,135 +1,135 @@
-"""The teacher's joint objective: memories that predict the future, and that a cell can follow.
+"""The teacher's objective: memories that predict the future, and that a cell can follow.
 
-Paper equations 2 to 5 (decoding, dynamics, uniformity); the dense term is ours: the readout's
-cross-entropy at all positions.
+Paper equations 2 to 5 (decoding, dynamics, uniformity). The dense term is ours: cross-entropy of
+the readout on the memories themselves. A new term needs its positions and targets in `TeacherBatch`
+and `TeacherSampler.batch`, and its weight, count and sum in `PredictiveState`.
+
+B: windows, T: longest window of the batch, A: anchors, F: future tokens, Q: dense positions,
+P: transitions, U: compared memories, K: slots, D: slot width, V: vocabulary.
 """
 
-import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from smtkit import IGNORE
 from smtkit.config import PredictiveStateConfig
 from smtkit.corpus.seeded import IntArray, random_key, stratified
-from smtkit.corpus.windows import WindowReader
 from smtkit.methods import losses
-from smtkit.networks.encoders import select
+from smtkit.methods.base import WindowSampler
+from smtkit.methods.plateau import PlateauGate
 from smtkit.networks.teacher import Teacher
-from smtkit.training.order import SampleOrder
 
 
 @dataclass(frozen=True)
 class TeacherBatch:
-    """Windows and the positions at which they are used.
+    """Windows; and for each term of the loss the positions of its memories, and their targets.
 
-    tokens (B, T + F), targets (B, T + F + 1), length (B,) at most T; anchors (B, A) and
-    uniformity_positions (B, U) in 0..length; dynamics_positions (B, P) in 0..length - 1;
-    dense_positions (B, Q) in 0..length, or, of short rows, past it: there nothing is asked.
+    tokens (B, T), length (B,). Memories lie at positions 0..length; a transition at i reads token i
+    and leads to memory i + 1. Targets past the end of a window are IGNORE.
+
+    decoding: at anchors (B, A) the decoder reads future (B, A, F) to predict future_targets
+    (B, A, F + 1). dense: dense_positions (B, Q), some of which lie past the end of short windows,
+    and dense_targets (B, Q). dynamics and readout: dynamics_positions (B, P), the tokens read there
+    (B, P), and the targets of the memories after them (B, P). uniformity_positions (B, U).
     """
 
     tokens: Tensor
-    targets: Tensor
     length: Tensor
     anchors: Tensor
-    dynamics_positions: Tensor
-    uniformity_positions: Tensor
+    future: Tensor
+    future_targets: Tensor
     dense_positions: Tensor
+    dense_targets: Tensor
+    dynamics_positions: Tensor
+    dynamics_tokens: Tensor
+    dynamics_targets: Tensor
+    uniformity_positions: Tensor
 
     @property
     def tokens_read(self) -> int:
         return int(self.length.sum())
 
 
-class TeacherSampler:
-    """Batches for the teacher: a pure function of the seed and the step.
+@dataclass
+class TeacherSampler(WindowSampler):
+    """Batches for the teacher: positions are drawn in each window, evenly spaced.
 
-    Where as many positions are asked for dynamics, or for uniformity, as there are anchors, they
-    are the anchors (or, where no transition leads on, the position before): an encoder that makes
-    one memory a pass then makes one and its successor for each.
-
-    `aligned`: so many windows, one after the other, draw the same uniformity positions, if they are
-    equally long. `dense_positions`: how many are drawn; None: all. `rest`: windows look ahead as
-    far as they are long. T is cut to the longest window of the batch. `by_length`: a batch takes
-    windows of one length; if not, of all that there are, in proportion.
+    Where dynamics or uniformity use as many positions as there are anchors, they use the anchors
+    (or the position before one at the end of a window). An encoder that computes one memory per
+    pass (not `parallel`) then needs only two per anchor: that memory and the next one.
     """
 
-    def __init__(
-        self,
-        windows: WindowReader,
-        *,
-        batch_size: int,
-        seed: int,
-        anchors: int,
-        dynamics_positions: int,
-        uniformity_positions: int,
-        aligned: int = 1,
-        dense_positions: int | None = None,
-        rest: bool = False,
-        by_length: bool = True,
-    ) -> None:
-        self._windows = windows
-        lengths = windows.lengths() if by_length else None
-        self._order = SampleOrder(windows.per_epoch, batch_size, seed, lengths)
-        self._rest = rest
-        self._seed = seed
-        self._anchors = anchors
-        self._dynamics_positions = dynamics_positions
-        self._uniformity_positions = uniformity_positions
-        self._aligned = aligned
-        self._dense_positions = dense_positions
+    objective: PredictiveStateConfig
+    parallel: bool = field(default=True, kw_only=True)
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> TeacherBatch:
-        entries = self._order.entries(step, part, parts)
-        epochs, rows = self._order.rows(entries)
-        windows = self._windows.read(self._windows.starts(epochs, rows, self._seed))
-        length = np.minimum(windows.length, self._windows.window)
-        positions = length + 1
+        """Slice `part` of `parts` of the batch of `step`."""
+        objective = self.objective
+        samples, _, windows = self._read(step, part, parts)
+        length = np.minimum(windows.length, self.windows.window)  # the rest is look-ahead
         longest = int(length.max())
-        anchors = self._draw("anchors", entries, self._anchors, positions)
-        if self._dynamics_positions == self._anchors:
-            dynamics = np.minimum(anchors, length[:, None] - 1)
-        else:
-            dynamics = self._draw("dynamics", entries, self._dynamics_positions, length)
-        if self._uniformity_positions == self._anchors and self._aligned == 1:
-            uniformity = anchors
-        else:
-            groups = entries // self._aligned
-            uniformity = self._draw("uniformity", groups, self._uniformity_positions, positions)
-        lookahead = longest if self._rest else windows.tokens.shape[1] - self._windows.window
-        width = longest + lookahead
-        return TeacherBatch(
-            *_tensors(
-                windows.tokens[:, :width],
-                windows.targets[:, : width + 1],
-                length,
-                anchors,
-                dynamics,
-                uniformity,
-                self._dense(entries, positions, longest),
-            )
-        )
+        targets = _mask_padding(windows.targets, length)
 
-    def _dense(self, entries: IntArray, sizes: IntArray, longest: int) -> IntArray:
-        if self._dense_positions is None:
-            return np.tile(np.arange(longest + 1), (len(entries), 1))
-        return self._draw("dense", entries, self._dense_positions, sizes)
+        anchors = self._draw("anchors", samples, objective.anchors, length + 1)
+        ahead = longest if objective.future_length == "rest" else objective.future_length
+        future = anchors[:, :, None] + np.arange(ahead + 1)
 
-    def _draw(self, purpose: str, entries: IntArray, draws: int, sizes: IntArray) -> IntArray:
-        return stratified(random_key(self._seed, purpose), entries, draws, sizes)
+        dense, count = np.tile(np.arange(longest + 1), (len(samples), 1)), self._dense_positions()
+        if count is not None:
+            dense = self._draw("dense", samples, count, length + 1)
+
+        dynamics = np.minimum(anchors, length[:, None] - 1)
+        if objective.dynamics_positions != objective.anchors:
+            dynamics = self._draw("dynamics", samples, objective.dynamics_positions, length)
+
+        # Aligned: windows that are compared with each other draw the same positions.
+        aligned = objective.uniformity_pairs == "aligned"
+        groups = samples // (objective.uniformity_group if aligned else 1)
+        uniformity, count = anchors, objective.uniformity_positions
+        if aligned or count != objective.anchors:
+            uniformity = self._draw("uniformity", groups, count, length + 1)
+
+        row = np.arange(len(samples))[:, None]
+        arrays = {
+            "tokens": windows.tokens[:, :longest],
+            "length": length,
+            "anchors": anchors,
+            "future": windows.tokens[row[:, None], future[:, :, :-1]],
+            "future_targets": targets[row[:, None], future],
+            "dense_positions": dense,
+            "dense_targets": targets[row, dense],
+            "dynamics_positions": dynamics,
+            "dynamics_tokens": windows.tokens[row, dynamics],
+            "dynamics_targets": targets[row, dynamics + 1],
+            "uniformity_positions": uniformity,
+        }
+        return TeacherBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    def _dense_positions(self) -> int | None:
+        """Positions per window; None: all."""
+        if not self.objective.dense_weight:
+            return 0
+        count = self.objective.dense_positions
+        return count if self.parallel else count or self.objective.anchors
+
+    def _draw(self, term: str, samples: IntArray, count: int, sizes: IntArray) -> IntArray:
+        return stratified(random_key(self.seed, term), samples, count, sizes)
 
 
-def _tensors(*arrays: NDArray[Any]) -> tuple[Tensor, ...]:
-    return tuple(torch.from_numpy(array) for array in arrays)
+def _mask_padding(targets: IntArray, length: IntArray) -> IntArray:
+    """Targets with IGNORE past the end of the windows that are shorter than the longest one.
+
+    What follows the end of the longest windows is look-ahead, with targets of its own.
+    """
+    padding = np.arange(targets.shape[1]) > length[:, None]
+    return np.where(padding & (length < length.max())[:, None], IGNORE, targets)
 
 
-_AVERAGED_UPDATES = 10
 _COLLAPSE = {
     "memory_uniformity": (operator.gt, -0.1),
     "memory_variance": (operator.lt, 0.01),
@@ -137,46 +137,11 @@ _COLLAPSE = {
 }
 
 
-class PlateauGate(nn.Module):
-    """Opens, for good, at the update at which an average of the decoding loss is below `limit`.
-
-    A GPU is waited for as long as it is shut, and no longer.
-    """
-
-    average: Tensor
-    opened: Tensor
-
-    def __init__(self, plateau: float, limit: float) -> None:
-        super().__init__()
-        self._limit = limit
-        self.register_buffer("average", torch.tensor(plateau))
-        self.register_buffer("opened", torch.tensor(torch.inf))
-        self._step: int | None = None  # `opened`, once it is known to be a number
-        forget = self._forget
-        self.register_load_state_dict_post_hook(forget)  # type: ignore[no-untyped-call]
-
-    def observe(self, step: int, decoding: Tensor) -> None:
-        self.average.lerp_(decoding, 1 / _AVERAGED_UPDATES)
-        opens = (self.average < self._limit) & self.opened.isinf()
-        self.opened.masked_fill_(opens, step + 1)
-
-    @property
-    def step(self) -> int | None:
-        """The first update after it opened."""
-        if self._step is None:
-            opened = float(self.opened)
-            self._step = None if math.isinf(opened) else int(opened)
-        return self._step
-
-    def _forget(self, *_: object) -> None:
-        self._step = None
-
-
 class PredictiveState:
-    """Encoder, decoder, cell and readout trained together.
+    """Trains encoder, decoder, cell and readout together.
 
-    `unigram_nll`: of the targets, in nats; where `dynamics_start` is "auto", decoding has left its
-    plateau when it is clearly below.
+    `unigram_nll`: entropy of the targets' frequencies, in nats. Needed where `dynamics_start` is
+    "auto": decoding has left its plateau when it is clearly below.
     """
 
     def __init__(
@@ -216,57 +181,55 @@ class PredictiveState:
     def counts(self, batch: TeacherBatch) -> dict[str, int]:
         """Number of terms in each sum of `losses`."""
         counts = {
-            "decoding": int((self._future_targets(batch) != IGNORE).sum()),
+            "decoding": int((batch.future_targets != IGNORE).sum()),
             "dynamics": batch.dynamics_positions.numel(),
-            "readout": int((self._transition_targets(batch) != IGNORE).sum()),
+            "readout": int((batch.dynamics_targets != IGNORE).sum()),
             "uniformity": len(batch.tokens) // self._config.uniformity_group,
         }
         if batch.dense_positions.numel():
-            counts["dense"] = int((self._dense_targets(batch) != IGNORE).sum())
+            counts["dense"] = int((batch.dense_targets != IGNORE).sum())
         return counts
 
     def losses(self, batch: TeacherBatch) -> dict[str, Tensor]:
-        """Sums of each term over the batch."""
-        positions = batch.dynamics_positions
-        anchored, dense, before, after, compared = self._encode(
-            batch,
+        """Sum of each term over the batch."""
+        teacher, positions = self.network, batch.dynamics_positions
+        at_anchors, dense, before, after, compared = self._encode(
+            batch.tokens,
             batch.anchors,
             batch.dense_positions,
             positions,
             positions + 1,
             batch.uniformity_positions,
         )
-        tokens = select(batch.tokens, positions).flatten()
-        predicted = self.network.step(before.flatten(0, 1), tokens)  # (B P, K, D)
+        future_logits = teacher.decoder(at_anchors.flatten(0, 1), batch.future.flatten(0, 1))
+        predicted = teacher.step(before.flatten(0, 1), batch.dynamics_tokens.flatten())
         sums = {
-            "decoding": self._decoding(anchored.flatten(0, 1), batch),
+            "decoding": losses.cross_entropy(future_logits, batch.future_targets),
             "dynamics": losses.dynamics(predicted, after.flatten(0, 1)),
-            "readout": losses.cross_entropy(
-                self.network.read(predicted), self._transition_targets(batch)
-            ),
+            "readout": losses.cross_entropy(teacher.read(predicted), batch.dynamics_targets),
             "uniformity": self._uniformity(compared),
         }
-        if dense.numel():
-            said = self.network.read(dense.flatten(0, 1))
-            sums["dense"] = losses.cross_entropy(said, self._dense_targets(batch))
+        if batch.dense_positions.numel():
+            logits = teacher.read(dense.flatten(0, 1))
+            sums["dense"] = losses.cross_entropy(logits, batch.dense_targets)
         return sums
 
     def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
-        """Notes how well decoding goes, where that decides when dynamics begin."""
+        """Passes the decoding loss of an update to the gate that starts dynamics."""
         if self._gate and "decoding" in means:
             self._gate.observe(step, means["decoding"])
 
     @torch.no_grad()
     def diagnostics(self, batch: TeacherBatch) -> dict[str, float]:
-        """Health of the memories of the batch."""
-        (memory,) = self._encode(batch, batch.uniformity_positions)
+        """Health of the memories that uniformity compares."""
+        (memory,) = self._encode(batch.tokens, batch.uniformity_positions)
         health = losses.memory_health(memory.flatten(0, 1))
         return {f"memory_{name}": value for name, value in health.items()}
 
     def warning(self, metrics: Mapping[str, float]) -> str | None:
-        """What the user should know of these diagnostics, if anything."""
-        for name, (holds, limit) in _COLLAPSE.items():
-            if holds(metrics[name], limit):
+        """A warning for the user where diagnostics show that memories collapse."""
+        for name, (is_beyond, limit) in _COLLAPSE.items():
+            if is_beyond(metrics[name], limit):
                 return (
                     f"memory collapses: {name} is {metrics[name]:.3g} (limit {limit:g}); try a "
                     "smaller objective.dynamics_weight, a later objective.dynamics_start, or more "
@@ -274,59 +237,24 @@ class PredictiveState:
                 )
         return None
 
-    def _future(self, batch: TeacherBatch) -> int:
-        """F: tokens that lie ahead of the window, T of the T + F."""
-        wanted = self._config.future_length
-        return batch.tokens.shape[1] // 2 if wanted == "rest" else wanted
-
-    def _window(self, batch: TeacherBatch) -> int:
-        return batch.tokens.shape[1] - self._future(batch)
-
-    def _encode(self, batch: TeacherBatch, *positions: Tensor) -> tuple[Tensor, ...]:
-        """Memories (B, P, K, D) at each of the `positions` (B, P)."""
-        tokens = batch.tokens[:, : self._window(batch)]
+    def _encode(self, tokens: Tensor, *positions: Tensor) -> tuple[Tensor, ...]:
+        """Memories (B, P, K, D) at each of the `positions` (B, P), from one call of the encoder."""
         memory = self.network.encoder.encode_at(tokens, torch.cat(positions, dim=1))
-        return memory.split([some.shape[1] for some in positions], dim=1)
+        return memory.split([each.shape[1] for each in positions], dim=1)
 
-    def _decoding(self, anchored: Tensor, batch: TeacherBatch) -> Tensor:
-        """From memories at the anchors, (B A, K, D)."""
-        offsets = torch.arange(self._future(batch), device=anchored.device)
-        future = select(batch.tokens, self._from_anchors(batch, offsets))
-        logits = self.network.decoder(anchored, future.reshape(len(anchored), -1))
-        return losses.cross_entropy(logits, self._future_targets(batch))
+    def _uniformity(self, memory: Tensor) -> Tensor:
+        """Sum over groups of windows; memory (B, U, K, D).
 
-    def _future_targets(self, batch: TeacherBatch) -> Tensor:
-        offsets = torch.arange(self._future(batch) + 1, device=batch.targets.device)
-        positions = self._from_anchors(batch, offsets)
-        targets = select(batch.targets, positions)
-        length = batch.length[:, None]
-        padding = (positions > length) & (length < self._window(batch))
-        return targets.masked_fill(padding, IGNORE)
-
-    @staticmethod
-    def _from_anchors(batch: TeacherBatch, offsets: Tensor) -> Tensor:
-        """(B, A * len(offsets)) positions."""
-        return (batch.anchors[:, :, None] + offsets).flatten(1)
-
-    @staticmethod
-    def _dense_targets(batch: TeacherBatch) -> Tensor:
-        """Past `length` there is padding, or the decoder's look-ahead."""
-        targets = select(batch.targets, batch.dense_positions)
-        return targets.masked_fill(batch.dense_positions > batch.length[:, None], IGNORE)
-
-    @staticmethod
-    def _transition_targets(batch: TeacherBatch) -> Tensor:
-        return select(batch.targets, batch.dynamics_positions + 1)
-
-    def _uniformity(self, compared: Tensor) -> Tensor:
-        """Of memories (B, U, K, D), a mean over positions where they are compared one by one."""
-        groups = compared.unflatten(0, (-1, self._config.uniformity_group))  # (G, g, U, K, D)
+        "aligned" pairs lie at one position of different windows: the mean over U positions. "any":
+        pairs of all g U memories of a group.
+        """
+        groups = memory.unflatten(0, (-1, self._config.uniformity_group))  # (G, g, U, K, D)
         positions = 1
         if self._config.uniformity_pairs == "aligned":
-            positions = compared.shape[1]
+            positions = memory.shape[1]
             groups = groups.transpose(1, 2).flatten(0, 1)  # (G U, g, K, D)
         else:
             groups = groups.flatten(1, 2)  # (G, g U, K, D)
         if self._config.uniformity == "pooled":
-            groups = losses.pool_slots(groups)
+            groups = groups.flatten(1, 2)[:, :, None]  # each slot as a memory of one slot
         return losses.uniformity(groups).sum() / positions

@@ -1,94 +1,77 @@
 """Supervised Memory Training of the RNN: one-step regression on stored memories.
 
-A batch is a flat set of transitions and the cell is called once: it is never unrolled.
+A batch is a flat set of transitions `(memory[i], tokens[i]) -> memory[i + 1]`, and the cell is
+called once on all of them: the RNN is never unrolled. The terms of the loss, which `dmt` shares,
+are in `transitions.py`.
+
+B: windows, P: transitions per window, N = B P, K: slots, D: slot width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from smtkit.config import TransitionObjectiveConfig
 from smtkit.corpus.seeded import IntArray, random_key, stratified
-from smtkit.corpus.windows import Windows
-from smtkit.labels.reader import LabelShards
-from smtkit.methods.transitions import LabelBatch, LabelWindows, TransitionMethod, gather
+from smtkit.labels.codec import EncodedMemory
+from smtkit.methods.transitions import LabelBatch, LabelSampler, TransitionMethod
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TransitionBatch(LabelBatch):
-    """A flat set of N = B P transitions: before, after (N, K, D); place, token, target (N,).
-
-    `after` is the label of `(before, token)`, `target` what is to be predicted from it.
-    """
+    """N transitions from `before` on reading `token` (N,), with the labels `after`."""
 
     token: Tensor
-    target: Tensor
 
     @property
     def before(self) -> Tensor:
-        return self.labels(self.place)
-
-    @property
-    def after(self) -> Tensor:
-        return self.labels(self.place + 1)
-
-    @property
-    def tokens_read(self) -> int:
-        return len(self.token)
+        """(N, K, D): the label of the memory before each transition."""
+        return self.memory.decode(self.index)
 
 
-class TransitionSampler:
-    """Batches of transitions: windows in the shuffled order, `positions` drawn in each.
+@dataclass
+class TransitionSampler(LabelSampler):
+    """Batches of transitions: `positions` of each window, evenly spaced from a random phase."""
 
-    Here and below, `by_length`: a batch takes windows of one length; if not, of all that there are,
-    in proportion.
-    """
-
-    def __init__(
-        self,
-        labels: LabelShards,
-        objective: TransitionObjectiveConfig,
-        *,
-        batch_size: int,
-        seed: int,
-        positions: int,
-        by_length: bool = True,
-    ) -> None:
-        self._windows = LabelWindows(labels, objective, batch_size, seed, by_length)
-        self._positions = positions
-        self._key = random_key(seed, "transitions")
+    positions: int = field(kw_only=True)
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> TransitionBatch:
-        entries, rows, windows = self._windows.read(step, part, parts)
-        drawn = stratified(self._key, entries, self._positions, windows.length)
+        """Slice `part` of `parts` of the batch of `step`."""
+        samples, rows, windows = self._read(step, part, parts)
+        key = random_key(self.seed, "transitions")
+        drawn = stratified(key, samples, self.positions, windows.length)  # (B, P)
+        memory, index = self._labels(rows, drawn, longest=int(windows.length.max()))
+        window, position = np.repeat(np.arange(len(rows)), self.positions), drawn.reshape(-1)
         return TransitionBatch(
-            **self._windows.asked(entries, windows, list(drawn)),
-            **self._memories(rows, windows, drawn),
-            noise=self._windows.noise(entries, [self._positions] * len(rows)),
-            token=gather(windows.tokens, drawn),
-            target=gather(windows.targets, drawn + 1),
+            memory=memory,
+            index=torch.from_numpy(index),
+            token=torch.from_numpy(windows.tokens[window, position]),
+            noise=self._noise(samples, np.full(len(rows), self.positions)),
+            **self._loss_fields(samples, windows, window, position),
         )
 
-    def _memories(self, rows: IntArray, windows: Windows, drawn: IntArray) -> dict[str, Tensor]:
-        """Those before and after each transition; or, where these are as many, whole windows."""
-        if 2 * self._positions > windows.length.max():
-            return self._windows.whole(rows, windows, list(drawn))
-        pairs = (drawn[:, :, None] + np.arange(2)).reshape(len(rows), -1)
-        memory, scale = self._windows.labels.memories(rows, pairs)
-        return {"memory": memory, "scale": scale, "place": torch.arange(0, len(memory), 2)}
+    def _labels(
+        self, rows: IntArray, positions: IntArray, longest: int
+    ) -> tuple[EncodedMemory, IntArray]:
+        """Labels that include those at `positions` (B, P) and the next ones; indices of the former.
+
+        Reads pairs of neighbours, or whole windows where that is no more.
+        """
+        if 2 * self.positions <= longest:
+            pairs = (positions[:, :, None] + np.arange(2)).reshape(len(rows), -1)
+            return self.windows.memories(rows, pairs), np.arange(0, pairs.size, 2)
+        count = longest + 1
+        index = np.arange(len(rows))[:, None] * count + positions
+        return self.windows.memories(rows, range(count)), index.reshape(-1)
 
 
 class SupervisedMemoryTraining(TransitionMethod):
-    """The cell learns `(memory[i], tokens[i]) -> memory[i + 1]`, the readout to predict from it."""
-
-    def counts(self, batch: TransitionBatch) -> dict[str, int]:
-        """Number of terms in each sum of `losses`."""
-        return self._counts(batch.target, batch)
+    """Trains the cell to predict the label after each transition, and the readout to predict the
+    target from the predicted memory."""
 
     def losses(self, batch: TransitionBatch) -> dict[str, Tensor]:
-        """Sums of each term over the batch."""
-        before = self._disturbed(batch.before, batch.noise)
+        """Sum of each term over the batch."""
+        before = self._with_noise(batch.before, batch.noise)
         predicted = self.network.step(before, batch.token)
-        return self._sums(predicted, batch.after, batch.target, batch)
+        return self._sums(predicted, batch)

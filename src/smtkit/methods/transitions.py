@@ -1,179 +1,108 @@
-"""What `smt` and `dmt` share: the objective of a memory that a cell has predicted.
+"""What `smt` and `dmt` share: reading windows of labels, and the loss of predicted memories.
 
-Paper equation 6, plus the readout's cross-entropy, plus, if asked for, what the teacher's decoder
-says of label and predicted memory. N: transitions, K: slots, D: slot width, M: those of the N whose
-futures are compared.
+The loss is the paper's equation 6, the squared error of the memory that the cell predicts; plus the
+cross-entropy of the readout on it; plus, if `kl_weight` is set, the KL divergence between the
+predictions that the teacher's decoder makes from the label and from the predicted memory.
+
+B: windows, T: window, N: transitions with a loss, C: of these, the ones compared through the
+decoder, F: future tokens, K: slots, D: slot width.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from smtkit import IGNORE
 from smtkit.config import TransitionObjectiveConfig
 from smtkit.corpus.seeded import IntArray, random_key, stratified
 from smtkit.corpus.windows import Windows
-from smtkit.labels.codec import decode
+from smtkit.labels.codec import EncodedMemory
 from smtkit.labels.reader import LabelShards
 from smtkit.methods import losses
-from smtkit.methods.base import QuietMethod
-from smtkit.methods.bptt import SequenceBatch, as_sequences
+from smtkit.methods.base import QuietMethod, WindowSampler
 from smtkit.networks.decoder import FutureDecoder
 from smtkit.networks.rnn import RecurrentNetwork
-from smtkit.training.order import SampleOrder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LabelBatch:
-    """Labels, and what the objective asks beside its transitions.
+    """The labels of a batch, and what the loss of its N transitions needs.
 
-    memory (M, K, D), scale (M, K) or (0,): labels as they are stored, and as they are moved to the
-    device. place: which of them each transition reads; the one after it is where it leads.
-    first_target (B,): what is to be predicted from the empty memory. compared (C,): numbers of the
-    transitions after which the decoder must say the same from label and predicted memory, for
-    future (C, F) tokens, of which future_length (C,) are there. noise: unit normal numbers.
+    memory: labels, encoded. index (N,): the label before each transition; the label after it is the
+    next one. target (N,): predicted from the memory after each transition. initial_target (B,):
+    predicted from the empty memory. compared (C,): which transitions are compared through the
+    decoder, which reads future (C, F), of which future_length (C,) tokens lie inside the window.
+    noise (M, K, D): standard normal, for the M labels it is added to; M is 0 without noise.
     """
 
-    memory: Tensor
-    scale: Tensor
-    place: Tensor
-    first_target: Tensor
+    memory: EncodedMemory
+    index: Tensor
+    target: Tensor
+    initial_target: Tensor
     compared: Tensor
     future: Tensor
     future_length: Tensor
     noise: Tensor
 
-    def labels(self, places: Tensor) -> Tensor:
-        """places (...,) -> (..., K, D), float32."""
-        flat = places.flatten()
-        scale = self.scale[flat] if len(self.scale) else self.scale
-        return decode(self.memory[flat], scale).unflatten(0, places.shape)
+    @property
+    def after(self) -> Tensor:
+        """(N, K, D): the label of the memory after each transition."""
+        return self.memory.decode(self.index + 1)
+
+    @property
+    def tokens_read(self) -> int:
+        return len(self.target)
 
 
-_NOTHING_COMPARED = {
-    "compared": torch.empty(0, dtype=torch.int64),
-    "future": torch.empty(0, 0, dtype=torch.int64),
-    "future_length": torch.empty(0, dtype=torch.int64),
-}
+@dataclass
+class LabelSampler(WindowSampler):
+    """Base of the samplers of labels: draws what the loss needs."""
 
+    windows: LabelShards
+    objective: TransitionObjectiveConfig
 
-class LabelSequenceSampler:
-    """The tokens and targets of labels alone: batches of whole windows."""
-
-    def __init__(
-        self, labels: LabelShards, *, batch_size: int, seed: int, by_length: bool = True
-    ) -> None:
-        nothing = TransitionObjectiveConfig()
-        self._windows = LabelWindows(labels, nothing, batch_size, seed, by_length)
-
-    def batch(self, step: int, part: int = 0, parts: int = 1) -> SequenceBatch:
-        _, _, windows = self._windows.read(step, part, parts)
-        return as_sequences(windows)
-
-
-class LabelWindows:
-    """Whole windows of labels in the shuffled order, and what is drawn for each."""
-
-    def __init__(
-        self,
-        labels: LabelShards,
-        objective: TransitionObjectiveConfig,
-        batch_size: int,
-        seed: int,
-        by_length: bool,
-    ) -> None:
-        self.batch_size = batch_size
-        self.labels = labels
-        self._objective = objective
-        lengths = labels.lengths() if by_length else None
-        self._order = SampleOrder(len(labels), batch_size, seed, lengths)
-        self._seed = seed
-
-    def read(self, step: int, part: int, parts: int) -> tuple[IntArray, IntArray, Windows]:
-        """Entries, their rows, and all but the memories of these."""
-        entries = self._order.entries(step, part, parts)
-        _, rows = self._order.rows(entries)
-        return entries, rows, self.labels.windows(rows)
-
-    def whole(
-        self, rows: IntArray, windows: Windows, positions: list[IntArray]
+    def _loss_fields(
+        self, samples: IntArray, windows: Windows, window: IntArray, position: IntArray
     ) -> dict[str, Tensor]:
-        """All memories of windows, and the places among them of `positions` (..., L) of each."""
-        count = int(windows.length.max()) + 1
-        memory, scale = self.labels.memories(rows, range(count))
-        place = np.concatenate([row * count + at for row, at in enumerate(positions)])
-        return {"memory": memory, "scale": scale, "place": torch.from_numpy(place)}
-
-    def asked(
-        self, entries: IntArray, windows: Windows, positions: list[IntArray]
-    ) -> dict[str, Tensor]:
-        """First targets; and futures after some of the transitions at `positions` of each row."""
-        objective = self._objective
-        first_target = {"first_target": torch.from_numpy(windows.targets[:, 0].copy())}
-        if not objective.kl_weight:
-            return {**first_target, **_NOTHING_COMPARED}
-        window, length = self.labels.shape.window, windows.length
-        wanted = min(objective.kl_future, window)
-        counts = np.array([len(at) for at in positions])
-        key = random_key(self._seed, "compared")
-        chosen = stratified(key, entries, objective.kl_positions, counts)
-        after = np.stack([at[some] + 1 for at, some in zip(positions, chosen, strict=True)])
-        places = after[:, :, None] + np.arange(wanted)  # (B, M / B, F)
-        inside = np.minimum(places, window - 1)
-        there = np.clip(length[:, None] - after, 0, wanted).reshape(-1)
-        first = np.cumsum(counts) - counts
-        return {
-            **first_target,
-            "compared": torch.from_numpy((first[:, None] + chosen).reshape(-1)),
-            "future": gather(windows.tokens, inside),
-            "future_length": torch.from_numpy(there),
+        """Targets and compared futures of a batch whose transitions read `position` (N,) of
+        `window` (N,), ascending."""
+        length, width = min(self.objective.kl_future, self.windows.window), self.windows.window
+        compared = np.empty(0, dtype=np.int64)
+        if self.objective.kl_weight:
+            counts = np.bincount(window, minlength=len(samples))
+            first = np.cumsum(counts) - counts
+            key, draws = random_key(self.seed, "compared"), self.objective.kl_positions
+            compared = (first[:, None] + stratified(key, samples, draws, counts)).reshape(-1)
+        after = position[compared] + 1
+        future = np.minimum(after[:, None] + np.arange(length), width - 1)
+        fields = {
+            "target": windows.targets[window, position + 1],
+            "initial_target": windows.targets[:, 0].copy(),
+            "compared": compared,
+            "future": windows.tokens[window[compared, None], future],
+            "future_length": np.clip(windows.length[window[compared]] - after, 0, length),
         }
+        return {name: torch.from_numpy(values) for name, values in fields.items()}
 
-    def noise(self, entries: IntArray, counts: list[int]) -> Tensor:
-        """Unit normal numbers for `counts` memories of each window, or none."""
-        shape = self.labels.shape
-        if not self._objective.noise:
-            return torch.empty(0, shape.slots, shape.slot_width)
+    def _noise(self, samples: IntArray, counts: IntArray) -> Tensor:
+        """Standard normal numbers for `counts` (B,) labels of each window; none without noise."""
+        size = (self.windows.shape.slots, self.windows.shape.slot_width)
+        if not self.objective.noise:
+            return torch.empty(0, *size)
         drawn = []
-        for entry, count in zip(entries, counts, strict=True):
-            generator = torch.Generator().manual_seed(random_key(self._seed, "noise", int(entry)))
-            drawn.append(torch.randn(count, shape.slots, shape.slot_width, generator=generator))
+        for sample, count in zip(samples.tolist(), counts.tolist(), strict=True):
+            generator = torch.Generator().manual_seed(random_key(self.seed, "noise", sample))
+            drawn.append(torch.randn(count, *size, generator=generator))
         return torch.cat(drawn)
 
 
-def gather(column: IntArray, positions: Any) -> Tensor:
-    """A column (B, ...) of each window at its positions, windows after each other."""
-    if isinstance(positions, np.ndarray) and positions.ndim == 2:
-        flat = positions + np.arange(0, column.size, column.shape[1])[:, None]
-        return torch.from_numpy(column.take(flat.reshape(-1)))
-    chosen = [row[at] for row, at in zip(column, positions, strict=True)]
-    return torch.from_numpy(np.concatenate(chosen))
-
-
-def pad_steps(values: NDArray[Any], steps: int) -> NDArray[Any]:
-    """(C, l) -> (C, steps), with zeros."""
-    return np.pad(values, ((0, 0), (0, steps - values.shape[1])))
-
-
-class MeasuredError(nn.Module):
-    """How far predicted memories were from their labels at the last update: a mean square."""
-
-    squared: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("squared", torch.zeros(()))
-
-
 class TransitionMethod(QuietMethod):
-    """Weights, counts and sums of the terms; a method says which memories it predicts from.
+    """Base of `smt` and `dmt`: weights, counts and sums of the terms.
 
-    `decoder` is the teacher's, frozen; it is needed where `kl_weight` is not zero.
+    `decoder`: the teacher's, which is frozen; needed where `kl_weight` is not zero.
     """
 
     def __init__(
@@ -183,7 +112,8 @@ class TransitionMethod(QuietMethod):
         decoder: FutureDecoder | None = None,
     ) -> None:
         self.network = network
-        self.state = MeasuredError()
+        self.state = nn.Module()
+        self.state.register_buffer("squared", torch.zeros(()))  # error of the last update
         self._config = config
         self._decoder = decoder.eval().requires_grad_(False) if decoder is not None else None
 
@@ -195,47 +125,45 @@ class TransitionMethod(QuietMethod):
         }
 
     def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
-        """Notes how far predicted memories are from their labels: what noise is measured by."""
+        """Keeps the squared error of predicted memories, which scales the noise."""
         if self._config.noise:
-            self.state.squared.copy_(means["dynamics"])
+            self.state.get_buffer("squared").copy_(means["dynamics"])
 
-    def _counts(self, target: Tensor, batch: LabelBatch) -> dict[str, int]:
-        asked = (target != IGNORE).sum() + (batch.first_target != IGNORE).sum()
-        counts = {"dynamics": len(target), "readout": int(asked)}
+    def counts(self, batch: LabelBatch) -> dict[str, int]:
+        """Number of terms in each sum of `losses`."""
+        targets = (batch.target != IGNORE).sum() + (batch.initial_target != IGNORE).sum()
+        counts = {"dynamics": len(batch.target), "readout": int(targets)}
         if len(batch.compared):
             counts["divergence"] = int((batch.future_length + 1).sum())
         return counts
 
-    def _sums(
-        self,
-        predicted: Tensor,
-        after: Tensor,
-        target: Tensor,
-        batch: LabelBatch,
-    ) -> dict[str, Tensor]:
-        """Of predicted memories and their labels, (N, K, D); targets (N,)."""
+    def _sums(self, predicted: Tensor, batch: LabelBatch) -> dict[str, Tensor]:
+        """Sum of each term, where the transitions of the batch lead to `predicted` (N, K, D)."""
+        label, readout = batch.after, self.network.readout
         read = predicted.detach() if self._config.detach_readout else predicted
-        empty = self.network.start(len(batch.first_target))
+        empty = self.network.start(len(batch.initial_target))
         sums = {
-            "dynamics": losses.dynamics(predicted, after),
-            "readout": losses.cross_entropy(self.network.readout(read), target)
-            + losses.cross_entropy(self.network.readout(empty), batch.first_target),
+            "dynamics": losses.dynamics(predicted, label),
+            "readout": losses.cross_entropy(readout(read), batch.target)
+            + losses.cross_entropy(readout(empty), batch.initial_target),
         }
         if len(batch.compared):
-            sums["divergence"] = self._divergence(predicted, after, batch)
+            sums["divergence"] = self._divergence(predicted, label, batch)
         return sums
 
-    def _divergence(self, predicted: Tensor, after: Tensor, batch: LabelBatch) -> Tensor:
+    def _divergence(self, predicted: Tensor, label: Tensor, batch: LabelBatch) -> Tensor:
         assert self._decoder is not None
         with torch.no_grad():
-            label = self._decoder(after[batch.compared].to(predicted.dtype), batch.future)
-        said = self._decoder(predicted[batch.compared], batch.future)  # (M, F + 1, V)
-        there = torch.arange(said.shape[1], device=said.device) <= batch.future_length[:, None]
-        return losses.divergence(label[there], said[there])
+            of_label = self._decoder(label[batch.compared].to(predicted.dtype), batch.future)
+        of_predicted = self._decoder(predicted[batch.compared], batch.future)  # (C, F + 1, V)
+        offsets = torch.arange(of_predicted.shape[1], device=predicted.device)
+        inside = offsets <= batch.future_length[:, None]
+        return losses.divergence(of_label[inside], of_predicted[inside])
 
-    def _disturbed(self, memory: Tensor, noise: Tensor) -> Tensor:
-        """In training, memories with Gaussian noise, in multiples of the error of the update
-        before: of `smt` that of one step, of `dmt` the drift of its rollout."""
+    def _with_noise(self, label: Tensor, noise: Tensor) -> Tensor:
+        """In training, labels plus Gaussian noise, in multiples of the last update's error: of one
+        step with `smt`, of the rollout with `dmt`."""
         if not self._config.noise or not self.network.training:
-            return memory
-        return memory + self._config.noise * self.state.squared.sqrt() * noise.view_as(memory)
+            return label
+        error = self.state.get_buffer("squared").sqrt()
+        return label + self._config.noise * error * noise.view_as(label)

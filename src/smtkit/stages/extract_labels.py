@@ -20,7 +20,8 @@ from smtkit.corpus.shards import is_stream
 from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
 from smtkit.corpus.windows import Windows, open_windows
 from smtkit.errors import ArtifactError, UsageError
-from smtkit.labels.writer import LabelShape, write_labels
+from smtkit.labels.format import LabelShape
+from smtkit.labels.writer import write_labels
 from smtkit.networks.loading import load_teacher
 from smtkit.networks.teacher import LabelTeacher
 from smtkit.storage.artifact import Artifact

@@ -7,10 +7,7 @@ import numpy as np
 import torch
 
 from smtkit import IGNORE
-from smtkit.config import (
-    PredictiveStateConfig,
-    TrainEncoderConfig,
-)
+from smtkit.config import TrainEncoderConfig
 from smtkit.corpus.stored_tokenizer import load_tokenizer
 from smtkit.corpus.windows import WindowReader, open_windows
 from smtkit.errors import UsageError
@@ -104,14 +101,10 @@ def _source(
 ) -> TeacherSampler:
     return TeacherSampler(
         windows,
+        config.objective,
         batch_size=config.training.batch_size,
         seed=config.seed,
-        anchors=config.objective.anchors,
-        dynamics_positions=config.objective.dynamics_positions,
-        uniformity_positions=config.objective.uniformity_positions,
-        aligned=_aligned(config.objective),
-        dense_positions=_dense_positions(config.objective, teacher),
-        rest=config.objective.future_length == "rest",
+        parallel=teacher.encoder.parallel,
         by_length=by_length,
     )
 
@@ -123,19 +116,6 @@ def _check_groups(config: TrainEncoderConfig, ranks: Ranks) -> None:
             f"objective.uniformity_group ({group}): must divide training.batch_size / "
             f"(ranks * training.accumulation) ({micro_batch})"
         )
-
-
-def _aligned(objective: PredictiveStateConfig) -> int:
-    return objective.uniformity_group if objective.uniformity_pairs == "aligned" else 1
-
-
-def _dense_positions(objective: PredictiveStateConfig, teacher: Teacher) -> int | None:
-    """Positions per window of the dense loss; None: all."""
-    if not objective.dense_weight:
-        return 0
-    if teacher.encoder.parallel:
-        return objective.dense_positions
-    return objective.dense_positions or objective.anchors
 
 
 def _unigram(config: TrainEncoderConfig, windows: WindowReader) -> float | None:

@@ -16,7 +16,6 @@ from smtkit.labels.reader import LabelShards
 from smtkit.methods.bptt import BackpropagationThroughTime, SequenceBatch, SequenceSampler
 from smtkit.methods.dmt import DaggerMemoryTraining, RolloutSampler
 from smtkit.methods.smt import SupervisedMemoryTraining, TransitionSampler
-from smtkit.methods.transitions import LabelSequenceSampler
 from smtkit.networks.architecture import Architecture
 from smtkit.networks.decoder import DecoderReadout
 from smtkit.networks.loading import load_label_teacher, load_rnn
@@ -173,7 +172,7 @@ def _prepare_labels(
         method = DaggerMemoryTraining(network, config.objective, config.rollout, decoder)
     train, validation = _label_samplers(config, *shards)
     batches = config.training.validation_batches(len(shards[1]))
-    sequences = LabelSequenceSampler(
+    sequences = SequenceSampler(
         shards[1], batch_size=config.training.batch_size, seed=config.seed, by_length=False
     )
     validations = _validations(method, validation, network, sequences, batches)
@@ -210,7 +209,7 @@ def _label_samplers(
                 by_length=by_length,
             )
         return RolloutSampler(
-            labels, objective, rollout, batch_size=size, seed=seed, by_length=by_length
+            labels, objective, rollout=rollout, batch_size=size, seed=seed, by_length=by_length
         )
 
     # Validate at the final depth of the ramp, so that records of one run can be compared.
