@@ -1,12 +1,20 @@
-"""One command on several processes: `--nproc` starts them, and the first to fail speaks for all.
+"""Starts the ranks of `--nproc`, and ends all ranks, torchrun's too, with one error line.
 
-A rank that fails says so in the store that torchrun, or the process that `--nproc` runs in, keeps
-for the ranks. The others look there: none waits for one that has ended.
+torchrun does the rest. It does not do this:
+
+- One line on stderr and the exit code of the first rank to fail. torchrun prints a report of many
+  lines, returns 1, and orders failures by timestamps of one second.
+- End ranks that wait in a collective for one that has failed, within seconds.
+- Give a run that was sent SIGINT or SIGTERM the time it needs to save; torchrun kills after 30 s.
+
+The first rank to fail writes its exit code to the TCPStore of the run, which torchrun or `launch`
+serves; a thread in each rank polls the store.
 """
 
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,87 +28,77 @@ from smtkit.errors import SmtkitError, UsageError
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-_LOOK_EVERY = 0.5  # seconds
-_GRACE = 3.0  # seconds in which a rank may clean up after another failed
-_REACH = timedelta(seconds=10)
-_COMMAND = "import sys; from smtkit.cli.app import main; sys.argv[0] = 'smtkit'; main()"
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 3.0
+"""Time for a rank to clean up after another has failed."""
+_CONNECT_TIMEOUT = timedelta(seconds=10)
+_PROGRAM = "import sys; from smtkit.cli.app import main; sys.argv[0] = 'smtkit'; main()"
 
-_watched = threading.Event()  # set: this process is a rank that looks after the others
-
-
-class RanksError(SmtkitError):
-    """A rank ended without a word, as one does that is killed."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+_watched = threading.Event()
+"""Set in a rank whose watching thread has started."""
 
 
 def is_rank() -> bool:
-    """Whether torchrun, or `--nproc`, started this process."""
+    """Whether torchrun or `launch` started this process."""
     return "RANK" in os.environ
 
 
 def is_first() -> bool:
+    """Whether this process is rank 0, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def must_launch(count: int | None) -> bool:
-    """Whether the ranks have to be started. Raises UsageError where torchrun started others."""
+    """Whether `count` ranks must be started. Raises UsageError if torchrun started other ranks."""
     if count is None or not is_rank():
-        return count is not None and count > 1
-    if str(count) != os.environ.get("WORLD_SIZE"):
-        found = os.environ.get("WORLD_SIZE")
-        raise UsageError(f"--nproc {count}: torchrun started {found} ranks", "leave --nproc out")
+        return (count or 1) > 1
+    if str(count) != (found := os.environ.get("WORLD_SIZE")):
+        raise UsageError(f"`nproc` {count}: torchrun started {found} ranks", "leave `nproc` out")
     return False
 
 
 def launch(count: int) -> int:
-    """Runs this command line on `count` ranks of this machine; returns the exit code.
+    """Runs this command line as `count` ranks on this machine; returns the exit code.
 
-    They are told what torchrun tells its own. Not torchrun itself: it gives a signalled run 30
-    seconds to save, takes time to the second to find the first failure, and reports on many lines.
+    Raises SmtkitError if a rank ended without an error line, as a killed process does.
     """
-    import socket
-
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    command = [sys.executable, "-P", "-c", _COMMAND, *sys.argv[1:]]
     ranks: list[subprocess.Popen[bytes]] = []
-    with _passing_signals_to(ranks):
-        try:
-            for rank in range(count):
-                environment = _environment(rank, count, port)
-                # A session of its own: Ctrl-C comes from here, once, and not from the terminal too.
-                ranks.append(
-                    subprocess.Popen(
-                        command, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
-                    )
-                )
-            # While the ranks import it too.
-            from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-            store = TCPStore(
-                "127.0.0.1",
-                port,
-                is_master=True,
-                wait_for_workers=False,
-                master_listen_fd=listener.detach(),
+    def pass_on(number: int, frame: object) -> None:
+        for process in ranks:
+            process.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    try:
+        for rank in range(count):
+            # In a session of its own: Ctrl-C reaches it through this process only.
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _PROGRAM, *sys.argv[1:]],
+                env=_environment(rank, count, port),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
-            return _first_failure(ranks, store)
-        finally:
-            for process in ranks:
-                if process.poll() is None:
-                    process.kill()
-                process.wait()
+            ranks.append(process)
+        # Imported after the ranks are started: they import torch at the same time.
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        address = {"host_name": "127.0.0.1", "port": port, "master_listen_fd": listener.detach()}
+        return _wait(ranks, TCPStore(**address, is_master=True, wait_for_workers=False))
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
 
 
 def _environment(rank: int, count: int, port: int) -> dict[str, str]:
+    """The variables that torchrun sets."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        # More threads than cores are far slower than one.
         "OMP_NUM_THREADS": str(max(1, (cores or 1) // count)),
-        "TORCH_CPP_LOG_LEVEL": "FATAL",  # what a broken connection means is said here, in one line
+        "TORCH_CPP_LOG_LEVEL": "FATAL",  # broken connections are reported in our one line
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -112,87 +110,73 @@ def _environment(rank: int, count: int, port: int) -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def _passing_signals_to(ranks: Sequence["subprocess.Popen[bytes]"]) -> Iterator[None]:
-    def pass_on(number: int, frame: object) -> None:
-        for process in ranks:
-            process.send_signal(number)  # to one that has ended, nothing
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _first_failure(ranks: Sequence["subprocess.Popen[bytes]"], store: "TCPStore") -> int:
-    """Waits for all to end; for those that do not after one has failed, no longer than a moment."""
-    while True:
+def _wait(ranks: Sequence["subprocess.Popen[bytes]"], store: "TCPStore") -> int:
+    """Waits for all ranks; once one has failed, for the others only a short time."""
+    failed = None
+    while failed is None:
         codes = [process.poll() for process in ranks]
-        failed = next((rank for rank, code in enumerate(codes) if code), None)
-        if failed is not None:
-            break
         if all(code == 0 for code in codes):
             return 0
+        failed = next((rank for rank, code in enumerate(codes) if code), None)
         time.sleep(0.05)
     code = ranks[failed].returncode
     code = code if code > 0 else 128 - code
-    silent = _claim(store, code) is None
-    deadline = time.monotonic() + 2 * _GRACE
+    no_line_printed = _record_failure(store, code) is None
+    deadline = time.monotonic() + 2 * _GRACE_SECONDS
     for process in ranks:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, deadline - time.monotonic()))
-    if silent:
-        raise RanksError(f"rank {failed} of {len(ranks)} ended by {_end(code)}", code)
+    if no_line_printed:
+        end = signal.Signals(code - 128).name if code > 128 else f"exit code {code}"
+        error = SmtkitError(f"rank {failed} of {len(ranks)} ended by {end}")
+        error.exit_code = code
+        raise error
     return code
 
 
-def _end(code: int) -> str:
-    return signal.Signals(code - 128).name if code > 128 else f"exit code {code}"
-
-
 def code_of_the_first(code: int, patience: float = 0.0) -> int | None:
-    """Of a rank that fails: the exit code of one that failed before and has spoken; None where this
-    is the first. `patience`: seconds to wait for another to be that."""
+    """Records that this rank fails with `code`, after waiting `patience` seconds for others to.
+
+    Returns the exit code of the rank that failed before; None if this is the first, which prints
+    the error.
+    """
     time.sleep(patience)
     try:
-        return _claim(_reach(), code)
-    except RuntimeError:  # the store is gone: nobody else can speak
+        return _record_failure(_connect(), code)
+    except RuntimeError:  # the store is gone, and with it every other rank
         return None
 
 
-def _claim(store: "TCPStore", code: int) -> int | None:
-    key = _key()
-    if store.add(f"{key}/count", 1) == 1:
-        store.set(key, str(code))
+def _record_failure(store: "TCPStore", code: int) -> int | None:
+    """Stores the exit code, if it is the first; returns the one stored before."""
+    if store.add(f"{_key()}/count", 1) == 1:
+        store.set(_key(), str(code))
         return None
-    return int(store.get(key))
+    return int(store.get(_key()))
 
 
-def _reach() -> "TCPStore":
+def _connect() -> "TCPStore":
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=_REACH)
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_CONNECT_TIMEOUT)
 
 
 def _key() -> str:
-    """torchrun may start the ranks again, with the same store."""
+    """A new key per attempt: torchrun may restart the ranks with the same store."""
     return f"smtkit/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 @contextlib.contextmanager
 def among_ranks() -> Iterator[None]:
-    """While the block runs, this rank ends soon after another has failed, whatever it waits for."""
+    """In the block, this rank ends soon after another has failed, even if it waits for it."""
     if not is_rank():
         yield
         return
     done = threading.Event()
     threading.Thread(target=_watch, args=(done,), daemon=True).start()
     _watched.set()
-    yield  # after an error the watch goes on: nothing may keep this process
+    yield  # after an error the thread keeps running: this process must not hang
     from smtkit.training.distributed import leave
 
     done.set()
@@ -200,8 +184,8 @@ def among_ranks() -> Iterator[None]:
 
 
 def end(code: int) -> NoReturn:
-    """Ends this process; a rank at once: its watch may not be torn down in the middle of a call,
-    and a GPU's connections may wait for ranks that are no more."""
+    """Ends this process. A watched rank ends without Python's cleanup, which could crash in the
+    watching thread, or wait for a GPU connection to a rank that is gone."""
     if _watched.is_set():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -210,25 +194,18 @@ def end(code: int) -> NoReturn:
 
 
 def _watch(done: threading.Event) -> None:
-    try:
-        store = _reach_patiently(done)
-        while not done.wait(_LOOK_EVERY):
-            if store.check([_key()]):
-                code = int(store.get(_key()))
-                break
-        else:
+    """Ends this process when another rank has failed, or when the store is gone."""
+    code, store = None, None
+    while code is None:
+        if done.wait(_POLL_SECONDS):
             return
-    except RuntimeError:
-        code = 74  # whoever kept the store is gone, and with it the run
-    if not done.wait(_GRACE):
-        os._exit(code)
-
-
-def _reach_patiently(done: threading.Event) -> "TCPStore":
-    """The first rank may keep the store itself, from when all have come."""
-    while True:
         try:
-            return _reach()
+            if store is None:
+                store = _connect()
+            elif store.check([_key()]):
+                code = int(store.get(_key()))
         except RuntimeError:
-            if done.wait(_LOOK_EVERY):
-                raise
+            # Without torchrun's agent, rank 0 serves the store only once all ranks have joined.
+            code = 74 if store else None
+    if not done.wait(_GRACE_SECONDS):
+        os._exit(code)
