@@ -4,6 +4,13 @@ from smtkit.config.base import RUNTIME_KEYS, Config, Device, Flag, Seed, flatten
 from smtkit.config.corpus import PixelConfig, SynthesizeConfig, TokenizeConfig
 from smtkit.config.evaluation import EvaluateConfig, GenerateConfig
 from smtkit.config.layering import Origin, layer, resolve
+from smtkit.config.methods import (
+    PredictiveStateConfig,
+    RolloutConfig,
+    TransitionDataConfig,
+    TransitionObjectiveConfig,
+    WindowConfig,
+)
 from smtkit.config.networks import (
     CellConfig,
     DecoderConfig,
@@ -15,47 +22,7 @@ from smtkit.config.settings import Setting, settings_of, without_effect
 from smtkit.config.training import (
     ExtractLabelsConfig,
     Method,
-    PredictiveStateConfig,
-    RolloutConfig,
     TrainEncoderConfig,
     TrainingConfig,
     TrainRnnConfig,
-    TransitionDataConfig,
-    TransitionObjectiveConfig,
-    WindowConfig,
 )
-
-__all__ = [
-    "RUNTIME_KEYS",
-    "CellConfig",
-    "Config",
-    "DecoderConfig",
-    "Device",
-    "EncoderConfig",
-    "EvaluateConfig",
-    "ExtractLabelsConfig",
-    "Flag",
-    "GenerateConfig",
-    "MemoryConfig",
-    "Method",
-    "Origin",
-    "PixelConfig",
-    "PredictiveStateConfig",
-    "ReadoutConfig",
-    "RolloutConfig",
-    "Seed",
-    "Setting",
-    "SynthesizeConfig",
-    "TokenizeConfig",
-    "TrainEncoderConfig",
-    "TrainRnnConfig",
-    "TrainingConfig",
-    "TransitionDataConfig",
-    "TransitionObjectiveConfig",
-    "WindowConfig",
-    "flatten",
-    "layer",
-    "resolve",
-    "settings_of",
-    "without_effect",
-]
