@@ -44,7 +44,7 @@ hypothesis.settings.register_profile("smtkit", deadline=None, max_examples=50, d
 hypothesis.settings.load_profile("smtkit")
 
 WINDOW = 16
-pytest_plugins = ["object_store", "evaluations"]
+pytest_plugins = ["evaluations", "object_store", "small_text"]
 
 
 @pytest.fixture(autouse=True, scope="session")

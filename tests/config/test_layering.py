@@ -1,0 +1,173 @@
+"""Defaults < file < overrides < flags."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from config_cases import REQUIRED, SITUATIONS, message, toml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smtkit.config import (
+    Config,
+    GenerateConfig,
+    Origin,
+    TokenizeConfig,
+    TrainEncoderConfig,
+    TrainRnnConfig,
+    layer,
+    resolve,
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides", "flags", "expected"),
+    [
+        (None, [], {}, 1000),
+        ("max_steps = 2", [], {}, 2),
+        ("max_steps = 2", ["training.max_steps=3"], {}, 3),
+        ("max_steps = 2", ["training.max_steps=3"], {"training.max_steps": 4}, 4),
+        ("max_steps = 2", [], {"training.max_steps": 4}, 4),
+        ("max_steps = 2", [], {"training.max_steps": None}, 2),
+        (None, ["training.max_steps=3", "training.max_steps=5"], {}, 5),
+    ],
+)
+def test_the_nearer_source_wins(
+    tmp_path: Path,
+    file: str | None,
+    overrides: list[str],
+    flags: dict[str, Any],
+    expected: int,
+) -> None:
+    path = toml(tmp_path, f"[training]\n{file}") if file else None
+    if path is None and not overrides:
+        overrides = ["training.max_steps=1000"]
+    config = resolve(TrainEncoderConfig, path, overrides, flags)
+    assert config.training.max_steps == expected
+
+
+def test_a_setting_leaves_the_others_of_its_section_alone(tmp_path: Path) -> None:
+    path = toml(tmp_path, "seed = 7\n[training]\nmax_steps = 5\nbatch_size = 64\n")
+    config = resolve(TrainEncoderConfig, path, ["training.learning_rate=0.5"], {})
+    assert config.seed == 7
+    assert config.training.max_steps == 5
+    assert config.training.batch_size == 64
+    assert config.training.learning_rate == 0.5
+    assert config.data == resolve(TrainEncoderConfig, overrides=["training.max_steps=1"]).data
+
+
+def test_dotted_keys_and_tables_of_a_file_mean_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    dotted = toml(tmp_path / "a", "data.window = 9\ntraining.max_steps = 1\n")
+    tables = toml(tmp_path / "b", "[data]\nwindow = 9\n[training]\nmax_steps = 1\n")
+    assert resolve(TrainEncoderConfig, dotted) == resolve(TrainEncoderConfig, tables)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("tokenizer=char", "char"),
+        ('tokenizer="char"', "char"),
+        (" tokenizer = char ", "char"),
+    ],
+)
+def test_the_value_of_an_override_is_toml_or_plain_text(text: str, expected: str) -> None:
+    config = resolve(TokenizeConfig, overrides=[text], flags={"inputs": ["a"]})
+    assert config.tokenizer == expected
+
+
+def test_an_override_can_be_a_list_and_can_hold_equals_signs() -> None:
+    config = resolve(
+        TokenizeConfig, overrides=['inputs=["a=b", "c"]', "include=['*.txt']", "errors=replace"]
+    )
+    assert config.inputs == ["a=b", "c"]
+    assert config.include == ["*.txt"]
+    assert config.errors == "replace"
+
+
+@given(
+    rate=st.floats(0, 1e6, exclude_min=True),
+    steps=st.integers(1, 2**62),
+    seed=st.integers(-(2**62), 2**62),
+)
+def test_numbers_of_an_override_arrive_exactly(rate: float, steps: int, seed: int) -> None:
+    overrides = [f"training.learning_rate={rate!r}", f"training.max_steps={steps}", f"seed={seed}"]
+    config = resolve(TrainRnnConfig, overrides=overrides)
+    assert config.training.learning_rate == rate
+    assert config.training.max_steps == steps
+    assert config.seed == seed
+
+
+@pytest.mark.parametrize("schema", REQUIRED, ids=lambda schema: schema.__name__)
+def test_what_was_resolved_can_be_read_again(schema: type[Config]) -> None:
+    """As from a manifest, which holds every setting, those without effect too."""
+    for situation in SITUATIONS.get(schema, [{}]):
+        config = resolve(schema, flags={**REQUIRED[schema], **situation})
+        assert schema(**json.loads(config.model_dump_json())) == config
+
+
+def test_a_resolved_configuration_does_not_change() -> None:
+    config = resolve(GenerateConfig)
+    with pytest.raises(ValueError, match="frozen"):
+        config.prompt = "other"  # type: ignore[misc]
+
+
+def test_identity_leaves_out_what_changes_no_result() -> None:
+    first = {"training.max_steps": 1, "device": "cpu", "training.log_every": 1}
+    second = {"training.max_steps": 1, "device": "cuda", "training.checkpoint_every": 7}
+    other = {"training.max_steps": 2}
+    identity = resolve(TrainRnnConfig, flags=first).identity()
+    assert identity == resolve(TrainRnnConfig, flags=second).identity()
+    assert identity != resolve(TrainRnnConfig, flags=other).identity()
+    assert identity["training.max_steps"] == 1
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "missing.toml"
+    assert message(TrainEncoderConfig, path).startswith(f"{path}: no such file")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[training\n", b"max_steps 3\n", b"a = 1\na = 2\n", b"\xff\xfe"],
+    ids=["bracket", "no equals sign", "twice", "not UTF-8"],
+)
+def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_bytes(content)
+    assert message(TrainEncoderConfig, path).startswith(f"{path}: not a readable TOML file")
+
+
+def test_a_syntax_error_of_a_file_names_the_line(tmp_path: Path) -> None:
+    path = toml(tmp_path, "seed = 1\n[training]\nmax_steps\n")
+    assert "line 3" in message(TrainEncoderConfig, path)
+
+
+def test_a_directory_in_place_of_a_file_is_named(tmp_path: Path) -> None:
+    assert message(TrainEncoderConfig, tmp_path).startswith(f"{tmp_path}: ")
+
+
+@pytest.mark.parametrize("override", ["training.max_steps", "=3", "", " =3"])
+def test_an_override_without_key_and_value_is_refused(override: str) -> None:
+    line = message(TrainEncoderConfig, overrides=[override])
+    assert "expected section.key=value" in line
+
+
+def test_the_origin_of_each_value_that_was_set_is_known(tmp_path: Path) -> None:
+    path = toml(tmp_path, "seed = 1\n[training]\nmax_steps = 2\nclip = 0.5\n")
+    overrides = ["training={max_steps=3, batch_size=8}"]
+    config, origins = layer(TrainEncoderConfig, path, overrides, {"seed": "4", "device": None})
+    assert origins == {
+        "seed": Origin("flag", "seed"),
+        "training.max_steps": Origin("override", overrides[0]),
+        "training.batch_size": Origin("override", overrides[0]),
+        "training.clip": Origin("file", str(path)),
+    }
+    assert (config.seed, config.training.max_steps, config.training.clip) == (4, 3, 0.5)
+    assert [str(origins[key]) for key in ("seed", "training.max_steps", "training.clip")] == [
+        "`seed`",
+        f"`overrides` {overrides[0]}",
+        str(path),
+    ]
