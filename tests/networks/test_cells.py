@@ -1,5 +1,7 @@
 """Cells that can run fused, cells that cannot, and the formula of the lstm."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from conftest import architecture
 from smtkit.config import CellConfig, DecoderConfig, ReadoutConfig
 from smtkit.errors import UsageError
-from smtkit.networks.cells import Cell, LstmCell, build_cell, normalize_slots
+from smtkit.networks.cells import Cell, GruCell, LstmCell, MlpCell, build_cell, normalize_slots
 from smtkit.networks.rnn import RecurrentNetwork
 
 VOCABULARY, SLOTS, SLOT_WIDTH, WIDTH = 11, 2, 6, 8
@@ -186,6 +188,60 @@ def test_the_other_cells_take_an_odd_memory(kind):
     cell = build_cell(CellConfig(kind=kind, width=WIDTH), slots=3, slot_width=5)
 
     assert cell.double()(_inputs(2).new_ones(2, 3, 5), _inputs(2)).shape == (2, 3, 5)
+
+
+def test_the_gru_cell_is_the_formula_of_gated_recurrent_units():
+    cell = GruCell(SLOTS, SLOT_WIDTH, WIDTH).double()
+    memory, inputs = _memory(4), _inputs(4)
+    state = memory.flatten(1)
+    names = ("reset", "update", "new")
+    from_input = dict(
+        zip(
+            names,
+            (inputs @ cell.unit.weight_ih_l0.T + cell.unit.bias_ih_l0).chunk(3, dim=1),
+            strict=True,
+        )
+    )
+    from_state = dict(
+        zip(
+            names,
+            (state @ cell.unit.weight_hh_l0.T + cell.unit.bias_hh_l0).chunk(3, dim=1),
+            strict=True,
+        )
+    )
+    reset = torch.sigmoid(from_input["reset"] + from_state["reset"])
+    update = torch.sigmoid(from_input["update"] + from_state["update"])
+    new = torch.tanh(from_input["new"] + reset * from_state["new"])
+    updated = ((1 - update) * new + update * state).view_as(memory)
+    expected = updated / (updated.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    torch.testing.assert_close(cell(memory, inputs), expected)
+
+
+def test_the_mlp_cell_adds_its_output_to_the_memory():
+    cell = MlpCell(SLOTS, SLOT_WIDTH, WIDTH, 1).double()
+    with torch.no_grad():
+        cell.to_memory.weight.zero_()
+        cell.to_memory.bias.zero_()
+    memory, inputs = normalize_slots(_memory(4)), _inputs(4)
+
+    torch.testing.assert_close(cell(memory, inputs), memory, rtol=0, atol=1e-5)
+
+
+def test_normalisation_divides_each_slot_by_its_root_mean_square():
+    memory = 5 * torch.randn(4, SLOTS, SLOT_WIDTH, dtype=torch.float64)
+    normalised = normalize_slots(memory)
+
+    for row in range(4):
+        for slot in range(SLOTS):
+            values = memory[row, slot].tolist()
+            scale = math.sqrt(sum(value**2 for value in values) / SLOT_WIDTH + 1e-6)
+            expected = [value / scale for value in values]
+            assert normalised[row, slot].tolist() == pytest.approx(expected)
+
+
+def test_a_memory_of_zeros_is_normalised_to_zeros():
+    assert (normalize_slots(torch.zeros(2, SLOTS, SLOT_WIDTH)) == 0).all()
 
 
 class _Accumulator(Cell):

@@ -14,8 +14,9 @@ from smtkit.networks.encoders import (
     MemoryEncoder,
     RegisterQueries,
     build_encoder,
+    select,
 )
-from smtkit.networks.transformer import Transformer, rotary, rotate
+from smtkit.networks.transformer import rotary, rotate
 
 VOCABULARY, WINDOW, SLOTS, SLOT_WIDTH, WIDTH, HEADS = 11, 7, 3, 8, 16, 2
 CONTEXT = 3
@@ -132,18 +133,6 @@ def test_registers_attend_to_what_is_said_up_to_their_position(convolution):
             for slot in range(SLOTS):
                 expected = _normalised(slots[position, slot])
                 torch.testing.assert_close(memory[row, position, slot], expected)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("missing", [0, 1, 4])
-def test_a_transformer_takes_no_notice_of_what_is_masked(causal, missing, convolution):
-    trunk = Transformer(WIDTH, 2, HEADS, causal=causal, convolution=convolution).double()
-    inputs = torch.randn(3, 6, WIDTH, dtype=torch.float64)
-    mask = torch.arange(6).expand(3, -1) >= missing
-
-    padded, alone = trunk(inputs, mask), trunk(inputs[:, missing:])
-    torch.testing.assert_close(padded[:, missing:], alone)
-    assert padded.isfinite().all()
 
 
 # What all encoders promise
@@ -319,3 +308,18 @@ def test_causal_encoders_alone_give_all_memories_in_one_pass():
 def test_settings_of_another_kind_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
         EncoderConfig(**settings)
+
+
+def test_one_pass_equals_encoding_every_prefix_alone(encoder):
+    tokens = _tokens(2, WINDOW)
+    memory = encoder(tokens)
+
+    for length in range(WINDOW + 1):
+        torch.testing.assert_close(memory[:, length], encoder(tokens[:, :length])[:, -1])
+
+
+def test_select_looks_up_each_row_by_its_own_positions():
+    values, positions = torch.randn(3, 5, 2), torch.tensor([[4, 0], [1, 1], [2, 3]])
+    naive = [[values[row, i].tolist() for i in positions[row]] for row in range(3)]
+
+    assert select(values, positions).tolist() == naive

@@ -1,7 +1,8 @@
-"""The description from which a network is built, and the file that holds it with the weights.
+"""The description of a network, and the file that holds it together with the weights.
 
 `Teacher(architecture)` and `RecurrentNetwork(architecture)` have random weights;
 `network.save(path)` writes architecture and weights, `Teacher.load(path)` reads them.
+V: vocabulary, T: window, K: slots, D: slot width.
 """
 
 import contextlib
@@ -32,20 +33,23 @@ from smtkit.config.base import Positive
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.storage.tensors import load_tensors, save_tensors
 
+_REPR = reprlib.Repr()
+_REPR.maxstring = 80
+_MISSING = 64
+"""Parameters that a file may lack and still be compared tensor by tensor."""
+
 
 class Architecture(Config):
-    """Everything that determines the parameters of a network: their names, shapes and meaning."""
+    """All settings that determine the names and shapes of a network's parameters."""
 
     vocabulary_size: Positive
-    """V."""
     window: Positive
-    """T: tokens per sequence in training."""
+    """Tokens per sequence in training; the default context length of a bidirectional encoder."""
     memory: MemoryConfig
-    """K and D."""
     encoder: EncoderConfig | None
     """None for an RNN."""
     decoder: DecoderConfig
-    """Of an RNN, used where the readout is the decoder."""
+    """An RNN has a decoder only if that is its readout."""
     cell: CellConfig
     readout: ReadoutConfig
 
@@ -92,43 +96,39 @@ class Architecture(Config):
 
 
 class Network(nn.Module):
-    """A module that is built from an `Architecture`, and saved and loaded with it."""
+    """Base of the networks that are built from an `Architecture`, saved and loaded with it."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.architecture = architecture
 
     def save(self, path: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Writes weights and architecture. Raises InputOutputError.
+        """Writes architecture and weights. Raises InputOutputError.
 
-        `weights` is the state dict of a network that is sharded over ranks; default: its own.
+        `weights` is the whole state dict of a network that is sharded over ranks.
         """
         header = self.architecture.model_dump(mode="json")
         save_tensors(path, self.state_dict() if weights is None else weights, header)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """The network that `save` wrote, on the CPU.
+        """The network in a file of `save`, on the CPU.
 
-        Raises ArtifactError if it is not a file of this network: architecture and tensors are
-        compared before any parameter is allocated.
+        Raises ArtifactError where the header is no architecture, or the tensors are not those of
+        its network; this is checked without allocating the network.
         """
         tensors, header = load_tensors(path)
         try:
             architecture = _parse(header)
-            with torch.device("meta"), _at_most(len(tensors), architecture):  # no storage
+            with torch.device("meta"), _at_most(len(tensors) + _MISSING, architecture):
                 network = cls(architecture)
             _compare(network.state_dict(), tensors)
-        except _MismatchError as error:
+        except (ArtifactError, UsageError) as error:
             raise ArtifactError(f"{path}: {error}") from None
-        except (UsageError, RuntimeError, TypeError) as error:  # torch: sizes that overflow
+        except (RuntimeError, TypeError, OverflowError) as error:  # sizes of more than 64 bits
             raise ArtifactError(f"{path}: header: {str(error).splitlines()[0]}") from None
         network.load_state_dict(tensors, assign=True)
         return network
-
-
-class _MismatchError(Exception):
-    """Architecture and tensors do not fit."""
 
 
 def _parse(header: Any) -> Architecture:
@@ -136,24 +136,22 @@ def _parse(header: Any) -> Architecture:
         return Architecture.model_validate_json(json.dumps(header), strict=True)
     except ValidationError as error:
         detail = error.errors()[0]
-        key = reprlib.repr(".".join(map(str, detail["loc"])))
-        found = "" if detail["type"] == "missing" else f", found {reprlib.repr(detail['input'])}"
-        raise _MismatchError(f"header: {key}: {detail['msg']}{found}") from None
+        key = _REPR.repr(".".join(map(str, detail["loc"])))
+        found = "nothing" if detail["type"] == "missing" else _REPR.repr(detail["input"])
+        raise ArtifactError(f"header: {key}: {detail['msg']}, found {found}") from None
 
 
 @contextlib.contextmanager
 def _at_most(limit: int, architecture: Architecture) -> Iterator[None]:
-    """Stops the construction of a network with more than `limit` parameters.
-
-    A forged number of layers would otherwise build modules without end.
-    """
+    """Stops building a network of more than `limit` parameters, as a forged number of layers would
+    be built without end."""
     count = itertools.count(1)
 
     def check(*_: object) -> None:
         if next(count) > limit:
             sizes = flatten(architecture.model_dump())
-            layers = ", ".join(f"{key} = {size}" for key, size in sizes if key.endswith("layers"))
-            raise _MismatchError(f"header: {layers}: expected at most {limit} tensors, as found")
+            layers = [f"{key} {_REPR.repr(n)}" for key, n in sizes if key.endswith("layers")]
+            raise ArtifactError(f"header: {', '.join(layers)}: more than the tensors in the file")
 
     handle = register_module_parameter_registration_hook(check)
     try:
@@ -163,12 +161,12 @@ def _at_most(limit: int, architecture: Architecture) -> Iterator[None]:
 
 
 def _compare(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raises _MismatchError at the first difference in names, shapes or dtypes."""
+    """Raises ArtifactError at the first difference in names, shapes or dtypes."""
 
     def shown(tensor: Tensor | None) -> str:
-        return "none" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+        return "nothing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
 
     for name in sorted(expected.keys() | found.keys()):
         here, wanted = shown(found.get(name)), shown(expected.get(name))
         if here != wanted:
-            raise _MismatchError(f"tensor {reprlib.repr(name)}: found {here}, expected {wanted}")
+            raise ArtifactError(f"tensor {_REPR.repr(name)}: found {here}, expected {wanted}")

@@ -1,7 +1,7 @@
-"""The transformer that encoder, decoder and one cell are made of.
+"""The Transformer of which encoders, decoder and one cell are made.
 
 Pre-norm blocks of attention with rotary positions (RoPE, Su et al. 2021) and a gated MLP (SwiGLU,
-Shazeer 2020), RMSNorm without bias; optionally a short causal depthwise convolution before the
+Shazeer 2020), RMSNorm, no biases; optionally a short causal depthwise convolution before the
 attention. B: sequences, L: length, C: width, H: heads.
 """
 
@@ -16,10 +16,10 @@ _ROPE_BASE = 10_000.0
 
 
 class Transformer(nn.Module):
-    """(B, L, C) -> (B, L, C): blocks and a last norm. `causal`: position i sees 0..i alone.
+    """Blocks and a final norm, (B, L, C) -> (B, L, C). `causal`: position i attends to 0..i.
 
-    `mask` (B, L), True where there is an input, at least once a row: inputs elsewhere change
-    nothing, and what is said there means nothing.
+    `mask` (B, L) is True at inputs and False at padding, which changes no other output. Each row
+    needs at least one input.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Transformer(nn.Module):
             Block(width, heads, causal=causal, convolution=convolution) for _ in range(layers)
         ]
         for block in blocks:
-            block.start_small(layers)
+            block.initialize_outputs(layers)
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(width, eps=NORM_EPS)
 
@@ -43,7 +43,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Convolution (optional), attention, MLP: each reads a norm of the stream and adds to it."""
+    """Convolution (optional), attention and MLP, each added to the residual stream."""
 
     def __init__(self, width: int, heads: int, *, causal: bool, convolution: int) -> None:
         super().__init__()
@@ -54,16 +54,16 @@ class Block(nn.Module):
         self.mlp = GatedMlp(width)
 
     def forward(
-        self, inputs: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None = None
+        self, stream: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None = None
     ) -> Tensor:
         if self.convolution is not None:
-            present = inputs if mask is None else inputs.masked_fill(~mask[:, :, None], 0)
-            inputs = inputs + self.convolution(present)
-        inputs = inputs + self.attention(self.attention_norm(inputs), rotation, mask)
-        return inputs + self.mlp(self.mlp_norm(inputs))
+            present = stream if mask is None else stream.masked_fill(~mask[:, :, None], 0)
+            stream = stream + self.convolution(present)
+        stream = stream + self.attention(self.attention_norm(stream), rotation, mask)
+        return stream + self.mlp(self.mlp_norm(stream))
 
-    def start_small(self, layers: int) -> None:
-        """Shrinks what is added to the stream, so that its variance does not grow with depth."""
+    def initialize_outputs(self, layers: int) -> None:
+        """Scales the output weights so that the stream's variance does not grow with depth."""
         for linear in (self.attention.output, self.mlp.output):
             nn.init.normal_(linear.weight, std=0.5 / math.sqrt(2 * layers * linear.in_features))
 
@@ -94,18 +94,18 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).reshape(batch, length, width))
 
     def _visible(self, mask: Tensor) -> Tensor:
-        """(B, L) -> (B, 1, 1 or L, L): the keys that each query sees. A causal one always sees
-        itself: a softmax over nothing would not be a number."""
+        """The keys that each query attends to: (B, L) -> (B, 1, 1 or L, L)."""
         keys = mask[:, None, None]
         if not self.causal:
             return keys
-        places = torch.arange(mask.shape[1], device=mask.device)
-        return keys & (places <= places[:, None]) | (places == places[:, None])
+        positions = torch.arange(mask.shape[1], device=mask.device)
+        earlier, itself = positions <= positions[:, None], positions == positions[:, None]
+        return keys & earlier | itself  # itself, even in padding: a softmax over nothing is NaN
 
 
 class GatedMlp(nn.Module):
-    """SwiGLU with a hidden width of 8/3 C, rounded up to a multiple of 16: as many weights as an
-    MLP of 4 C."""
+    """SwiGLU with as many weights as an MLP of width 4 C: its hidden width is 8/3 C, rounded up to
+    a multiple of 16."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class CausalConvolution(nn.Module):
         self.weight = nn.Parameter(torch.randn(kernel, width) / (2 * kernel))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        # A sum of shifted products: on a CPU ten times faster than a grouped convolution.
+        # A sum of shifted products: on a CPU, ten times faster than a grouped nn.Conv1d.
         kernel, length = len(self.weight), inputs.shape[1]
         padded = F.pad(inputs, (0, 0, kernel - 1, 0))
         mixed = padded[:, :length] * self.weight[0]
@@ -138,8 +138,11 @@ class CausalConvolution(nn.Module):
 def rotary(
     length: int, head_width: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """What `rotate` multiplies each position by, (L, head_width) twice: cosines of the two halves
-    of the axis, and sines, negative for the first."""
+    """The factors of `rotate` for positions 0..L-1: two tensors (L, head_width).
+
+    The first holds the cosines twice, once for each half of the axis; the second the negative
+    sines, then the sines.
+    """
     exponents = torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width
     positions = torch.arange(length, device=device, dtype=torch.float32)
     angles = positions[:, None] / _ROPE_BASE**exponents
@@ -148,6 +151,7 @@ def rotary(
 
 
 def rotate(heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates pairs (first half, second half) of the last axis of (B, H, L, C / H)."""
+    """Rotates the pairs (number j of the first half, number j of the second half) of the last axis:
+    (B, H, L, C / H) -> the same shape."""
     cosine, sine = rotation
     return heads * cosine + heads.roll(heads.shape[-1] // 2, dims=-1) * sine

@@ -14,17 +14,18 @@ from smtkit.errors import ArtifactError, InputOutputError
 from smtkit.storage.files import publish
 
 MODEL = "model.safetensors"
-
-
 _HEADER = "smtkit"
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Writes tensors, and `header` as JSON beside them, under the name `path` when whole."""
+    """Writes `tensors` and, as JSON in the file's metadata, `header`. Raises InputOutputError.
+
+    The file appears under the name `path` when it is complete.
+    """
     temporary = path.with_name(f".{path.name}")
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        # One key only: safetensors keeps its metadata in no fixed order.
+        # One key: safetensors writes its metadata in no fixed order.
         save_file(on_cpu, temporary, {_HEADER: json.dumps(header, sort_keys=True)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -35,10 +36,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file of `save_tensors`, on the CPU, and its header. Raises ArtifactError."""
+    """The tensors, on the CPU, and the header of a file of `save_tensors`. Raises ArtifactError."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[_HEADER])
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not weights of smtkit: {error}") from None
