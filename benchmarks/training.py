@@ -144,9 +144,9 @@ def updates(
         return RecurrentNetwork(Architecture.of_rnn(settings, VOCABULARY, length))
 
     def of_labels() -> RecurrentNetwork:
-        begun = network()
-        begun.fix_empty_memory(begun.empty_memory.detach())
-        return begun
+        rnn = network()
+        rnn.fix_empty_memory(rnn.empty_memory.detach())
+        return rnn
 
     transitions = TransitionSampler(labels, objective, positions=length, **settings)
     for parts in PARTS:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+from smtkit.corpus.seeded import IntArray
+
 FloatArray = NDArray[np.float64]
 Records = list[dict[str, Any]]
 
@@ -63,8 +64,8 @@ def summarize_overall(scores: Mapping[str, Scores], byte_lengths: IntArray | Non
 def summarize_by_distance(scores: Mapping[str, Scores], distance: IntArray) -> Records:
     """One record per predictor and range of distances: 0, 1, 2, 3-4, 5-8, ...
 
-    distance (B, L + 1): tokens between each target and where its answer was written; -1, in no
-    range, where it was not.
+    distance (B, L + 1): tokens from where the answer was written to each target; -1, in no range,
+    where it was not written.
     """
     ranges = [("0", 0, 0), ("1", 1, 1), ("2", 2, 2)]
     while ranges[-1][2] < distance.max(initial=0):
