@@ -38,6 +38,7 @@ from smtkit.labels.reader import LabelShards
 from smtkit.labels.writer import write_labels
 from smtkit.networks.architecture import Architecture
 from smtkit.stages import extract_labels, synthesize, tokenize, train_encoder, train_rnn
+from smtkit.storage.manifest import METRICS
 
 # A deadline would be an assertion on the clock.
 hypothesis.settings.register_profile("smtkit", deadline=None, max_examples=50, derandomize=True)
@@ -232,6 +233,22 @@ def write_keys_values(out: Path) -> Path:
     )
     synthesize.run(config, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def parity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `tokens` artifact of rows of the parity task, of 4 and 9 tokens. Read only."""
+    out = tmp_path_factory.mktemp("parity") / "tokens"
+    settings = {"sequences": 64, "validation_sequences": 16, "test_sequences": 16}
+    synthesize.run(SynthesizeConfig(task="parity", lengths=[4, 9], **settings), out)
+    return out
+
+
+def validation_records(artifact: Path) -> list[dict[str, Any]]:
+    """The validations in the metrics of a training run."""
+    (path,) = artifact.glob(f"run-*/{METRICS}")
+    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [record for record in records if record["split"] == "validation"]
 
 
 def model_bytes(artifact: Path) -> bytes:
