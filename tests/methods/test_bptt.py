@@ -54,7 +54,7 @@ def _network(cell: CellConfig, readout: str = "mlp") -> RecurrentNetwork:
 
 
 def _batch(rows: int = 3) -> SequenceBatch:
-    """Whole windows, in which some targets are not asked."""
+    """Whole windows, some targets of which are IGNORE."""
     targets = torch.randint(VOCABULARY, (rows, STEPS + 1))
     targets[torch.rand(targets.shape) < 0.3] = IGNORE
     return SequenceBatch(
@@ -85,11 +85,11 @@ def test_loss_and_gradients_are_those_of_a_loop(cell, window):
     names, parameters = zip(*network.named_parameters(), strict=True)
     total, expected = method.losses(batch)["readout"], _loop(network, batch, window)
     found = torch.autograd.grad(total, parameters)
-    wanted = torch.autograd.grad(expected, parameters)
+    expected_gradients = torch.autograd.grad(expected, parameters)
 
     # Cross-entropy is taken in float32.
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=0)
-    for name, one, other in zip(names, found, wanted, strict=True):
+    for name, one, other in zip(names, found, expected_gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
 
 
@@ -100,19 +100,19 @@ def test_the_decoder_can_read_out():
     torch.testing.assert_close(total.double(), _loop(network, batch, None), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize(("asked", "reached"), [(0, True), (2, True), (3, True), (4, False)])
+@pytest.mark.parametrize(("position", "reached"), [(0, True), (2, True), (3, True), (4, False)])
 @pytest.mark.parametrize("cell", CELLS, ids=_named)
-def test_a_gradient_flows_back_through_the_window_and_no_further(cell, asked, reached):
+def test_a_gradient_flows_back_through_the_window_and_no_further(cell, position, reached):
     network, batch = _network(cell), _batch()
     batch.targets[:] = IGNORE
-    batch.targets[:, asked] = 1
+    batch.targets[:, position] = 1
     BackpropagationThroughTime(network, 3).losses(batch)["readout"].backward()
     gradient = network.empty_memory.grad
 
     assert (gradient is not None and bool(gradient.any())) == reached
 
 
-def test_counts_are_the_targets_asked():
+def test_counts_are_the_numbers_of_targets():
     batch = _batch()
     method = BackpropagationThroughTime(_network(CELLS[0]), None)
 
@@ -144,7 +144,7 @@ def test_weights_decay_and_the_empty_memory_does_not():
         assert decay[id(parameter)] == (0.5 if matrix else 0.0), name
 
 
-# Where sequences come from.
+# The sampler.
 
 
 def test_windows_of_text_predict_what_follows(tmp_path):
@@ -169,8 +169,8 @@ def test_the_end_of_a_stream_is_no_target(tmp_path):
     batch = source.batch(0)
     for row in range(4):
         length = int(batch.length[row])
-        asked = batch.targets[row][batch.targets[row] != IGNORE]
-        assert asked.tolist() == list(range(11 - length, 11))
+        targets = batch.targets[row][batch.targets[row] != IGNORE]
+        assert targets.tolist() == list(range(11 - length, 11))
     assert batch.tokens.shape[1] == int(batch.length.max())
 
 
@@ -279,13 +279,13 @@ def test_an_rnn_is_tuned_from_where_smt_left_it(pipeline, tmp_path):
     )
     config = _text(training={"max_steps": 30, "learning_rate": 1e-2})
     train_rnn.run(config, pipeline.tokens, tmp_path / "tuned", init=pipeline.rnn)
-    begun, still = _weights(pipeline.rnn), _weights(tmp_path / "still")
+    initial, still = _weights(pipeline.rnn), _weights(tmp_path / "still")
     tuned = _weights(tmp_path / "tuned")
 
     assert [parent.kind for parent in manifest.parents] == ["tokens", "rnn"]
     assert manifest.ancestor("encoder").digest == Artifact.open(pipeline.encoder).manifest.digest
-    assert all(torch.equal(still[name], values) for name, values in begun.items())
-    assert all(not torch.equal(tuned[name], values) for name, values in begun.items())
+    assert all(torch.equal(still[name], values) for name, values in initial.items())
+    assert all(not torch.equal(tuned[name], values) for name, values in initial.items())
     assert _nll(tmp_path / "tuned") < _nll(tmp_path / "still") - 0.1
 
 
@@ -350,8 +350,8 @@ def test_gradient_accumulation_equals_the_full_batch(rows, tmp_path):
 def test_what_bptt_cannot_use_is_one_line(
     pipeline, command: Command, tmp_path, source, arguments, code, message
 ):
-    place = getattr(pipeline, source)
-    result = command("train-rnn", place, "--out", tmp_path / "o", "--max-steps", 1, *arguments)
+    artifact = getattr(pipeline, source)
+    result = command("train-rnn", artifact, "--out", tmp_path / "o", "--max-steps", 1, *arguments)
 
     assert result.code == code
     assert message in result.line()

@@ -1,4 +1,4 @@
-"""dmt: what its chains learn, against slow loops; the decoder's divergence; noise."""
+"""dmt: its losses against slow loops; the divergence through the decoder; noise."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory) -> LabelShards:
-    """Eight rows of random memories, all of which start from ones; half of the targets asked."""
+    """Eight rows of random memories that start from ones; half of the targets are IGNORE."""
     draw = np.random.default_rng(0)
     memory = draw.normal(size=(8, WINDOW + 1, SLOTS, SLOT_WIDTH)).astype(np.float32)
     memory[:, 0] = 1
@@ -72,14 +72,14 @@ def _decoder() -> FutureDecoder:
 
 
 def _inputs(module: nn.Module) -> list[Tensor]:
-    """What comes first into a module, call by call, from now on."""
+    """The first argument of each call of a module, from here on."""
     seen: list[Tensor] = []
     module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
     return seen
 
 
 def _predicted(method: DaggerMemoryTraining, batch: RolloutBatch) -> Tensor:
-    """Memories that are learned from: what the readout is shown first."""
+    """Predicted memories of the loss: the first input of the readout."""
     seen = _inputs(method.network.readout)
     method.losses(batch)
     return seen[0]
@@ -101,7 +101,7 @@ def _rolled_alone(network: RecurrentNetwork, batch: RolloutBatch) -> list[tuple[
 
 
 def _one_step_sums(network: RecurrentNetwork, batch: RolloutBatch) -> dict[str, Tensor]:
-    """The sums of a loop over the steps that are learned from, each from its detached state."""
+    """Sums of a loop over the steps with a loss, each from its detached memory."""
     sums = {"dynamics": torch.zeros(()), "readout": torch.zeros(())}
     steps, after = batch.loss_steps.tolist(), batch.after_steps.flatten(0, 1)
     for number, memory in _rolled_alone(network, batch):
@@ -131,7 +131,7 @@ def test_chains_equal_a_loop_of_one_step_at_a_time(labels, rollout):
 
 
 @pytest.mark.parametrize("rollout", ROLLOUTS[:3], ids=str)
-def test_the_gradient_is_that_of_one_step_from_where_the_network_has_come_to(labels, rollout):
+def test_the_gradient_is_that_of_one_step_from_the_rollout(labels, rollout):
     method, batch = _made(labels, rollout)
     parameters = [p for p in method.network.parameters() if p.requires_grad]
     sums = method.losses(batch), _one_step_sums(method.network, batch)
@@ -191,8 +191,7 @@ def test_a_sweep_passes_no_gradient_to_the_sweeps_before(labels):
 
 
 def _all_with_a_graph(method: DaggerMemoryTraining, batch: RolloutBatch) -> dict[str, Tensor]:
-    """The sums where every step has a graph and those that are learned from are selected at the
-    end."""
+    """Sums where every step builds a graph, and steps with a loss are selected at the end."""
     network, settings = method.network, method._rollout
     if settings.kind == "jacobi":
         first, memory = network.start(len(batch.tokens))[:, None], batch.after_steps
@@ -202,8 +201,8 @@ def _all_with_a_graph(method: DaggerMemoryTraining, batch: RolloutBatch) -> dict
     else:
         memory, steps = batch.start, []
         for step in range(batch.tokens.shape[1]):
-            begins = batch.restarts[:, step, None, None]
-            before = torch.where(begins, network.empty_memory, memory.detach())
+            restarts = batch.restarts[:, step, None, None]
+            before = torch.where(restarts, network.empty_memory, memory.detach())
             memory = network.step(before, batch.tokens[:, step])
             steps.append(memory)
         memory = torch.stack(steps, dim=1)
@@ -226,7 +225,7 @@ def test_steps_without_a_graph_change_neither_loss_nor_gradient(labels, rollout,
 
 
 def _calls_of_the_cell(method: DaggerMemoryTraining, batch: RolloutBatch) -> list[tuple[bool, int]]:
-    """Of each: whether it leaves a graph, and how many memories it takes."""
+    """Of each call: whether its output has a graph, and the number of memories."""
     calls: list[tuple[bool, int]] = []
     handle = method.network.transition.register_forward_hook(
         lambda _, inputs, output: calls.append((output.requires_grad, len(inputs[0])))
@@ -237,7 +236,7 @@ def _calls_of_the_cell(method: DaggerMemoryTraining, batch: RolloutBatch) -> lis
 
 
 def _without_short_rows(batch: RolloutBatch) -> RolloutBatch:
-    """Of a sequential rollout: short rows would learn at steps of their own."""
+    """The chains of the longest rows: shorter ones have losses at other steps."""
     steps, last = batch.tokens.shape[1], batch.loss_steps.max() % batch.tokens.shape[1]
     whole = torch.unique(batch.loss_steps[batch.loss_steps % steps == last] // steps)
     kept = torch.isin(batch.loss_steps // steps, whole)
@@ -246,17 +245,17 @@ def _without_short_rows(batch: RolloutBatch) -> RolloutBatch:
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 4, 5, 9, 50])
-def test_only_steps_that_are_learned_from_leave_a_graph(labels, every):
+def test_only_steps_with_a_loss_build_a_graph(labels, every):
     method, batch = _made(labels, {"kind": "sequential", "loss_every": every})
     calls = _calls_of_the_cell(method, _without_short_rows(batch))
     last = min(every, WINDOW) - 1
-    learned = list(range(last, WINDOW, every))
+    with_loss = list(range(last, WINDOW, every))
 
-    # Nothing is rolled past the last step that is learned from.
-    assert [graph for graph, _ in calls] == [i in learned for i in range(learned[-1] + 1)]
+    # The rollout ends at the last step with a loss.
+    assert [graph for graph, _ in calls] == [i in with_loss for i in range(with_loss[-1] + 1)]
 
 
-def test_of_segments_only_steps_that_are_learned_from_leave_a_graph(labels):
+def test_in_segments_only_steps_with_a_loss_build_a_graph(labels):
     method, batch = _made(labels, {"kind": "segments", "depth": 4, "loss_every": 2})
     steps = {int(number) % 4 for number in batch.loss_steps}
     calls = _calls_of_the_cell(method, batch)
@@ -265,7 +264,7 @@ def test_of_segments_only_steps_that_are_learned_from_leave_a_graph(labels):
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_the_last_sweep_is_of_the_steps_that_are_learned_from(labels, every):
+def test_the_last_sweep_computes_only_steps_with_a_loss(labels, every):
     method, batch = _made(labels, {"kind": "jacobi", "sweeps": 3, "loss_every": every})
     everything = batch.tokens.numel()
 
@@ -294,7 +293,7 @@ def test_counts_equal_naive_counts(labels, rollout):
 
     assert counts["dynamics"] == len(batch.loss_steps)
     assert counts["readout"] == sum(t != IGNORE for t in [*batch.target, *batch.initial_target])
-    assert counts["divergence"] == sum(1 + int(there) for there in batch.future_length)
+    assert counts["divergence"] == sum(1 + int(length) for length in batch.future_length)
     assert method.losses(batch).keys() == counts.keys() == method.weights(0).keys()
 
 
@@ -307,7 +306,7 @@ def test_a_detached_readout_does_not_move_the_cell(labels):
         assert all(p.grad.any() for p in method.network.readout.parameters())
 
 
-# What the decoder says of label and predicted memory.
+# Divergence of the decoder's predictions.
 
 
 @pytest.mark.parametrize("rollout", ROLLOUTS, ids=str)
@@ -317,12 +316,14 @@ def test_divergence_is_that_of_torchs_distributions_inside_the_window(labels, ro
     chosen = batch.loss_steps[batch.compared]
     predicted, expected = _predicted(method, batch)[batch.compared], 0.0
     for n, number in enumerate(chosen.tolist()):
-        there = int(batch.future_length[n])
-        future = batch.future[n : n + 1, :there]
+        length = int(batch.future_length[n])
+        future = batch.future[n : n + 1, :length]
         label = decoder(batch.after_steps.flatten(0, 1)[number][None], future)[0]
-        said = decoder(predicted[n][None], future)[0]
-        assert len(said) == there + 1
-        expected += float(kl_divergence(Categorical(logits=label), Categorical(logits=said)).sum())
+        predictions = decoder(predicted[n][None], future)[0]
+        assert len(predictions) == length + 1
+        expected += float(
+            kl_divergence(Categorical(logits=label), Categorical(logits=predictions)).sum()
+        )
 
     assert method.losses(batch)["divergence"].item() == pytest.approx(expected, rel=1e-4)
 

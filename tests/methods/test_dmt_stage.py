@@ -269,8 +269,8 @@ def test_validation_of_a_rollout_is_of_windows_of_all_lengths(
 
     assert validation.batches == 2
     for batch in _batches(validation):
-        learned = torch.bincount(batch.loss_steps // batch.tokens.shape[1])
-        assert set(learned.tolist()) == {8, 12, 16}
+        losses = torch.bincount(batch.loss_steps // batch.tokens.shape[1])
+        assert set(losses.tolist()) == {8, 12, 16}
 
 
 def test_validation_of_smt_is_of_windows_of_all_lengths(three_lengths, tmp_path, validations):
@@ -299,8 +299,8 @@ def test_training_takes_windows_of_one_length_but_where_two_meet(three_lengths):
     lengths = []
     for step in range(3 * len(labels) // 5):
         batch = source.batch(step)
-        learned = torch.bincount(batch.loss_steps // batch.tokens.shape[1])
-        lengths.append(set(learned.tolist()))
+        losses = torch.bincount(batch.loss_steps // batch.tokens.shape[1])
+        lengths.append(set(losses.tolist()))
 
     assert sum(len(found) > 1 for found in lengths) <= 3 * 3
     assert set.union(*lengths) == {8, 12, 16}

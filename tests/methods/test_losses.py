@@ -16,7 +16,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def test_cross_entropy_sums_over_targets_that_are_asked_for():
+def test_cross_entropy_sums_over_targets_that_are_not_ignored():
     logits = torch.randn(2, 3, 5)
     targets = torch.tensor([[4, IGNORE, 0], [IGNORE, IGNORE, 2]])
     expected = 0.0

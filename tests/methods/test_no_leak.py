@@ -1,4 +1,4 @@
-"""On uniform random bytes nothing can be predicted: whoever does so has seen the answer.
+"""On uniform random bytes nothing can be predicted: a model that does has seen the answer.
 
 Tests of causality do not find targets that are off by one; these do.
 """
@@ -95,8 +95,8 @@ def test_labels_hold_the_bytes_of_the_source(random_pipeline, noise, split):
         rows["tokens"], rows["targets"], rows["length"], rows["origin"], strict=True
     ):
         assert tokens[:length] == source[origin : origin + length]
-        known = [target for target in targets if target != IGNORE]
-        assert known == source[origin : origin + WINDOW + 1]
+        present = [target for target in targets if target != IGNORE]
+        assert present == source[origin : origin + WINDOW + 1]
 
 
 def test_no_predictor_beats_chance(random_pipeline, tmp_path):

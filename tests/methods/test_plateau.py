@@ -34,12 +34,12 @@ def _gate(plateau: float = 3.0, limit: float = 2.4) -> PlateauGate:
 
 
 def _observed(gate: PlateauGate, losses: list[float], first: int = 0) -> list[int | None]:
-    """When the gate says that it opened, after each update."""
-    said = []
+    """`gate.step` after each update."""
+    steps = []
     for step, loss in enumerate(losses, first):
         gate.observe(step, torch.tensor(loss))
-        said.append(gate.step)
-    return said
+        steps.append(gate.step)
+    return steps
 
 
 def _first_below(losses: list[float], plateau: float, limit: float) -> int | None:
@@ -56,10 +56,10 @@ def _first_below(losses: list[float], plateau: float, limit: float) -> int | Non
 def test_the_gate_opens_when_the_average_is_below_the_limit(loss):
     losses = [loss] * 60
     opened = _first_below(losses, 3.0, 2.4)
-    said = _observed(_gate(), losses)
+    steps = _observed(_gate(), losses)
 
     assert opened is not None
-    assert said == [None] * (opened - 1) + [opened] * (60 - opened + 1)
+    assert steps == [None] * (opened - 1) + [opened] * (60 - opened + 1)
 
 
 @pytest.mark.parametrize("loss", [2.41, 3.0, 5.5])
@@ -103,7 +103,7 @@ def test_an_open_gate_takes_over_the_state_of_one_that_is_shut():
     assert _observed(gate, [0.5] * 9, 20) == _observed(shut, [0.5] * 9, 20)
 
 
-def test_an_open_gate_does_not_ask_the_device_when_it_opened():
+def test_an_open_gate_does_not_read_from_the_device():
     gate = _gate()
     opened = _observed(gate, [0.5] * 10)[-1]
     # Tensors of this device hold no values: to read one is an error.
@@ -120,7 +120,7 @@ def _method(unigram_nll: float = 3.0, **changes: object) -> PredictiveState:
 
 
 def _watch(method: PredictiveState, losses: list[float]) -> list[dict[str, float]]:
-    """Weights at every step, where decoding costs `losses`."""
+    """Weights at every step, where the decoding loss is `losses`."""
     weights = []
     for step, loss in enumerate(losses):
         weights.append(method.weights(step))
@@ -144,7 +144,7 @@ def test_the_ramp_starts_from_the_update_after_the_gate_opened(ramp, plateau):
         assert each["decoding"] == each["dense"] == 1.0
 
 
-def test_an_update_that_decoded_nothing_says_nothing_of_the_plateau():
+def test_updates_without_decoding_do_not_open_the_gate():
     method = _method(**AUTO)
     for step in range(50):
         method.observe(step, {"dynamics": torch.tensor(0.1)})
@@ -173,7 +173,7 @@ def alphabet(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def retrieval(tmp_path_factory) -> Path:
-    """Rows that ask for one answer each, at their end."""
+    """Rows with one target each, at their end."""
     out = tmp_path_factory.mktemp("retrieval") / "tokens"
     task = SynthesizeConfig(
         task="retrieval", lengths=[16], sequences=64, validation_sequences=16, test_sequences=16
@@ -276,17 +276,17 @@ def test_a_run_killed_before_or_after_the_gate_opened_resumes_bit_for_bit(alphab
 
 
 def _unigram_of(config: TrainEncoderConfig, tokens: Path, out: Path, monkeypatch) -> float:
-    """What the stage tells its method."""
-    told: list[float | None] = []
+    """The nll that the stage passes to its method."""
+    passed: list[float | None] = []
 
-    class Told(PredictiveState):
+    class Watched(PredictiveState):
         def __init__(self, *arguments, **named) -> None:
             super().__init__(*arguments, **named)
-            told.append(float(self.state.average) if self.state.state_dict() else None)
+            passed.append(float(self.state.average) if self.state.state_dict() else None)
 
-    monkeypatch.setattr(train_encoder, "PredictiveState", Told)
+    monkeypatch.setattr(train_encoder, "PredictiveState", Watched)
     train_encoder.run(config, tokens, out)
-    (nll,) = told
+    (nll,) = passed
     return nll
 
 
@@ -316,7 +316,7 @@ def test_the_unigram_of_rows_is_that_of_their_answers(
     assert found == pytest.approx(_nll(hand), rel=1e-6)
 
 
-def test_a_fixed_start_asks_for_no_unigram(pipeline, tmp_path, monkeypatch):
+def test_a_fixed_start_needs_no_unigram(pipeline, tmp_path, monkeypatch):
     config = _config({"max_steps": 1}, dynamics_start=2)
 
     assert _unigram_of(config, pipeline.tokens, tmp_path, monkeypatch) is None

@@ -11,7 +11,7 @@ B: windows, P: positions per window, K: slots, D: slot width.
 import os
 import weakref
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -101,13 +101,13 @@ class LabelShards:
         Checksums cover whole parts, so the last part is read to its end: over the space of the next
         row, which is read after it.
         """
-        parts = range(-(-count // self.shape.part_length))
+        parts = -(-count // self.shape.part_length)
         stride = count * column.bytes
-        buffer = self._buffers.take((len(rows) - 1) * stride + column.ends[len(parts)])
+        buffer = self._buffers.take((len(rows) - 1) * stride + column.ends[parts])
         view = buffer.numpy().data
-        for place, row in enumerate(rows.tolist()):
+        for i, row in enumerate(rows.tolist()):
             shard, number = self._locate(row)
-            shard.fill(view[place * stride :], column, number, parts)
+            shard.fill(view[i * stride :], column, number, 0, parts)
         return buffer[: len(rows) * stride]
 
     def _read_some(self, column: "_Column", rows: IntArray, positions: IntArray) -> Tensor:
@@ -116,12 +116,12 @@ class LabelShards:
         memories = buffer.numpy().reshape(*positions.shape, column.bytes)
         scratch = self._scratch.take(column.ends[-1]).numpy()
         parts = (positions // self.shape.part_length).tolist()
-        for place, row in enumerate(rows.tolist()):
+        for i, row in enumerate(rows.tolist()):
             shard, number = self._locate(row)
-            shard.fill(scratch.data, column, number, dict.fromkeys(parts[place]))
-            # "clip" only spares NumPy the copy that "raise" needs: positions are in range.
-            table = scratch.reshape(-1, column.bytes)
-            table.take(positions[place], 0, memories[place], mode="clip")
+            for part in dict.fromkeys(parts[i]):
+                shard.fill(scratch.data, column, number, part, part + 1)
+            # Positions are in range; "clip" spares NumPy the copy that "raise" needs.
+            scratch.reshape(-1, column.bytes).take(positions[i], 0, memories[i], mode="clip")
         return buffer
 
     def _locate(self, row: int) -> "tuple[_Shard, int]":
@@ -169,21 +169,21 @@ class _Shard:
         self._check(head, row, 0)
         return head
 
-    def fill(self, into: memoryview, column: _Column, row: int, parts: Iterable[int]) -> None:
-        """Reads parts of a row to where they belong in `into`, where the row starts at 0."""
+    def fill(self, into: memoryview, column: _Column, row: int, first: int, stop: int) -> None:
+        """Reads parts `first` to `stop` - 1 of a row to where they lie in the row `into`."""
         offset = self._offsets[column.name] + row * column.ends[-1]
-        for part in parts:
-            start, end = column.ends[part : part + 2]
-            done = start
-            while done < end:
-                try:
-                    count = os.preadv(self._file, (into[done:end],), offset + done)
-                except OSError as error:
-                    raise InputOutputError(f"{self.path}: {error.strerror}") from None
-                if not count:
-                    raise self._damaged(row, "the file has been cut short")
-                done += count
-            self._check(into[start:end], row, column.checksum + part)
+        done, end = column.ends[first], column.ends[stop]
+        while done < end:
+            try:
+                count = os.preadv(self._file, (into[done:end],), offset + done)
+            except OSError as error:
+                raise InputOutputError(f"{self.path}: {error.strerror}") from None
+            if not count:
+                raise self._damaged(row, "the file has been cut short")
+            done += count
+        for part in range(first, stop):
+            content = into[column.ends[part] : column.ends[part + 1]]
+            self._check(content, row, column.checksum + part)
 
     def _check(self, content: bytes | memoryview, row: int, checksum: int) -> None:
         if xxh3_64_intdigest(content) != self.checksums.item(row, checksum):

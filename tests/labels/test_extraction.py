@@ -1,11 +1,10 @@
-"""Label shards: what the encoder said, beside the source's own tokens, and nothing lost between."""
+"""Labels that extraction writes: what the encoder computes, with the tokens of the corpus."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load
@@ -17,18 +16,15 @@ from conftest import (
     encoder_config,
     label_rows,
     model_bytes,
-    numbered_labels,
     rnn_config,
     shards,
     split_tokens,
-    tensor_fields,
 )
 from smtkit import IGNORE
-from smtkit.config import ExtractLabelsConfig, TransitionObjectiveConfig
+from smtkit.config import ExtractLabelsConfig
 from smtkit.errors import ArtifactError
 from smtkit.labels.format import LabelShape
 from smtkit.labels.reader import LabelShards
-from smtkit.methods.smt import TransitionSampler
 from smtkit.networks.loading import load_teacher
 from smtkit.stages import extract_labels, train_encoder, train_rnn
 from smtkit.storage.artifact import Artifact
@@ -59,7 +55,7 @@ def _some_rows(labels: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [labels[number] for number in (0, 1, len(labels) // 2, -1)]
 
 
-def test_float32_labels_are_what_the_encoder_says(pipeline, full_precision):
+def test_float32_labels_are_what_the_encoder_computes(pipeline, full_precision):
     labels = _open(full_precision, "train")
     for row in _some_rows(labels):
         expected = _encoded(pipeline, row["tokens"].tolist())
@@ -162,65 +158,9 @@ def test_the_batch_size_changes_no_label_beyond_rounding(pipeline, full_precisio
         np.testing.assert_allclose(row["memory"], other["memory"], atol=1e-5)
 
 
-# What lies on disk is checked when it is read.
-
-
 @pytest.fixture
 def copied(pipeline, tmp_path) -> Path:
     return shutil.copytree(pipeline.labels, tmp_path / "copied")
-
-
-def _flip_bit(path: Path, column: str, number: int) -> None:
-    """In one row of one column of a shard."""
-    values = pa.ipc.open_file(path).read_all().column(column).combine_chunks()
-    rows = len(values)
-    if pa.types.is_fixed_size_list(values.type):
-        values = values.flatten()
-    column_bytes = values.to_numpy().tobytes()
-    content = bytearray(path.read_bytes())
-    start = content.index(column_bytes)
-    content[start + number * len(column_bytes) // rows] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("column", ["tokens", "targets", "length", "origin", "memory"])
-def test_a_flipped_bit_is_found_and_named(copied, column):
-    (path,) = shards(copied, "train")
-    _flip_bit(path, column, number=3)
-    labels = LabelShards([path])
-
-    def read(rows: list[int]) -> None:
-        labels.read(np.array(rows))
-        labels.memories(np.array(rows), range(WINDOW + 1))
-
-    read([2, 4])
-    with pytest.raises(ArtifactError, match=f"{path.name}: row 3: damaged"):
-        read([2, 3])
-
-
-def test_training_stops_at_a_damaged_row(copied, tmp_path):
-    (path,) = shards(copied, "train")
-    _flip_bit(path, "memory", number=200)
-    # Enough steps for a whole epoch.
-    config = rnn_config(training={"max_steps": 100, "batch_size": 16})
-
-    with pytest.raises(ArtifactError, match=f"{path.name}: row 200: damaged"):
-        train_rnn.run(config, copied, tmp_path / "rnn")
-
-
-def test_a_shard_that_was_cut_short_is_refused(copied):
-    (path,) = shards(copied, "train")
-    path.write_bytes(path.read_bytes()[:-100])
-
-    with pytest.raises(ArtifactError, match=path.name):
-        Artifact.open(copied, "labels")
-    with pytest.raises(ArtifactError, match=f"{path.name}: not a whole Arrow file"):
-        LabelShards([path])
-
-
-def test_a_shard_of_tokens_is_no_shard_of_labels(pipeline):
-    with pytest.raises(ArtifactError, match="not a label shard"):
-        LabelShards(shards(pipeline.tokens, "train"))
 
 
 def test_shards_of_different_shapes_are_refused(pipeline, full_precision):
@@ -236,52 +176,6 @@ def test_tokens_of_another_tokenizer_are_refused(pipeline, character_pipeline, t
             ExtractLabelsConfig(), pipeline.encoder, character_pipeline.tokens, tmp_path / "out"
         )
     assert not (tmp_path / "out").exists()
-
-
-# Transitions.
-
-
-def _source(labels: LabelShards, **settings: int) -> TransitionSampler:
-    return TransitionSampler(labels, TransitionObjectiveConfig(), seed=0, **settings)
-
-
-@pytest.mark.parametrize("positions", [1, 4, 6, 9])
-def test_transitions_are_looked_up_in_the_rows(tmp_path, positions):
-    lengths = [6, 6, 1, 6, 3, 6]
-    labels = numbered_labels(tmp_path / "train-00000.arrow", lengths)
-    source = _source(labels, batch_size=3, positions=positions)
-    seen = set()
-    for step in range(40):
-        batch = source.batch(step)
-        assert len(batch.token) == 3 * positions
-        assert len(batch.initial_target) == 3
-        for n in range(3 * positions):
-            place = int(batch.before[n, 0, 0])
-            row, i = divmod(place, 100)
-            assert i < lengths[row]
-            assert (batch.before[n] == place).all()
-            assert batch.token[n] == place
-            assert (batch.after[n] == place + 1).all()
-            assert batch.target[n] == place + 1 + 50
-            assert batch.initial_target[n // positions] == 100 * row + 50
-            seen.add((row, i))
-
-    assert seen == {(row, i) for row in range(6) for i in range(lengths[row])}
-
-
-def test_slices_of_a_batch_of_transitions_make_the_whole(tmp_path):
-    labels = numbered_labels(tmp_path / "train-00000.arrow", [6] * 8)
-    source = _source(labels, batch_size=6, positions=4)
-    whole = source.batch(5)
-    slices = [source.batch(5, part, 3) for part in range(3)]
-
-    for name in tensor_fields(whole):
-        if name != "index":  # counted from the start of each
-            pieces = torch.cat([getattr(piece, name) for piece in slices])
-            assert torch.equal(pieces, getattr(whole, name)), name
-
-
-# What the RNN needs lies with the labels.
 
 
 def test_an_rnn_is_trained_from_the_labels_alone(pipeline, copied, tmp_path):

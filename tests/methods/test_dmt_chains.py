@@ -1,4 +1,4 @@
-"""Chains of transitions: which positions they read, where they start, what is drawn for them."""
+"""dmt: how windows are cut into chains, and what is drawn for them."""
 
 import itertools
 from collections import Counter
@@ -10,7 +10,6 @@ from conftest import numbered_labels, tensor_fields
 from smtkit.config import RolloutConfig, TransitionObjectiveConfig
 from smtkit.labels.reader import LabelShards
 from smtkit.methods.dmt import RolloutBatch, RolloutSampler
-from smtkit.methods.smt import TransitionSampler
 
 MIXED = [6, 6, 1, 5, 3, 2, 6, 4]
 
@@ -36,24 +35,24 @@ def _source(
     )
 
 
-def _learned_places(batch: RolloutBatch) -> list[int]:
-    """100 r + i of every step that is learned from."""
+def _loss_tokens(batch: RolloutBatch) -> list[int]:
+    """100 r + i of every step with a loss."""
     return batch.tokens.flatten()[batch.loss_steps].tolist()
 
 
-def _all_places(lengths: list[int]) -> Counter[int]:
+def _all_tokens(lengths: list[int]) -> Counter[int]:
     return Counter(100 * row + i for row, length in enumerate(lengths) for i in range(length))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6, 7, 16])
 @pytest.mark.parametrize("kind", ["segments", "sequential", "jacobi"])
-def test_every_position_of_every_window_is_learned_from_once(mixed, kind, depth):
+def test_every_position_of_every_window_has_a_loss_once(mixed, kind, depth):
     source = _source(mixed, kind=kind, depth=depth)
     for step in range(12):
-        assert Counter(_learned_places(source.batch(step))) == _all_places(MIXED)
+        assert Counter(_loss_tokens(source.batch(step))) == _all_tokens(MIXED)
 
 
-def test_every_position_is_learned_from_once_at_any_length_and_depth(tmp_path):
+def test_every_position_has_a_loss_once_at_any_length_and_depth(tmp_path):
     for window in (1, 2, 7, 13):
         lengths = [1 + 5 * row % window for row in range(8)]
         path = tmp_path / f"{window}.arrow"
@@ -61,7 +60,7 @@ def test_every_position_is_learned_from_once_at_any_length_and_depth(tmp_path):
         for depth in (1, 3, 4, window, window + 1):
             source = _source(labels, depth=depth)
             for step in range(6):
-                assert Counter(_learned_places(source.batch(step))) == _all_places(lengths)
+                assert Counter(_loss_tokens(source.batch(step))) == _all_tokens(lengths)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 6, 9])
@@ -73,12 +72,12 @@ def test_chains_start_from_labels_and_follow_their_window(mixed, depth):
         after = dict(zip(batch.loss_steps.tolist(), batch.after, strict=True))
         steps = batch.tokens.shape[1]
         for chain in range(len(batch.start)):
-            row, begin = divmod(int(batch.start[chain, 0, 0]), 100)
-            assert (batch.start[chain] == 100 * row + begin).all()
+            row, first = divmod(int(batch.start[chain, 0, 0]), 100)
+            assert (batch.start[chain] == 100 * row + first).all()
             for offset in range(steps):
                 number = chain * steps + offset
                 if number in targets:
-                    position = (begin + offset) % MIXED[row]
+                    position = (first + offset) % MIXED[row]
                     assert batch.tokens[chain, offset] == 100 * row + position
                     assert (batch.after_steps[chain, offset] == 100 * row + position + 1).all()
                     assert (after[number] == 100 * row + position + 1).all()
@@ -108,11 +107,11 @@ def test_chains_cross_from_the_end_of_a_window_to_its_beginning(tmp_path):
     for chain, restarts in crossing:
         for before, after in itertools.pairwise(chain):
             assert after == (before + 1) % 6
-        assert [place == 0 for place in chain] in restarts.tolist()
+        assert [token == 0 for token in chain] in restarts.tolist()
 
 
 @pytest.mark.parametrize("depth", [2, 4, 6])
-def test_every_phase_comes_and_none_far_more_often(tmp_path, depth):
+def test_phases_are_uniform(tmp_path, depth):
     labels = numbered_labels(tmp_path / "train-00000.arrow", [6])
     source = _source(labels, batch_size=4, depth=depth)
     chains = -(-6 // depth)
@@ -134,7 +133,7 @@ def test_the_depth_grows_from_one(mixed):
     for step, depth in enumerate(depths):
         assert depth == round(6 ** min(1, (step + 1) / 10))
         assert source.batch(step).tokens.shape[1] == depth
-        assert Counter(_learned_places(source.batch(step))) == _all_places(MIXED)
+        assert Counter(_loss_tokens(source.batch(step))) == _all_tokens(MIXED)
 
 
 def test_without_a_ramp_the_depth_is_that_of_the_config(mixed):
@@ -146,7 +145,7 @@ def test_the_validations_depth_does_not_depend_on_the_step(mixed):
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, 6), (2, 3), (3, 2), (4, 1), (6, 1), (50, 1)])
-def test_of_a_rollout_every_so_many_steps_are_learned_from(tmp_path, every, expected):
+def test_every_nth_step_of_a_rollout_has_a_loss(tmp_path, every, expected):
     labels = numbered_labels(tmp_path / "train-00000.arrow", [6])
     batch = _source(labels, batch_size=1, kind="sequential", loss_every=every).batch(0)
     last = min(every, 6) - 1
@@ -156,18 +155,18 @@ def test_of_a_rollout_every_so_many_steps_are_learned_from(tmp_path, every, expe
     assert len(batch.loss_steps) == expected
 
 
-def test_of_segments_every_so_many_steps_of_each_chain_are_learned_from(mixed):
+def test_every_nth_step_of_a_segment_has_a_loss(mixed):
     source = _source(mixed, depth=4, loss_every=2)
     for step in range(12):
         batch = source.batch(step)
         steps = batch.tokens.shape[1]
-        places = _learned_places(batch)
-        assert len(places) == len(set(places))
+        tokens = _loss_tokens(batch)
+        assert len(tokens) == len(set(tokens))
         # Chains of a window of one or two tokens end before, at their last step.
         short = {2: 0, 5: 1}
-        for number, place in zip(batch.loss_steps.tolist(), places, strict=True):
-            assert number % steps in (1, 3) or number % steps == short.get(place // 100)
-        assert {place // 100 for place in places} == set(range(8))
+        for number, token in zip(batch.loss_steps.tolist(), tokens, strict=True):
+            assert number % steps in (1, 3) or number % steps == short.get(token // 100)
+        assert {token // 100 for token in tokens} == set(range(8))
 
 
 def test_a_sequential_rollout_is_one_chain_from_the_empty_memory(mixed):
@@ -176,9 +175,9 @@ def test_a_sequential_rollout_is_one_chain_from_the_empty_memory(mixed):
 
     assert batch.tokens.shape == (8, 6)
     for chain in range(8):
-        row, begin = divmod(int(batch.start[chain, 0, 0]), 100)
+        row, first = divmod(int(batch.start[chain, 0, 0]), 100)
         length = MIXED[row]
-        assert begin == 0
+        assert first == 0
         assert batch.restarts[chain, :length].tolist() == [True] + [False] * (length - 1)
         assert batch.tokens[chain, :length].tolist() == [100 * row + i for i in range(length)]
         assert batch.after_steps[chain, :length, 1, 2].tolist() == [
@@ -194,10 +193,10 @@ def test_the_first_targets_are_those_of_the_empty_memory(mixed):
     assert batch.initial_target.tolist() == (batch.start[:, 0, 0].int() + 50).tolist()
 
 
-ASKED = {"kl_weight": 1.0, "kl_future": 4, "kl_positions": 3, "noise": 1.0}
+OBJECTIVE = {"kl_weight": 1.0, "kl_future": 4, "kl_positions": 3, "noise": 1.0}
 
 
-def _compared_places(batch: RolloutBatch) -> list[int]:
+def _compared_tokens(batch: RolloutBatch) -> list[int]:
     """100 r + i of the steps whose futures are compared."""
     return batch.tokens.flatten()[batch.loss_steps][batch.compared].tolist()
 
@@ -205,34 +204,23 @@ def _compared_places(batch: RolloutBatch) -> list[int]:
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("kind", ["segments", "sequential", "jacobi"])
 def test_compared_futures_follow_the_memory_and_end_with_the_window(mixed, kind, every):
-    source = _source(mixed, objective=ASKED, kind=kind, depth=4, loss_every=every)
+    source = _source(mixed, objective=OBJECTIVE, kind=kind, depth=4, loss_every=every)
     for step in range(6):
         batch = source.batch(step)
         assert len(batch.compared) == 8 * 3
         assert batch.future.shape == (24, 4)
-        for n, place in enumerate(_compared_places(batch)):
-            row, position = divmod(place, 100)
-            there = min(4, MIXED[row] - position - 1)
-            assert batch.future_length[n] == there
-            after = [100 * row + position + 1 + offset for offset in range(there)]
-            assert batch.future[n, :there].tolist() == after
-
-
-def test_compared_futures_of_smt_follow_the_memory_too(mixed):
-    source = TransitionSampler(
-        mixed, TransitionObjectiveConfig(**ASKED), batch_size=8, seed=0, positions=5
-    )
-    batch = source.batch(2)
-    for n, place in enumerate(batch.token[batch.compared].tolist()):
-        row, position = divmod(place, 100)
-        there = min(4, MIXED[row] - position - 1)
-        assert batch.future_length[n] == there
-        assert batch.future[n, :there].tolist() == [place + 1 + offset for offset in range(there)]
+        for n, token in enumerate(_compared_tokens(batch)):
+            row, position = divmod(token, 100)
+            inside = min(4, MIXED[row] - position - 1)
+            assert batch.future_length[n] == inside
+            after = [100 * row + position + 1 + offset for offset in range(inside)]
+            assert batch.future[n, :inside].tolist() == after
 
 
 def test_futures_are_no_wider_than_a_window(mixed):
     wide, narrow = (
-        _source(mixed, objective={**ASKED, "kl_future": future}).batch(0) for future in (10**9, 6)
+        _source(mixed, objective={**OBJECTIVE, "kl_future": future}).batch(0)
+        for future in (10**9, 6)
     )
 
     assert wide.future.shape == (24, 6)
@@ -248,7 +236,7 @@ def test_without_a_weight_no_futures_are_compared(mixed):
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_only_the_next_target_is_compared_where_no_future_is_wanted(mixed, weight):
+def test_only_the_next_target_is_compared_without_future_tokens(mixed, weight):
     objective = {"kl_weight": weight, "kl_future": 0}
     batch = _source(mixed, objective=objective).batch(0)
     count = 64 if weight else 0
@@ -258,8 +246,8 @@ def test_only_the_next_target_is_compared_where_no_future_is_wanted(mixed, weigh
 
 
 @pytest.mark.parametrize("kind", ["segments", "jacobi"])
-def test_noise_is_drawn_for_every_memory_that_is_disturbed(mixed, kind):
-    batch = _source(mixed, objective=ASKED, kind=kind, depth=4).batch(0)
+def test_noise_is_drawn_for_every_memory_it_is_added_to(mixed, kind):
+    batch = _source(mixed, objective=OBJECTIVE, kind=kind, depth=4).batch(0)
     count = batch.tokens.numel() if kind == "jacobi" else len(batch.start)
 
     assert batch.noise.shape == (count, 2, 3)
@@ -267,25 +255,25 @@ def test_noise_is_drawn_for_every_memory_that_is_disturbed(mixed, kind):
     assert float(batch.noise.std()) == pytest.approx(1, abs=0.2)
 
 
-def _seen(batch: RolloutBatch) -> list[tuple[int, ...]]:
-    """What is asked of each chain: where it starts and the steps that are learned from."""
+def _chains(batch: RolloutBatch) -> list[tuple[int, ...]]:
+    """Each chain: where it starts, and the tokens of its steps with a loss."""
     steps = batch.tokens.shape[1]
-    learned: dict[int, list[int]] = {}
+    with_loss: dict[int, list[int]] = {}
     for number in batch.loss_steps.tolist():
         chain, offset = divmod(number, steps)
-        learned.setdefault(chain, []).append(int(batch.tokens[chain, offset]))
-    return [(int(batch.start[chain, 0, 0]), *places) for chain, places in learned.items()]
+        with_loss.setdefault(chain, []).append(int(batch.tokens[chain, offset]))
+    return [(int(batch.start[chain, 0, 0]), *tokens) for chain, tokens in with_loss.items()]
 
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
 @pytest.mark.parametrize("kind", ["segments", "sequential", "jacobi"])
 def test_slices_of_a_batch_make_the_whole(mixed, kind, parts):
-    source = _source(mixed, objective=ASKED, kind=kind, depth=4)
+    source = _source(mixed, objective=OBJECTIVE, kind=kind, depth=4)
     whole = source.batch(5)
     slices = [source.batch(5, part, parts) for part in range(parts)]
 
-    assert [chain for piece in slices for chain in _seen(piece)] == _seen(whole)
-    assert [place for piece in slices for place in _compared_places(piece)] == _compared_places(
+    assert [chain for piece in slices for chain in _chains(piece)] == _chains(whole)
+    assert [token for piece in slices for token in _compared_tokens(piece)] == _compared_tokens(
         whole
     )
     for name in ("initial_target", "future", "future_length"):
@@ -296,12 +284,12 @@ def test_slices_of_a_batch_make_the_whole(mixed, kind, parts):
 
 
 def test_a_batch_is_a_function_of_seed_and_step(mixed):
-    source = _source(mixed, objective=ASKED, depth=4)
+    source = _source(mixed, objective=OBJECTIVE, depth=4)
     source.batch(0)
-    once, again = source.batch(7), _source(mixed, objective=ASKED, depth=4).batch(7)
-    other, later = _source(mixed, seed=1, objective=ASKED, depth=4).batch(7), source.batch(8)
+    once, again = source.batch(7), _source(mixed, objective=OBJECTIVE, depth=4).batch(7)
+    other, later = _source(mixed, seed=1, objective=OBJECTIVE, depth=4).batch(7), source.batch(8)
 
     for name in tensor_fields(once):
         assert torch.equal(getattr(once, name), getattr(again, name)), name
-    assert _seen(other) != _seen(once)
+    assert _chains(other) != _chains(once)
     assert not torch.equal(later.noise[:8], once.noise[:8])

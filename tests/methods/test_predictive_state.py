@@ -1,4 +1,4 @@
-"""The two methods: what they count, weigh and sum, and that neither unrolls its cell."""
+"""The teacher: its sampler, and its losses against slow loops."""
 
 import dataclasses
 import math
@@ -12,20 +12,17 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from conftest import architecture, encoder_config, model_bytes, rnn_config, write_stream
+from conftest import encoder_config, model_bytes, write_stream
 from smtkit import IGNORE
-from smtkit.config import EncoderConfig, PredictiveStateConfig, TransitionObjectiveConfig
+from smtkit.config import EncoderConfig, PredictiveStateConfig
 from smtkit.corpus.seeded import IntArray
 from smtkit.corpus.shards import TokenShards
 from smtkit.corpus.windows import TextWindows, Windows
-from smtkit.labels.codec import CODECS, EncodedMemory
 from smtkit.methods.predictive_state import PredictiveState, TeacherBatch, TeacherSampler
-from smtkit.methods.smt import SupervisedMemoryTraining, TransitionBatch
 from smtkit.networks.architecture import Architecture
 from smtkit.networks.encoders import select
-from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import Teacher
-from smtkit.stages import train_encoder, train_rnn
+from smtkit.stages import train_encoder
 
 VOCABULARY, WINDOW, LOOKAHEAD = 257, 16, 4
 CONFIG = encoder_config()
@@ -104,14 +101,14 @@ def _method(**changes: float) -> PredictiveState:
 
 
 class _Calls:
-    """How often a module is called, and with what."""
+    """The arguments of each call of a module."""
 
     def __init__(self, module: nn.Module) -> None:
         self.inputs: list[tuple[Tensor, ...]] = []
         module.register_forward_pre_hook(lambda _, inputs: self.inputs.append(inputs))
 
 
-def test_the_teachers_cell_is_called_once_a_batch(batch):
+def test_the_teachers_cell_is_called_once_per_batch(batch):
     method = _method()
     calls = _Calls(method.network.transition)
     method.losses(batch)
@@ -123,7 +120,7 @@ def test_the_teachers_cell_is_called_once_a_batch(batch):
 @pytest.mark.parametrize(
     "recipe", sorted(RECIPES.glob("*/paper/encoder.toml")), ids=lambda path: path.parts[-3]
 )
-def test_the_papers_recipes_encode_one_memory_and_its_successor_a_window(tmp_path, recipe):
+def test_the_papers_recipes_encode_one_memory_and_its_successor_per_window(tmp_path, recipe):
     found = tomllib.loads(recipe.read_text(encoding="utf-8"))["objective"]
     objective = _objective(**{**found, "uniformity_group": 8})
     encoder = {"kind": "bidirectional", "slots": 2, "slot_width": 8, "width": 16, "heads": 2}
@@ -142,7 +139,7 @@ def test_the_papers_recipes_encode_one_memory_and_its_successor_a_window(tmp_pat
 
 
 class _FixedMemory(nn.Module):
-    """Stands for an encoder; its memories are leaves of the graph."""
+    """In place of an encoder: its memories are leaves of the graph."""
 
     def __init__(self, memory: Tensor) -> None:
         super().__init__()
@@ -293,12 +290,12 @@ def test_targets_past_the_length_change_nothing(short, tmp_path):
     assert _values(method.losses(changed)) == pytest.approx(_values(method.losses(batch)))
 
 
-def test_dynamics_count_where_no_answer_is_asked(batch):
+def test_dynamics_count_where_there_is_no_target(batch):
     method = _method()
     names = ("future_targets", "dense_targets", "dynamics_targets")
     masked = {name: torch.full_like(getattr(batch, name), IGNORE) for name in names}
-    silent = dataclasses.replace(batch, **masked)
-    counts, losses = method.counts(silent), method.losses(silent)
+    without_targets = dataclasses.replace(batch, **masked)
+    counts, losses = method.counts(without_targets), method.losses(without_targets)
 
     assert counts["decoding"] == counts["dense"] == 0
     assert losses["decoding"].item() == losses["dense"].item() == 0
@@ -416,7 +413,7 @@ def _healthy() -> dict[str, float]:
     return {"memory_uniformity": -2.0, "memory_variance": 0.9, "memory_effective_rank": 9.0}
 
 
-def test_healthy_memories_are_of_no_concern():
+def test_healthy_memories_give_no_warning():
     assert _method().warning(_healthy()) is None
 
 
@@ -424,116 +421,12 @@ def test_healthy_memories_are_of_no_concern():
     ("name", "value"),
     [("memory_uniformity", -0.01), ("memory_variance", 1e-4), ("memory_effective_rank", 1.01)],
 )
-def test_each_sign_of_collapse_is_a_concern(name, value):
-    concern = _method().warning({**_healthy(), name: value})
+def test_each_sign_of_collapse_gives_a_warning(name, value):
+    warning = _method().warning({**_healthy(), name: value})
 
-    assert concern is not None
-    assert name in concern
-    assert "objective.dynamics_weight" in concern
-
-
-def _network() -> RecurrentNetwork:
-    config = rnn_config()
-    parts = config.cell, config.readout, CONFIG.decoder
-    network = RecurrentNetwork(architecture(VOCABULARY, 2, 8, *parts))
-    network.fix_empty_memory(torch.randn(2, 8))
-    return network
-
-
-def _smt() -> SupervisedMemoryTraining:
-    return SupervisedMemoryTraining(_network(), TransitionObjectiveConfig())
-
-
-def _transitions(count: int = 6, rows: int = 2) -> TransitionBatch:
-    return TransitionBatch(
-        memory=EncodedMemory(CODECS["float32"], {"memory": torch.randn(2 * count, 2, 8)}),
-        index=torch.arange(0, 2 * count, 2),
-        token=torch.randint(VOCABULARY, (count,)),
-        target=torch.randint(VOCABULARY, (count,)),
-        initial_target=torch.randint(VOCABULARY, (rows,)),
-        compared=torch.empty(0, dtype=torch.int64),
-        future=torch.empty(0, 8, dtype=torch.int64),
-        future_length=torch.empty(0, dtype=torch.int64),
-        noise=torch.empty(0, 2, 8),
-    )
-
-
-def test_smt_calls_the_cell_once_a_batch():
-    method = _smt()
-    calls = _Calls(method.network.transition)
-    method.losses(_transitions())
-
-    assert [len(memory) for memory, _ in calls.inputs] == [6]
-
-
-def test_smt_reads_stored_memories_alone():
-    method, transitions = _smt(), _transitions()
-    calls = _Calls(method.network.transition)
-    method.losses(transitions)
-
-    assert (calls.inputs[0][0] == transitions.before).all()
-    assert not calls.inputs[0][0].requires_grad
-
-
-@pytest.mark.parametrize("index", [0, 3, 5])
-def test_a_transition_of_smt_reaches_no_other(index):
-    method = _smt()
-    transitions = _transitions()
-    stored = transitions.memory.columns["memory"]
-    together = stored.clone().requires_grad_()
-    everything = transitions.memory.map(lambda _: together)
-    method.losses(dataclasses.replace(transitions, memory=everything))["dynamics"].backward()
-    own, memories = slice(index, index + 1), slice(2 * index, 2 * index + 2)
-    alone = stored[memories].clone().requires_grad_()
-    one = dataclasses.replace(
-        transitions,
-        memory=transitions.memory.map(lambda _: alone),
-        index=transitions.index[:1],
-        token=transitions.token[own],
-        target=transitions.target[own],
-        initial_target=transitions.initial_target[:1],
-    )
-    method.losses(one)["dynamics"].backward()
-
-    torch.testing.assert_close(together.grad[memories], alone.grad)
-
-
-def test_smt_equals_a_loop_over_transitions():
-    method, transitions = _smt(), _transitions()
-    transitions.target[1] = transitions.initial_target[0] = IGNORE
-    network = method.network
-    expected = {"dynamics": 0.0, "readout": 0.0}
-    for n in range(6):
-        predicted = network.transition(transitions.before[n][None], transitions.token[n][None])
-        error = (predicted[0] - transitions.after[n]).square().mean()
-        expected["dynamics"] += float(error.detach())
-        if n != 1:
-            logits = network.readout(predicted)[0]
-            expected["readout"] += _minus_log_probability(logits, transitions.target[n])
-    logits = network.readout(network.empty_memory[None])[0]
-    expected["readout"] += _minus_log_probability(logits, transitions.initial_target[1])
-    losses, counts = method.losses(transitions), method.counts(transitions)
-
-    for name, total in expected.items():
-        assert losses[name].item() == pytest.approx(total, rel=1e-4)
-    assert counts["dynamics"] == 6
-    assert counts["readout"] == 6
-
-
-def test_smt_without_targets_learns_dynamics_alone():
-    method, transitions = _smt(), _transitions()
-    silent = dataclasses.replace(
-        transitions,
-        target=torch.full_like(transitions.target, IGNORE),
-        initial_target=torch.full_like(transitions.initial_target, IGNORE),
-    )
-    losses, counts = method.losses(silent), method.counts(silent)
-    losses["readout"].backward()
-
-    assert counts["readout"] == 0
-    assert losses["readout"].item() == 0
-    assert all((p.grad == 0).all() for p in method.network.readout.parameters())
-    assert losses["dynamics"].item() == method.losses(transitions)["dynamics"].item()
+    assert warning is not None
+    assert name in warning
+    assert "objective.dynamics_weight" in warning
 
 
 def _weights(artifact) -> dict[str, Tensor]:
@@ -551,14 +444,5 @@ def test_gradient_accumulation_of_the_teacher_equals_the_full_batch(pipeline, tm
     for accumulation in (1, parts):
         config = encoder_config(training={"max_steps": 5, "accumulation": accumulation})
         train_encoder.run(config, pipeline.tokens, tmp_path / str(accumulation))
-
-    _assert_near(_weights(tmp_path / "1"), _weights(tmp_path / str(parts)))
-
-
-@pytest.mark.parametrize("parts", [2, 4])
-def test_gradient_accumulation_of_smt_equals_the_full_batch(pipeline, tmp_path, parts):
-    for accumulation in (1, parts):
-        config = rnn_config(training={"max_steps": 5, "accumulation": accumulation})
-        train_rnn.run(config, pipeline.labels, tmp_path / str(accumulation))
 
     _assert_near(_weights(tmp_path / "1"), _weights(tmp_path / str(parts)))
