@@ -1,8 +1,8 @@
-"""Prints the tables of docs/scaling.md: bytes and operations a token, and what they come to.
+"""Prints the tables of docs/scaling.md: operations and bytes per token, and the resulting times.
 
 T: window, C: width, L: layers, K: slots, D: slot width, Z = K D, V: vocabulary, F: future tokens.
-Operations are those of matrix products, two for each multiply-add; times are these over what the
-machine does in a second, or bytes over what it moves.
+Operations are those of matrix products, two per multiply-add. A time is operations divided by
+operations per second, or bytes divided by bytes per second.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ TOKENS = (10**8, 10**10, 10**12)
 
 @dataclass(frozen=True)
 class Setting:
-    """Networks, and a machine: `operations` and `disk` bytes a second, as reached, not as sold."""
+    """Networks and a machine, which sustains `operations` and `disk` bytes per second."""
 
     name: str
     operations: float
@@ -27,8 +27,8 @@ class Setting:
     cell: tuple[int, int]
     future: int = 16
     anchors: int = 2
-    transitions: int = 32  # of which the teacher's cell learns, a window
-    number: int = 2  # bytes of a number of a label
+    transitions: int = 32  # per window, for the teacher's cell
+    number: int = 2  # bytes per value of a label
 
     @property
     def memory(self) -> int:
@@ -41,19 +41,19 @@ LARGE = Setting("large", 3.2e15, 1e10, 1024, 32_768, 16, 256, (1024, 12), (1024,
 
 
 def block(width: int) -> float:
-    """Weights of a block of a transformer: attention 4 C^2, gated MLP 8 C^2."""
+    """Weights of a transformer block: attention 4 C^2, gated MLP 8 C^2."""
     return 12 * width**2
 
 
 def encode(s: Setting) -> float:
-    """Operations of one pass over a window, a token: all T + 1 memories."""
+    """Operations per token of one pass over a window, which gives all T + 1 memories."""
     width, layers = s.encoder
-    attention = 2 * layers * s.window * width  # causal: to T / 2 positions, 2 products of C
+    attention = 2 * layers * s.window * width  # causal: T / 2 positions on average, 2 products of C
     return 2 * (layers * block(width) + width * s.memory) + attention
 
 
 def encode_alone(s: Setting) -> float:
-    """Operations of a label where each takes a pass of its own, over T tokens and K registers."""
+    """Operations per label where each needs its own pass over T tokens and K registers."""
     width, layers = s.encoder
     length = s.window + s.slots
     inner = 2 * layers * block(width) + 4 * layers * length * width
@@ -61,13 +61,13 @@ def encode_alone(s: Setting) -> float:
 
 
 def step(s: Setting) -> float:
-    """Operations of a transition of the mlp cell, and of the linear readout after it."""
+    """Operations of one transition of the mlp cell and of the linear readout."""
     width, layers = s.cell
     return 2 * (2 * s.memory * width + layers * 8 * width**2) + 2 * s.memory * s.vocabulary
 
 
 def train_teacher(s: Setting) -> float:
-    """Operations of a token in training: a backward pass is twice a forward pass."""
+    """Operations per token in training: a backward pass costs two forward passes."""
     width, layers = s.decoder
     symbols = s.slots + s.future
     decode = 2 * layers * block(width) * symbols + 2 * width * s.vocabulary * (s.future + 1)
@@ -77,7 +77,7 @@ def train_teacher(s: Setting) -> float:
 
 
 def train_rnn(s: Setting) -> float:
-    """Operations of a transition in training, by any method but jacobi."""
+    """Operations per transition in training, for every method except jacobi."""
     return 3 * step(s)
 
 
@@ -86,8 +86,8 @@ def label_bytes(s: Setting) -> float:
 
 
 def passes_until_stored_is_cheaper(s: Setting, computed: float) -> float | None:
-    """E: with so many passes or more, writing labels once and reading them E times takes less time
-    than computing them E times. None: reading alone takes longer than computing."""
+    """Passes E from which writing labels once and reading them E times is faster than computing
+    them E times; None if reading takes longer than computing."""
     compute, move = computed / s.operations, label_bytes(s) / s.disk
     return (compute + move) / (compute - move) if compute > move else None
 
@@ -97,11 +97,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def a_token(settings: Sequence[Setting]) -> str:
+def per_token(settings: Sequence[Setting]) -> str:
     rows = [
         ("`train-encoder`", [big(train_teacher(s)) for s in settings], "2, read"),
         ("`extract-labels`, causal", [big(encode(s)) for s in settings], "2 read, 2 Z written"),
-        ("a pass a label", [big(encode_alone(s)) for s in settings], "2 read, 2 Z written"),
+        ("one pass per label", [big(encode_alone(s)) for s in settings], "2 read, 2 Z written"),
         ("`train-rnn`, smt or dmt", [big(train_rnn(s)) for s in settings], "2 Z, read"),
         ("`train-rnn`, bptt", [big(train_rnn(s)) for s in settings], "2, read"),
         ("`generate`", [big(step(s)) for s in settings], "0"),
@@ -110,8 +110,8 @@ def a_token(settings: Sequence[Setting]) -> str:
     return table(["", *names, "bytes of data"], [[a, *b, c] for a, b, c in rows])
 
 
-def a_corpus(s: Setting) -> str:
-    """What one pass over so many tokens takes."""
+def per_corpus(s: Setting) -> str:
+    """Bytes and times of one pass over each of `TOKENS`."""
     rows = [
         ("tokens on disk", [size(2 * n) for n in TOKENS]),
         ("labels on disk", [size(label_bytes(s) * n) for n in TOKENS]),
@@ -128,7 +128,7 @@ def a_corpus(s: Setting) -> str:
 def stored_or_not(settings: Sequence[Setting]) -> str:
     rows = []
     for s in settings:
-        for name, computed in (("causal", encode(s)), ("a pass a label", encode_alone(s))):
+        for name, computed in (("causal", encode(s)), ("one pass per label", encode_alone(s))):
             passes = passes_until_stored_is_cheaper(s, computed)
             rows.append(
                 [
@@ -138,7 +138,7 @@ def stored_or_not(settings: Sequence[Setting]) -> str:
                     "never" if passes is None else f"{passes:.1f}",
                 ]
             )
-    head = ["", "compute, us a label", "read or write, us", "storing is faster from passes"]
+    head = ["", "compute, us per label", "read or write, us", "storing is faster from passes"]
     return table(head, rows)
 
 
@@ -166,7 +166,7 @@ def big(count: float) -> str:
 
 def tables() -> list[str]:
     both = (SMALL, LARGE)
-    return [a_token(both), a_corpus(SMALL), a_corpus(LARGE), stored_or_not(both)]
+    return [per_token(both), per_corpus(SMALL), per_corpus(LARGE), stored_or_not(both)]
 
 
 if __name__ == "__main__":

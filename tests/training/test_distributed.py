@@ -1,4 +1,4 @@
-"""Ranks: the same results as of one, one that speaks and writes, and an end for all."""
+"""Several ranks: results equal to those of one rank, and errors and signals that end all."""
 
 import json
 import os
@@ -7,9 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,17 +17,16 @@ from conftest import (
     Pipeline,
     encoder_config,
     evaluate_config,
-    model_bytes,
     on_ranks,
     rnn_config,
     shards,
 )
 from smtkit.config import Config, ExtractLabelsConfig
 from smtkit.config.base import flatten
-from smtkit.errors import ArtifactError, LockedError, UsageError
+from smtkit.errors import UsageError
 from smtkit.stages import evaluate, extract_labels, train_encoder, train_rnn
 from smtkit.storage.artifact import Artifact
-from smtkit.training.distributed import ALONE, Ranks, join
+from smtkit.training.distributed import ALONE, Ranks, choose_device, join
 
 SMALL_SHARDS = ExtractLabelsConfig(shard_bytes=20_000, max_windows=200)
 DMT = rnn_config(
@@ -60,9 +57,8 @@ THIRDS = rnn_config(training={"batch_size": 6, "checkpoint_every": 1000})
 STOPPED_AT = 5
 
 
-# What a rank of torchrun does: the jobs, one after the other.
 def start(*arguments: object) -> "subprocess.Popen[str]":
-    """The command line, in a process of its own."""
+    """The command line in a new process."""
     return subprocess.Popen(
         [sys.executable, "-m", "smtkit.cli", *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -73,7 +69,7 @@ def start(*arguments: object) -> "subprocess.Popen[str]":
 
 
 def one_line(process: "subprocess.Popen[str]") -> str:
-    """What it says when it has ended: one line, and nothing else."""
+    """The one line that the process prints on stderr; nothing else is printed."""
     stdout, stderr = process.communicate(timeout=300)
     assert stdout == ""
     assert stderr.startswith("smtkit: ")
@@ -98,7 +94,7 @@ def assert_equal_weights(found: Path, expected: Path) -> None:
         torch.testing.assert_close(tensor, other[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
-def reported(artifact: Path, split: str) -> list[dict[str, float]]:
+def logged(artifact: Path, split: str) -> list[dict[str, float]]:
     (path,) = artifact.glob("run-*/metrics.jsonl")
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [record for record in records if record["split"] == split]
@@ -106,7 +102,7 @@ def reported(artifact: Path, split: str) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def one(pipeline, tmp_path_factory) -> Path:
-    """What one process makes of the jobs of `two`, as far as `pipeline` has not."""
+    """Results of one process for the jobs of `two` that `pipeline` does not contain."""
     out = tmp_path_factory.mktemp("one")
     train_encoder.run(ACCUMULATED, pipeline.tokens, out / "accumulated")
     train_rnn.run(DMT, pipeline.labels, out / "dmt")
@@ -126,7 +122,7 @@ def one(pipeline, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(pipeline, tmp_path_factory) -> Path:
-    """What two ranks of torchrun make."""
+    """Results of two ranks of torchrun."""
     out = tmp_path_factory.mktemp("two")
     tokens = pipeline.tokens
     on_ranks(
@@ -173,22 +169,22 @@ def two(pipeline, tmp_path_factory) -> Path:
         "bptt-fsdp",
     ],
 )
-def test_two_ranks_learn_what_one_learns(pipeline, one, two, name):
+def test_two_ranks_train_the_same_network_as_one(pipeline, one, two, name):
     same = name.removesuffix("-fsdp")
     alone = {"encoder": pipeline.encoder, "smt": pipeline.rnn}.get(same, one / same)
 
     assert_equal_weights(two / name, alone)
     for split in ("train", "validation"):
-        found, expected = reported(two / name, split), reported(alone, split)
+        found, expected = logged(two / name, split), logged(alone, split)
         assert len(found) == len(expected) > 0
         for record, other in zip(found, expected, strict=True):
             assert record.keys() == other.keys()
             for term in record.keys() - {"split", "seconds", "tokens_per_second"}:
-                if not term.startswith("memory_"):  # of the first rank's windows
+                if not term.startswith("memory_"):  # computed on rank 0's windows alone
                     assert record[term] == pytest.approx(other[term], rel=1e-4, abs=1e-5), term
 
 
-def test_the_first_ranks_clock_ends_all(two):
+def test_the_clock_of_rank_0_ends_all_ranks(two):
     statistics = Artifact.open(two / "timed").manifest.statistics
     assert statistics["steps"] > 0
     assert statistics["seconds"] >= 0.5
@@ -204,7 +200,7 @@ def test_two_ranks_extract_the_same_labels_byte_for_byte(one, two):
     assert manifests[0].statistics == manifests[1].statistics
 
 
-def test_two_ranks_evaluate_as_one_does(one, two):
+def test_two_ranks_evaluate_the_same_as_one(one, two):
     found, expected = (
         Artifact.open(out / "evaluation", "evaluation").manifest.statistics for out in (two, one)
     )
@@ -214,8 +210,8 @@ def test_two_ranks_evaluate_as_one_does(one, two):
     assert found["windows"] == expected["windows"] > 4
 
 
-def test_a_run_of_three_ranks_goes_on_with_one(pipeline, tmp_path):
-    """All stop at the same step when one is told to, and nothing of the past is lost."""
+def test_a_run_of_three_ranks_resumes_on_one(pipeline, tmp_path):
+    """A signal to one rank stops all at the same step, with the state saved."""
     out, alone = tmp_path / "out", tmp_path / "alone"
     job = ("train_rnn", THIRDS, pipeline.labels, out, {"stop_at": STOPPED_AT})
     assert sorted(on_ranks(3, job).splitlines()) == [
@@ -231,7 +227,7 @@ def test_a_run_of_three_ranks_goes_on_with_one(pipeline, tmp_path):
 
 
 def test_the_first_error_ends_all_ranks_in_one_line(pipeline, tmp_path):
-    """A row that is damaged is read by one rank; the other waits for it."""
+    """One rank reads a damaged row while the other waits for it."""
     labels = tmp_path / "labels"
     shutil.copytree(pipeline.labels, labels)
     path = shards(labels, "train")[0]
@@ -249,8 +245,8 @@ def test_the_first_error_ends_all_ranks_in_one_line(pipeline, tmp_path):
     assert "wrong checksum" in line
 
 
-def _endless(pipeline: Pipeline, out: Path) -> "subprocess.Popen[str]":
-    """A run of two ranks that has made updates, and would make more for long."""
+def _long_run(pipeline: Pipeline, out: Path) -> "subprocess.Popen[str]":
+    """A run of two ranks that has made updates and would train for long."""
     config = rnn_config(training={"max_steps": 10**6, "validate_every": 10**6, "log_every": 1})
     process = start(
         "train-rnn", pipeline.labels, "--out", out, "--nproc", 2, "-q", *settings(config)
@@ -261,8 +257,8 @@ def _endless(pipeline: Pipeline, out: Path) -> "subprocess.Popen[str]":
     return process
 
 
-def test_a_signal_stops_all_ranks_with_their_state_saved(pipeline, tmp_path):
-    process = _endless(pipeline, tmp_path / "rnn")
+def test_a_signal_saves_the_state_and_stops_all_ranks(pipeline, tmp_path):
+    process = _long_run(pipeline, tmp_path / "rnn")
     process.send_signal(signal.SIGTERM)
 
     assert "stopped by SIGTERM; saved at step" in one_line(process)
@@ -273,7 +269,7 @@ def test_a_signal_stops_all_ranks_with_their_state_saved(pipeline, tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_others(pipeline, tmp_path):
-    process = _endless(pipeline, tmp_path / "rnn")
+    process = _long_run(pipeline, tmp_path / "rnn")
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     os.kill(int(children.read_text(encoding="utf-8").split()[1]), signal.SIGKILL)
 
@@ -282,7 +278,7 @@ def test_a_rank_that_is_killed_ends_the_others(pipeline, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_batch_that_ranks_cannot_share_is_refused_once(pipeline, tmp_path):
+def test_a_batch_that_ranks_do_not_divide_is_refused_in_one_line(pipeline, tmp_path):
     out = tmp_path / "rnn"
     process = start(
         "train-rnn", pipeline.labels, "--out", out, "--nproc", 3, *settings(rnn_config())
@@ -292,22 +288,22 @@ def test_a_batch_that_ranks_cannot_share_is_refused_once(pipeline, tmp_path):
     assert not out.exists()
 
 
-def test_a_batch_must_divide_by_ranks_and_accumulation():
+def test_ranks_and_accumulation_must_divide_the_batch():
     config = encoder_config(training={"accumulation": 2}).training
     assert [config.micro_batch(ranks) for ranks in (1, 2, 4)] == [4, 2, 1]
     with pytest.raises(UsageError, match=r"\(8\): must be a multiple of ranks \(3\) \* `train"):
         config.micro_batch(3)
 
 
-def test_a_group_of_windows_lies_on_one_rank():
+def test_a_uniformity_group_must_fit_on_one_rank():
     with pytest.raises(UsageError, match=r"uniformity_group \(2\): must divide .* \(1\)"):
         train_encoder._check_groups(encoder_config(), Ranks(0, 8))
 
 
-# One process is one rank.
+# A single process.
 
 
-def test_alone_nothing_is_exchanged():
+def test_a_single_process_does_not_communicate():
     tensors = [torch.arange(3), torch.ones(2, 2)]
     assert ALONE.sum_tensors(tensors) is tensors
     assert ALONE.sum_counts({"a": 1}) == {"a": 1}
@@ -318,15 +314,13 @@ def test_alone_nothing_is_exchanged():
     assert not torch.distributed.is_initialized()
 
 
-def test_half_of_what_torchrun_sets_is_an_error(monkeypatch):
+def test_incomplete_variables_of_torchrun_are_an_error(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(UsageError, match=r"RANK is set.*WORLD_SIZE"):
         join("cpu")
 
 
-def test_ranks_that_torchrun_started_are_not_started_again(
-    command, pipeline, tmp_path, monkeypatch
-):
+def test_nproc_must_equal_the_ranks_of_torchrun(command, pipeline, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setattr("smtkit.cli.launcher.code_of_the_first", lambda *_: None)
@@ -337,115 +331,10 @@ def test_ranks_that_torchrun_started_are_not_started_again(
     assert "--nproc 2: torchrun started 4 ranks" in result.line()
 
 
-# Extraction in parts.
+def test_a_missing_device_is_a_usage_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
-
-def _part(pipeline: Pipeline, out: Path, part: int, parts: int, **keywords: Any) -> int:
-    return extract_labels.run_part(
-        SMALL_SHARDS, pipeline.encoder, pipeline.tokens, out, part, parts, **keywords
-    )
-
-
-def _finalized(pipeline: Pipeline, out: Path) -> Any:
-    return extract_labels.run(SMALL_SHARDS, pipeline.encoder, pipeline.tokens, out, finalize=True)
-
-
-def test_parts_make_the_artifact_that_one_process_makes(pipeline, one, tmp_path):
-    counts = [_part(pipeline, tmp_path, part, 3) for part in (2, 3, 1)]
-    assert not (tmp_path / "manifest.json").exists()
-    manifest = _finalized(pipeline, tmp_path)
-
-    alone = Artifact.open(one / "labels").manifest
-    assert manifest.digest == alone.digest
-    assert manifest.statistics == alone.statistics
-    assert sum(counts) == len(shards(tmp_path, "train")) + len(shards(tmp_path, "validation"))
-    assert model_bytes(tmp_path) == model_bytes(one / "labels")
-    assert _part(pipeline, tmp_path, 1, 3, resume=True) == 0  # complete: nothing to do
-
-
-def test_what_is_missing_is_named_and_what_is_there_is_kept(pipeline, tmp_path):
-    _part(pipeline, tmp_path, 1, 2)
-    with pytest.raises(ArtifactError, match=r"are missing: train-00001\.arrow, train-00003\.arrow"):
-        _finalized(pipeline, tmp_path)
-    written = {path: path.stat().st_mtime_ns for path in shards(tmp_path, "train")}
-    _part(pipeline, tmp_path, 2, 2)
-    _part(pipeline, tmp_path, 1, 2)
-    _finalized(pipeline, tmp_path)
-
-    assert (
-        written.items()
-        <= {path: path.stat().st_mtime_ns for path in shards(tmp_path, "train")}.items()
-    )
-
-
-def test_parts_of_other_settings_do_not_mix(pipeline, tmp_path):
-    _part(pipeline, tmp_path, 1, 2)
-    other = SMALL_SHARDS.model_copy(update={"max_windows": 100})
-    for attempt in (
-        lambda: extract_labels.run_part(other, pipeline.encoder, pipeline.tokens, tmp_path, 2, 2),
-        lambda: extract_labels.run(
-            other, pipeline.encoder, pipeline.tokens, tmp_path, finalize=True
-        ),
-    ):
-        with pytest.raises(UsageError, match="max_windows was 200, is 100"):
-            attempt()
-
-
-def test_parts_run_beside_each_other_and_nothing_else_does(pipeline, tmp_path):
-    class Meanwhile:
-        """Does something while a part is at work."""
-
-        def __init__(self, act: Callable[[], Any]) -> None:
-            self.act, self.result = act, None
-
-        def update(self, *_: Any, **__: Any) -> None:
-            if self.result is None:
-                self.result = self.act()
-
-        def warn(self, message: str) -> None:
-            pass
-
-    def refused() -> str:
-        with pytest.raises(LockedError):
-            _finalized(pipeline, tmp_path)
-        return "refused"
-
-    beside = Meanwhile(lambda: _part(pipeline, tmp_path, 2, 2))
-    finalizing = Meanwhile(refused)
-    _part(pipeline, tmp_path, 1, 2, progress=beside)
-    _part(pipeline, tmp_path, 1, 2, progress=finalizing)
-
-    assert finalizing.result == "refused"
-    assert beside.result > 0
-    _finalized(pipeline, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--part", "0/2"], "--part 0/2: allowed: 1/N to N/N"),
-        (["--part", "3/2"], "--part 3/2: allowed: 1/N to N/N"),
-        (["--part", "2"], "--part 2: allowed: 1/N to N/N"),
-        (["--part", "1/2", "--overwrite"], "--overwrite: would remove"),
-        (["--part", "1/2", "--finalize"], "--finalize: is for when all parts"),
-        (["--finalize", "--overwrite"], "--overwrite: would remove"),
-    ],
-)
-def test_parts_that_make_no_sense_are_refused(command, pipeline, tmp_path, flags, message):
-    out = tmp_path / "labels"
-    result = command(
-        "extract-labels", pipeline.encoder, "--tokens", pipeline.tokens, "--out", out, *flags
-    )
-    assert result.code == 2
-    assert message in result.line()
-    assert not out.exists()
-
-
-def test_the_command_line_runs_parts(command, pipeline, tmp_path):
-    out = tmp_path / "labels"
-    arguments = ["extract-labels", pipeline.encoder, "--tokens", pipeline.tokens, "--out", out]
-    part = command(*arguments, "--part", "1/1", "--json", "--quiet", "--max-windows", 20)
-    whole = command(*arguments, "--finalize", "--json", "--max-windows", 20)
-
-    assert json.loads(part.stdout) == {"part": 1, "parts": 1, "shards": 2}
-    assert json.loads(whole.stdout)["statistics"]["windows"]["train"] == 20
+    assert choose_device("auto") == torch.device("cpu")
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UsageError, match="no CUDA device"):
+        choose_device("cuda")

@@ -94,8 +94,8 @@ class TrainingState:
 
     def _load_network(self, tensors: Mapping[str, Tensor]) -> None:
         own = self.network.state_dict()
-        loaded = {name: like_parameter(t, own[name]) for name, t in tensors.items() if name in own}
-        self.network.load_state_dict({**tensors, **loaded})
+        sharded = {name: like_parameter(t, own.get(name)) for name, t in tensors.items()}
+        self.network.load_state_dict(sharded)
 
     def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

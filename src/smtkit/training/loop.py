@@ -3,9 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Generic
 
 import torch
@@ -23,10 +21,9 @@ from smtkit.training.parallel import ParallelNetwork, full_tensor, full_tensors
 from smtkit.training.progress import Progress, Silent
 from smtkit.training.protocols import FREE_RUNNING_ACCURACY, BatchT, Method, Sampler, Validation
 
-CLOCKS: Mapping[str, Callable[[], float]] = MappingProxyType(
-    {"wall": time.monotonic, "cpu": time.process_time}
-)
+CLOCKS = {"wall": time.monotonic, "cpu": time.process_time}
 """`training.clock` to a function that returns seconds."""
+_LOSS, _TOKENS = "loss", "tokens read"
 
 
 class Trainer(Generic[BatchT]):
@@ -70,7 +67,7 @@ class Trainer(Generic[BatchT]):
             method.network, build_optimizer(method.network, config), method.state
         )
         self._metrics_file = MetricsFile(directory / METRICS)
-        self._tally = Tally()  # of the updates since the last record
+        self._tally = Tally()  # since the last record
         self._reached_accuracy = False
         self._validated_at = 0.0  # seconds
         self._has_warned = False
@@ -87,14 +84,14 @@ class Trainer(Generic[BatchT]):
             while not self._is_finished():
                 started = self._clock()
                 batches = self._read()
-                agreed = self._agree(batches, received)
-                if agreed.signal is not None:
-                    self._stop(agreed.signal)
-                self._step(batches, agreed.counts)
-                self.state.tokens += agreed.tokens
-                self.state.seconds = self._agree_on_seconds(
-                    self.state.seconds + self._clock() - started
-                )
+                counts, tokens, signal_number = self._agree(batches, received)
+                if signal_number is not None:
+                    self._save()
+                    self._ranks.barrier()  # no rank may report that it is saved before it is
+                    raise stopped(signal_number, f"saved at step {self.state.step}")
+                self._step(batches, counts)
+                self.state.tokens += tokens
+                self._advance_clock(self._clock() - started)
                 is_last = self._is_finished()
                 if is_last or self.state.step % self._config.log_every == 0:
                     self._log()
@@ -138,21 +135,25 @@ class Trainer(Generic[BatchT]):
             for part in range(parts)
         ]
 
-    def _agree(self, batches: Sequence[BatchT], received: Sequence[int]) -> "_Agreed":
-        """All-reduces counts, tokens and signals, once per step."""
-        counts = add_counts(self._method.counts(batch) for batch in batches)
-        signals = {f"signal {number}": int(number in received) for number in SIGNALS}
-        tokens = sum(batch.tokens_read for batch in batches)
-        total = self._ranks.sum_counts({**counts, **signals, _TOKENS: tokens})
-        return _Agreed(
-            {name: total[name] for name in counts},
-            total[_TOKENS],
-            next((number for number in SIGNALS if total[f"signal {number}"]), None),
-        )
+    def _agree(
+        self, batches: Sequence[BatchT], received: Sequence[int]
+    ) -> tuple[dict[str, int], int, int | None]:
+        """All-reduces counts of terms, tokens and signals, once per step.
 
-    def _agree_on_seconds(self, seconds: float) -> float:
-        """Rank 0's seconds where they decide when the run ends; elsewhere this rank's own."""
-        return float(self._ranks.broadcast(seconds)) if self._config.max_seconds else seconds
+        Returns the counts, the tokens, and the number of a signal that any rank received.
+        """
+        counts = add_counts(self._method.counts(batch) for batch in batches)
+        tokens = sum(batch.tokens_read for batch in batches)
+        signals = {number.name: int(number in received) for number in SIGNALS}
+        total = self._ranks.sum_counts({**counts, **signals, _TOKENS: tokens})
+        signal_number = next((number for number in SIGNALS if total[number.name]), None)
+        return {name: total[name] for name in counts}, total[_TOKENS], signal_number
+
+    def _advance_clock(self, seconds: float) -> None:
+        """Adds the seconds of a step: rank 0's where they decide when the run ends."""
+        if self._config.max_seconds:
+            seconds = float(self._ranks.broadcast(seconds))
+        self.state.seconds += seconds
 
     def _step(self, batches: Sequence[BatchT], counts: Mapping[str, int]) -> None:
         step = self.state.step
@@ -174,16 +175,15 @@ class Trainer(Generic[BatchT]):
         over these counts, add up to the loss of the whole batch.
         """
         weights = self._method.weights(self.state.step)
-        totals: dict[str, Tensor] = {}
+        tally = Tally()
         for part, batch in enumerate(batches, start=1):
             self._last_batch = moved(batch, self._ranks.device)
             with self._network.accumulating(part < len(batches)):
                 loss, sums = self._network(self._part_loss, self._last_batch, weights, counts)
                 self._network.backward(loss)
-            for name, value in {**sums, _LOSS: loss.detach()}.items():
-                totals[name] = totals[name] + value if name in totals else value
-        summed = self._ranks.sum_tensors(list(totals.values()))
-        return dict(zip(totals, summed, strict=True))
+            tally.add({**sums, _LOSS: loss.detach()}, {})
+        summed = self._ranks.sum_tensors(list(tally.sums.values()))
+        return dict(zip(tally.sums, summed, strict=True))
 
     def _part_loss(
         self, batch: BatchT, weights: Mapping[str, float], counts: Mapping[str, int]
@@ -279,12 +279,6 @@ class Trainer(Generic[BatchT]):
         if self._ranks.is_first:
             self._on_checkpoint()
 
-    def _stop(self, signal_number: int) -> None:
-        """Saves the state and raises InterruptedRunError."""
-        self._save()
-        self._ranks.barrier()  # no rank may report that the state is saved before it is
-        raise stopped(signal_number, f"saved at step {self.state.step}")
-
     def _is_finished(self) -> bool:
         return self._reached_accuracy or self._fraction_done() >= 1
 
@@ -306,32 +300,16 @@ class Trainer(Generic[BatchT]):
         return torch.autocast(device, torch.bfloat16, enabled=enabled)
 
 
-_LOSS, _TOKENS = "loss", "tokens read"
-
-
-@dataclass(frozen=True)
-class _Agreed:
-    """Totals over all ranks: counts of terms, tokens read, and a signal that any rank received."""
-
-    counts: dict[str, int]
-    tokens: int
-    signal: int | None
-
-
 def moved(batch: BatchT, device: torch.device) -> BatchT:
     """The batch on `device`, copied from pinned memory without waiting."""
     if device.type == "cpu":
         return batch
 
-    def move(tensor: Tensor) -> Tensor:
-        pinned = tensor.pin_memory() if tensor.numel() else tensor
+    def move(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value.map(move)
+        pinned = value.pin_memory() if value.numel() else value
         return pinned.to(device, non_blocking=True)
 
-    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return dataclasses.replace(
-        batch,
-        **{
-            name: move(value) if isinstance(value, Tensor) else value.map(move)
-            for name, value in fields.items()
-        },
-    )
+    fields = {field.name: move(getattr(batch, field.name)) for field in dataclasses.fields(batch)}
+    return dataclasses.replace(batch, **fields)

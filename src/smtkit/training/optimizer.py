@@ -15,19 +15,13 @@ def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.A
     require no gradient are left out.
     """
     undecayed = getattr(network, "undecayed", ())
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            groups[parameter.ndim >= 2 and name not in undecayed].append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": groups[True], "weight_decay": config.weight_decay},
-            {"params": groups[False], "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-        betas=config.betas,
-        fused=True,
-    )
+    trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    decayed = {n: p for n, p in trained.items() if p.ndim >= 2 and n not in undecayed}
+    groups = [
+        {"params": list(decayed.values()), "weight_decay": config.weight_decay},
+        {"params": [p for n, p in trained.items() if n not in decayed], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def schedule(config: TrainingConfig, step: int, fraction_done: float) -> float:
