@@ -53,7 +53,6 @@ BPTT_FSDP = rnn_config(
     **FSDP,
 )
 TIMED = rnn_config(training={"max_steps": None, "max_seconds": 0.5})
-THIRDS = rnn_config(training={"batch_size": 6, "checkpoint_every": 1000})
 STOPPED_AT = 5
 
 
@@ -212,15 +211,26 @@ def test_two_ranks_evaluate_the_same_as_one(one, two):
 
 def test_a_run_of_three_ranks_resumes_on_one(pipeline, tmp_path):
     """A signal to one rank stops all at the same step, with the state saved."""
-    out, alone = tmp_path / "out", tmp_path / "alone"
-    job = ("train_rnn", THIRDS, pipeline.labels, out, {"stop_at": STOPPED_AT})
-    assert sorted(on_ranks(3, job).splitlines()) == [
-        f"{rank}: stopped by SIGTERM; saved at step {STOPPED_AT}" for rank in range(3)
-    ]
-    train_rnn.run(THIRDS, pipeline.labels, out, resume=True)
-    train_rnn.run(THIRDS, pipeline.labels, alone)
-
-    assert_equal_weights(out, alone)
+    configs = {
+        sharding: rnn_config(
+            training={"batch_size": 6, "checkpoint_every": 1000, "sharding": sharding}
+        )
+        for sharding in ("none", "fsdp")
+    }
+    printed = on_ranks(
+        3,
+        *(
+            ("train_rnn", config, pipeline.labels, tmp_path / sharding, {"stop_at": STOPPED_AT})
+            for sharding, config in configs.items()
+        ),
+    )
+    assert sorted(printed.splitlines()) == sorted(
+        2 * [f"{rank}: stopped by SIGTERM; saved at step {STOPPED_AT}" for rank in range(3)]
+    )
+    train_rnn.run(configs["none"], pipeline.labels, tmp_path / "alone")
+    for sharding in configs:  # resumed without sharding
+        train_rnn.run(configs["none"], pipeline.labels, tmp_path / sharding, resume=True)
+        assert_equal_weights(tmp_path / sharding, tmp_path / "alone")
 
 
 # Errors.

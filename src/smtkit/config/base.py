@@ -34,7 +34,14 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 RUNTIME_KEYS = frozenset(
-    {"device", "workers", "data.readers", "training.log_every", "training.checkpoint_every"}
+    {
+        "device",
+        "workers",
+        "data.readers",
+        "training.log_every",
+        "training.checkpoint_every",
+        "training.sharding",
+    }
 )
 """Keys that do not change what a run computes: a resumed run may set them differently."""
 

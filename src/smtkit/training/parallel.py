@@ -1,7 +1,7 @@
 """The network on all ranks: replicated by DistributedDataParallel, or sharded by FSDP."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -52,25 +52,18 @@ class ParallelNetwork:
         with lost_rank_errors():
             (loss * self._ranks.size).backward()  # DDP and FSDP average over ranks
 
-    @contextlib.contextmanager
-    def accumulating(self, enabled: bool) -> Iterator[None]:
-        """If `enabled`, gradients inside the block stay local, to be summed by a later `backward`.
+    def accumulating(self, enabled: bool) -> AbstractContextManager[None]:
+        """A context in which gradients stay local if `enabled`, to be summed by a later `backward`.
 
         All parts of a batch must use the same parameters: DDP does not sum the gradient of a
         parameter that the last part leaves unused.
         """
-        if not enabled:
-            yield
-        elif isinstance(self._caller, DistributedDataParallel):
-            with self._caller.no_sync():
-                yield
-        else:
-            synchronize = getattr(
-                self._caller, "set_requires_gradient_sync", lambda _: None
-            )  # FSDP
-            synchronize(False)
-            yield
-            synchronize(True)
+        if enabled and isinstance(self._caller, DistributedDataParallel):
+            return self._caller.no_sync()
+        synchronize = getattr(self._caller, "set_requires_gradient_sync", None)  # FSDP
+        if synchronize:
+            synchronize(not enabled)
+        return nullcontext()
 
 
 class _Caller(nn.Module):
