@@ -1,4 +1,4 @@
-"""Small artifacts, what is in them, and damage to them."""
+"""Helpers that make small artifacts, read them, and damage them."""
 
 import json
 from contextlib import suppress

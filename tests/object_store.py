@@ -1,4 +1,4 @@
-"""An S3 server of this machine, artifacts on it, and other machines that see it.
+"""Fixtures: an S3 server on this machine, and caches as of several machines.
 
 The server is a process of its own: pyarrow closes a stream that is collected without letting other
 threads of its process run.
@@ -55,7 +55,7 @@ def endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def store(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URI of a directory of the test's own; this machine has an empty cache."""
+    """The URI of an empty directory; this machine has an empty cache."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -67,7 +67,7 @@ def store(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
 
 @pytest.fixture
 def another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes this process one of another machine: nothing that it had locally is left."""
+    """A function that gives this process an empty cache, as if it ran on another machine."""
     machines = iter(range(100))
 
     def move() -> None:
@@ -91,7 +91,7 @@ def named(manifest: Manifest) -> set[str]:
 
 
 def put(uri: str, name: str, content: bytes) -> None:
-    """Writes an object with nothing of smtkit."""
+    """Writes an object with pyarrow alone."""
     filesystem, root = fs.FileSystem.from_uri(uri)
     with filesystem.open_output_stream(f"{root}/{name}") as stream:
         stream.write(content)

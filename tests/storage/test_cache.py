@@ -1,4 +1,4 @@
-"""Local copies of remote files: damaged, fetched by two at once; and reading beside a commit.
+"""The cache of remote files: damaged copies, concurrent readers, and reads during a commit.
 
 The stores are directories of this disk, named by the `file` URIs of pyarrow: no server is needed.
 """
@@ -34,7 +34,7 @@ DAMAGED = b"some c0ntent"
 
 @pytest.fixture(autouse=True)
 def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where copies of files lie; none yet."""
+    """The directory of copies; it does not exist yet."""
     monkeypatch.setenv("SMTKIT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "files"
 
@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> Remote:
 
 @pytest.fixture
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The files that were read from a store."""
+    """Names of the files that are read from the store, in order."""
     names: list[str] = []
     blocks = Remote.blocks
     monkeypatch.setattr(
@@ -66,22 +66,24 @@ def here(copies: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("content", [DAMAGED, b"some", b""], ids=["altered", "cut", "empty"])
 @pytest.mark.parametrize("read", ["file", "verified"])
-def test_a_damaged_copy_heals(store: Remote, copies: Path, content: bytes, read: str) -> None:
+def test_a_damaged_copy_is_fetched_again(
+    store: Remote, copies: Path, content: bytes, read: str
+) -> None:
     Artifact.open(store).file("data").write_bytes(content)
     assert getattr(Artifact.open(store), read)("data").read_bytes() == CONTENT
     assert here(copies) == {"data": CONTENT}
 
 
-def test_damage_after_a_copy_was_read_is_found(store: Remote) -> None:
+def test_a_copy_damaged_after_it_was_verified_is_fetched_again(store: Remote) -> None:
     artifact = Artifact.open(store)
     for _ in range(2):
         path = artifact.file("data")
     path.write_bytes(DAMAGED)
-    os.utime(path, ns=(0, 0))  # the clock of files may stand still for milliseconds
+    os.utime(path, ns=(0, 0))  # modification times may be milliseconds coarse
     assert artifact.file("data").read_bytes() == CONTENT
 
 
-def test_a_copy_is_hashed_once(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_is_hashed_once_per_process(store: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = []
     new = xxhash.xxh3_128
     Artifact.open(store).file("data")
@@ -101,9 +103,7 @@ def test_a_damaged_copy_and_a_damaged_file_are_an_error(store: Remote, tmp_path:
         artifact.file("data")
 
 
-def test_damaged_copies_of_labels_go_when_the_artifact_is_verified(
-    pipeline: Pipeline, tmp_path: Path
-) -> None:
+def test_verify_removes_damaged_copies_of_labels(pipeline: Pipeline, tmp_path: Path) -> None:
     labels = Remote(f"file://{pipeline.labels}")
     config = rnn_config(training={"max_steps": 2})
     whole = train_rnn.run(config, labels, tmp_path / "rnn")
@@ -124,11 +124,11 @@ def test_damaged_copies_of_labels_go_when_the_artifact_is_verified(
 
 
 @pytest.mark.parametrize("read", ["file", "verified"])
-def test_threads_that_find_one_damaged_copy_heal_it_once(
+def test_threads_that_find_one_damaged_copy_fetch_it_once(
     store: Remote, fetched: list[str], monkeypatch: pytest.MonkeyPatch, read: str
 ) -> None:
     class Slow:
-        """A checksum that lets all threads see the damage before one of them heals it."""
+        """A slow checksum: all threads find the damage before one of them fetches the file."""
 
         def __init__(self) -> None:
             self._checksum = new()
@@ -149,7 +149,7 @@ def test_threads_that_find_one_damaged_copy_heal_it_once(
     assert len(fetched) == 1
 
 
-def test_processes_that_find_one_damaged_copy_heal_it(store: Remote, tmp_path: Path) -> None:
+def test_processes_that_find_one_damaged_copy_fetch_it_again(store: Remote, tmp_path: Path) -> None:
     content = os.urandom(2**23)
     make(tmp_path / "store", content, overwrite=True)
     Artifact.open(store).file("data").write_bytes(bytes(2**23))
@@ -183,7 +183,7 @@ def test_processes_that_find_one_damaged_copy_heal_it(store: Remote, tmp_path: P
         assert Path(path).read_bytes() == content
 
 
-def test_what_a_kill_left_of_a_fetch_goes(store: Remote, copies: Path) -> None:
+def test_the_partial_copy_of_a_killed_process_is_replaced(store: Remote, copies: Path) -> None:
     (entry,) = (entry for entry in read_manifest(store).files if entry.logical_name == "data")
     (copies / entry.xxh3).mkdir(parents=True)
     program = (
@@ -202,7 +202,7 @@ def test_what_a_kill_left_of_a_fetch_goes(store: Remote, copies: Path) -> None:
     assert here(copies) == {"data": CONTENT}
 
 
-def test_what_the_disk_does_not_take_gets_no_name(
+def test_a_copy_that_does_not_fit_the_disk_is_not_published(
     store: Remote, copies: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
@@ -216,7 +216,7 @@ def test_what_the_disk_does_not_take_gets_no_name(
     assert Artifact.open(store).file("data").read_bytes() == CONTENT
 
 
-# --- where the cache is -------------------------------------------------------------------------
+# --- the location of the cache ------------------------------------------------------------------
 
 
 def test_a_cache_at_a_uri_is_refused(
@@ -231,7 +231,7 @@ def test_a_cache_at_a_uri_is_refused(
     assert set(tmp_path.iterdir()) == before
 
 
-def test_without_a_home_the_cache_must_be_named(
+def test_without_a_home_directory_the_cache_must_be_set(
     store: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown(*user: Any) -> None:
@@ -261,11 +261,11 @@ def staging(uri: str) -> Path:
         ("s3://b/a?endpoint_override=h:1", "s3://b/a?scheme=http&endpoint_override=h%3A1"),
     ],
 )
-def test_spellings_of_one_place_share_a_staging_folder(uri: str, other: str) -> None:
+def test_spellings_of_one_uri_share_a_staging_directory(uri: str, other: str) -> None:
     assert staging(uri) == staging(other)
 
 
-def test_other_places_have_other_staging_folders() -> None:
+def test_different_uris_have_different_staging_directories() -> None:
     uris = [
         "s3://bucket/a",
         "gs://bucket/a",
@@ -279,13 +279,13 @@ def test_other_places_have_other_staging_folders() -> None:
     assert len({staging(uri) for uri in uris}) == len(uris)
 
 
-# --- reading beside a commit --------------------------------------------------------------------
+# --- reading while a run commits ----------------------------------------------------------------
 
 
 def replace_before(
     monkeypatch: pytest.MonkeyPatch, step: str, out: Path, times: int
 ) -> list[Manifest]:
-    """Another run commits just before a reader's `step`, as often as `times`; what it commits."""
+    """Lets another run commit before each of the first `times` calls of `step`; its manifests."""
     made: list[Manifest] = []
     done = getattr(Remote, step)
 
@@ -299,7 +299,7 @@ def replace_before(
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_an_artifact_that_is_replaced_while_it_is_opened_is_the_new_one(
+def test_an_artifact_replaced_while_it_is_opened_reads_as_the_new_one(
     store: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     made = replace_before(monkeypatch, "sizes", tmp_path / "store", times)
@@ -308,7 +308,7 @@ def test_an_artifact_that_is_replaced_while_it_is_opened_is_the_new_one(
     assert artifact.file("data").read_bytes() == bytes(times)
 
 
-def test_an_artifact_that_is_replaced_without_end_is_an_error(
+def test_an_artifact_replaced_again_and_again_is_an_error(
     store: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = replace_before(monkeypatch, "sizes", tmp_path / "store", 1000)
@@ -318,21 +318,21 @@ def test_an_artifact_that_is_replaced_without_end_is_an_error(
 
 
 @pytest.mark.parametrize("opened", [read_manifest, Artifact.open])
-def test_a_manifest_that_is_replaced_while_it_is_read_is_the_new_one(
+def test_a_manifest_replaced_while_it_is_read_reads_as_the_new_one(
     store: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Any
 ) -> None:
-    """pyarrow asks for the length of an object, and then for as many bytes."""
+    """pyarrow reads the length of an object, and then as many bytes, perhaps of a longer one."""
     path = tmp_path / "store" / MANIFEST
     lengths = iter([path.stat().st_size])
     read = Remote.read
     second = make(path.parent, b"more", overwrite=True)
-    path.write_text(" " * 100 + path.read_text())  # so it is the longer one
+    path.write_text(" " * 100 + path.read_text())  # longer than the new one
     monkeypatch.setattr(Remote, "read", lambda *at: read(*at)[: next(lengths, None)])
     found = opened(store)
     assert getattr(found, "manifest", found) == second
 
 
-def test_a_manifest_that_stays_cut_is_refused(store: Remote, tmp_path: Path) -> None:
+def test_a_manifest_that_is_cut_short_is_refused(store: Remote, tmp_path: Path) -> None:
     path = tmp_path / "store" / MANIFEST
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ArtifactError, match=f"{store}/{MANIFEST}: not a manifest: "):
@@ -345,7 +345,9 @@ def test_a_manifest_that_stays_cut_is_refused(store: Remote, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "name", ["run-1/a\0b", "run-1/a\n", "run\x1b/a", "run-1/\x85", "../a", "/a"]
 )
-def test_names_that_are_no_names_are_refused(tmp_path: Path, command: Command, name: str) -> None:
+def test_invalid_file_names_in_a_manifest_are_refused(
+    tmp_path: Path, command: Command, name: str
+) -> None:
     out = tmp_path / "out"
     content = json.loads(make(out).model_dump_json())
     content["files"][0]["name"] = name
@@ -356,7 +358,9 @@ def test_names_that_are_no_names_are_refused(tmp_path: Path, command: Command, n
 
 
 @pytest.mark.parametrize("key", ["config", "parents"])
-def test_a_manifest_without_bottom_is_refused(tmp_path: Path, command: Command, key: str) -> None:
+def test_a_manifest_nested_too_deeply_is_refused(
+    tmp_path: Path, command: Command, key: str
+) -> None:
     out = tmp_path / "out"
     content = json.loads(make(out).model_dump_json())
     text = json.dumps({**content, key: "BOTTOM"})

@@ -22,7 +22,7 @@ from smtkit.storage.manifest import MANIFEST
 from smtkit.storage.run import Run
 
 
-def test_nothing_is_an_artifact_before_the_commit(tmp_path: Path) -> None:
+def test_before_the_commit_there_is_no_artifact(tmp_path: Path) -> None:
     with Run(tmp_path / "out", "tokens", Settings()) as run:
         (run.directory / "data").write_text("whole")
         run.add("data")
@@ -43,7 +43,7 @@ def test_the_old_artifact_is_readable_until_the_new_one_is_committed(tmp_path: P
     assert Artifact.open(tmp_path / "out").verified("data").read_bytes() == b"new"
 
 
-def test_a_failed_overwrite_leaves_the_old_artifact_and_no_litter(tmp_path: Path) -> None:
+def test_a_failed_overwrite_leaves_exactly_the_old_artifact(tmp_path: Path) -> None:
     make(tmp_path / "out", b"old")
     before = everything_below(tmp_path)
     with (
@@ -70,7 +70,7 @@ def test_a_failed_run_leaves_an_empty_directory_that_was_there(tmp_path: Path) -
     assert everything_below(tmp_path) == {"out": None}
 
 
-def test_files_that_no_manifest_names_are_collected(tmp_path: Path) -> None:
+def test_files_that_the_manifest_does_not_name_are_removed(tmp_path: Path) -> None:
     make(tmp_path / "out", b"old")
     with Run(tmp_path / "out", "tokens", Settings(), overwrite=True) as run:
         (run.directory / "data").write_bytes(b"new")
@@ -81,7 +81,7 @@ def test_files_that_no_manifest_names_are_collected(tmp_path: Path) -> None:
     assert set(everything_below(tmp_path / "out")) == {MANIFEST, run.directory.name, name}
 
 
-def test_a_folder_that_cannot_be_collected_does_not_cost_the_new_artifact(tmp_path: Path) -> None:
+def test_an_old_folder_with_other_files_does_not_prevent_the_commit(tmp_path: Path) -> None:
     old = make(tmp_path / "out", b"old").files[0].name.partition("/")[0]
     (tmp_path / "out" / old / "notes").mkdir()
     (tmp_path / "out" / old / "notes" / "mine").write_text("a user's")
@@ -89,7 +89,7 @@ def test_a_folder_that_cannot_be_collected_does_not_cost_the_new_artifact(tmp_pa
     assert Artifact.open(tmp_path / "out").verified("data").read_bytes() == b"new"
 
 
-def test_an_error_after_the_commit_does_not_cost_the_artifact(tmp_path: Path) -> None:
+def test_an_error_after_the_commit_leaves_the_artifact(tmp_path: Path) -> None:
     with suppress(ZeroDivisionError), Run(tmp_path / "out", "tokens", Settings()) as run:
         (run.directory / "data").write_bytes(b"whole")
         run.add("data")
@@ -98,7 +98,7 @@ def test_an_error_after_the_commit_does_not_cost_the_artifact(tmp_path: Path) ->
     Artifact.open(tmp_path / "out").verify()
 
 
-def test_an_interrupt_while_files_are_collected_does_not_cost_the_artifact(
+def test_an_interrupt_while_old_files_are_removed_leaves_the_artifact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(tmp_path / "out", b"old")
@@ -126,10 +126,10 @@ def test_a_second_run_on_the_same_directory_is_locked_out(tmp_path: Path) -> Non
         assert str(tmp_path / "out") in str(caught.value)
         assert run.directory.is_dir()
     with Run(tmp_path / "out", "tokens", Settings()):
-        pass  # the lock went with the first run
+        pass  # the first run has released the lock
 
 
-def test_the_lock_holds_between_processes_and_ends_with_the_one_that_held_it(
+def test_the_lock_excludes_other_processes_until_its_holder_ends(
     tmp_path: Path,
 ) -> None:
     program = (
@@ -187,7 +187,7 @@ def test_an_artifact_of_another_kind_is_refused(tmp_path: Path, flags: dict[str,
     assert everything_below(tmp_path) == before
 
 
-def test_a_file_in_place_of_the_output_is_refused(tmp_path: Path) -> None:
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     with pytest.raises(UsageError, match="not a directory"):
         make(tmp_path / "file", overwrite=True)
@@ -224,7 +224,7 @@ def test_a_refused_run_leaves_a_directory_as_it_was(tmp_path: Path, options: dic
     }
 
 
-def test_where_nothing_can_be_locked_no_directory_stays(
+def test_a_file_system_without_locks_leaves_no_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none(*_: object) -> None:
@@ -237,7 +237,7 @@ def test_where_nothing_can_be_locked_no_directory_stays(
 
 
 @pytest.mark.parametrize("width", [1, 2])
-def test_a_whole_artifact_may_lie_where_nothing_can_be_written(
+def test_resume_finds_a_complete_artifact_in_a_read_only_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
     made = make(tmp_path / "out")

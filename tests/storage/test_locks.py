@@ -1,4 +1,4 @@
-"""Locks on directories: one holder, whoever comes and goes, also where directories have none."""
+"""Locks on directories: exclusive and shared, between processes, and over NFS."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ from smtkit.storage.locks import LOCK, DirectoryLock
 ROUNDS = 200
 
 
-def test_there_is_one_holder_and_nothing_stays(tmp_path):
+def test_one_process_holds_the_lock_and_release_removes_its_file(tmp_path):
     first = DirectoryLock(tmp_path)
     with pytest.raises(BlockingIOError):
         DirectoryLock(tmp_path)
@@ -28,7 +28,7 @@ def test_there_is_one_holder_and_nothing_stays(tmp_path):
     DirectoryLock(tmp_path).release()
 
 
-def test_many_may_share_it_and_keep_one_out(tmp_path):
+def test_a_shared_lock_excludes_exclusive_ones(tmp_path):
     shared = [DirectoryLock(tmp_path, shared=True) for _ in range(3)]
     for holder in shared:
         with pytest.raises(BlockingIOError):
@@ -37,7 +37,7 @@ def test_many_may_share_it_and_keep_one_out(tmp_path):
     DirectoryLock(tmp_path).release()
 
 
-def test_what_a_killed_process_leaves_locks_nobody_out(tmp_path):
+def test_the_lock_file_of_a_killed_process_locks_nobody_out(tmp_path):
     code = (
         "import os, sys, pathlib, smtkit.storage.locks as locks\n"
         "lock = locks.DirectoryLock(pathlib.Path(sys.argv[1])); os.kill(os.getpid(), 9)"
@@ -57,7 +57,7 @@ def _count(directory: Path) -> None:
         lock.release()
 
 
-def test_who_waits_gets_it_alone_though_its_file_comes_and_goes(tmp_path):
+def test_waiting_processes_hold_the_lock_one_at_a_time(tmp_path):
     (tmp_path / "counter").write_text("0")
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_count, args=(tmp_path,)) for _ in range(3)]
@@ -69,8 +69,8 @@ def test_who_waits_gets_it_alone_though_its_file_comes_and_goes(tmp_path):
     assert int((tmp_path / "counter").read_text()) == 3 * ROUNDS
 
 
-def test_over_nfs_what_is_locked_is_open_for_writing(tmp_path, monkeypatch):
-    """As fcntl(2) has it of NFS: flock becomes a lock on the file's bytes, and asks for as much."""
+def test_the_lock_file_is_open_for_writing_as_nfs_requires(tmp_path, monkeypatch):
+    """On NFS, flock locks the file's bytes, and needs it to be open for writing: see fcntl(2)."""
     lock = fcntl.flock
 
     def of_nfs(file: int, kind: int) -> None:
@@ -83,7 +83,7 @@ def test_over_nfs_what_is_locked_is_open_for_writing(tmp_path, monkeypatch):
     DirectoryLock(tmp_path).release()
 
 
-def test_whoever_lost_its_file_takes_no_other(tmp_path):
+def test_release_does_not_remove_the_lock_file_of_another_holder(tmp_path):
     lost = DirectoryLock(tmp_path)
     (tmp_path / LOCK).unlink()
     held = DirectoryLock(tmp_path)
@@ -93,7 +93,7 @@ def test_whoever_lost_its_file_takes_no_other(tmp_path):
     held.release()
 
 
-def test_a_link_is_not_followed(tmp_path):
+def test_a_symbolic_link_is_not_followed(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / LOCK).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic links"):
@@ -101,7 +101,7 @@ def test_a_link_is_not_followed(tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_file_that_cannot_be_removed_is_no_matter(tmp_path, monkeypatch):
+def test_release_ignores_a_lock_file_that_cannot_be_removed(tmp_path, monkeypatch):
     def refused(*_: object, **__: object) -> None:
         raise PermissionError
 
@@ -112,7 +112,7 @@ def test_a_file_that_cannot_be_removed_is_no_matter(tmp_path, monkeypatch):
     DirectoryLock(tmp_path).release()
 
 
-def test_a_file_that_nfs_calls_stale_is_opened_anew(tmp_path, monkeypatch):
+def test_a_lock_file_that_is_stale_on_nfs_is_opened_again(tmp_path, monkeypatch):
     lock, stale = fcntl.flock, [True]
 
     def once(file: int, kind: int) -> None:
@@ -125,7 +125,7 @@ def test_a_file_that_nfs_calls_stale_is_opened_anew(tmp_path, monkeypatch):
     assert not stale
 
 
-def test_in_vain_leaves_nothing_unless_another_shares_it(tmp_path):
+def test_release_with_remove_keeps_the_file_while_others_share_the_lock(tmp_path):
     first, second = (DirectoryLock(tmp_path, shared=True) for _ in range(2))
     first.release(remove=True)
     assert (tmp_path / LOCK).exists()
@@ -133,7 +133,7 @@ def test_in_vain_leaves_nothing_unless_another_shares_it(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_an_error(tmp_path, monkeypatch):
     def none(file: int, kind: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 

@@ -81,7 +81,7 @@ def test_a_parent_carries_its_whole_lineage(tmp_path: Path) -> None:
     assert rnn.ancestor("labels") is None
 
 
-def test_a_path_that_does_not_exist_is_a_mistake_of_the_user(tmp_path: Path) -> None:
+def test_a_path_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such artifact") as caught:
         Artifact.open(tmp_path / "nothing")
     assert str(tmp_path / "nothing") in str(caught.value)
@@ -176,7 +176,7 @@ def test_a_whole_artifact_passes_verification(tmp_path: Path) -> None:
     assert artifact.verified("data").read_bytes() == b"some content"
 
 
-def test_a_file_the_artifact_does_not_have_is_named(tmp_path: Path) -> None:
+def test_an_unknown_logical_name_is_an_error(tmp_path: Path) -> None:
     make(tmp_path / "out")
     with pytest.raises(ArtifactError, match=r"tokens artifact without tokenizer\.json"):
         Artifact.open(tmp_path / "out").file("tokenizer.json")

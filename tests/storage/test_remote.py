@@ -1,4 +1,4 @@
-"""Artifacts at URIs, on an S3 server of this machine; what they are when something goes wrong."""
+"""Artifacts at URIs, on an S3 server of this machine: reading, damage, and all stages."""
 
 import json
 import os
@@ -38,18 +38,15 @@ NAMES = ("tokens", "encoder", "labels", "rnn", "evaluation")
 SMALL_SHARDS = ExtractLabelsConfig(shard_bytes=20_000, max_windows=60)
 
 
-# --- where an artifact may be -------------------------------------------------------------------
-
-
 def test_a_file_uri_is_a_directory(tmp_path: Path) -> None:
     make(f"file://{tmp_path}/a")
     assert Artifact.open(tmp_path / "a").file("data").read_bytes() == b"some content"
 
 
-# --- one artifact, there and back ---------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------
 
 
-def test_an_artifact_is_what_it_is_on_a_disk(store: str, tmp_path: Path) -> None:
+def test_an_artifact_at_a_uri_equals_a_local_one(store: str, tmp_path: Path) -> None:
     remote = make(store, metrics="{}\n")
     local = make(tmp_path / "local", metrics="{}\n")
     assert remote.digest == local.digest
@@ -127,7 +124,7 @@ def test_a_missing_file_is_named(store: str) -> None:
         artifact.file("data")
 
 
-def test_what_was_damaged_does_not_reach_the_cache(store: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_not_cached(store: str, tmp_path: Path) -> None:
     entry = make(store).files[0]
     put(store, entry.name, b"some c0ntent")
     artifact = Artifact.open(store)
@@ -139,14 +136,7 @@ def test_what_was_damaged_does_not_reach_the_cache(store: str, tmp_path: Path) -
     assert artifact.file("data").read_bytes() == b"some content"
 
 
-def test_a_damaged_copy_is_fetched_again(store: str) -> None:
-    make(store)
-    artifact = Artifact.open(store)
-    artifact.file("data").write_bytes(b"some c0ntent")
-    assert artifact.verified("data").read_bytes() == b"some content"
-
-
-def test_what_lies_elsewhere_cannot_be_named(store: str) -> None:
+def test_a_manifest_cannot_name_files_outside_the_artifact(store: str) -> None:
     manifest = json.loads(make(store).model_dump_json())
     for key, value in (("name", "run/.."), ("xxh3", "../../x")):
         changed = {**manifest["files"][0], key: value}
@@ -155,7 +145,9 @@ def test_what_lies_elsewhere_cannot_be_named(store: str) -> None:
             Artifact.open(store)
 
 
-def test_what_is_not_there_is_said_in_one_line(store: str, command: Command, endpoint: str) -> None:
+def test_missing_artifacts_and_stores_are_one_line(
+    store: str, command: Command, endpoint: str
+) -> None:
     result = command("inspect", store)
     assert (result.code, result.line()) == (2, f"{store}: no such artifact")
     put(store, "other", b"")
@@ -180,8 +172,10 @@ def test_what_is_not_there_is_said_in_one_line(store: str, command: Command, end
 # --- stages -------------------------------------------------------------------------------------
 
 
-def test_the_chain_is_the_same_at_uris(store: str, tmp_path: Path, command: Command) -> None:
-    """tokenize to eval, by command line; every artifact as of the same commands on a disk."""
+def test_all_stages_make_the_same_artifacts_at_uris(
+    store: str, tmp_path: Path, command: Command
+) -> None:
+    """From tokenize to eval on the command line; digests are compared with those of local runs."""
     text = write_text(tmp_path / "text.txt", 800)
     short = "--max-steps=2"
     small = [
@@ -217,7 +211,7 @@ def test_the_chain_is_the_same_at_uris(store: str, tmp_path: Path, command: Comm
     assert texts[0] == texts[1] != ""
 
 
-def test_parts_need_no_shared_disk(
+def test_parts_on_machines_without_a_shared_disk_are_finalized(
     store: str, tmp_path: Path, pipeline: Pipeline, another_machine: Any
 ) -> None:
     inputs = (pipeline.encoder, pipeline.tokens)
@@ -226,7 +220,7 @@ def test_parts_need_no_shared_disk(
     for part in (1, 2):
         another_machine()
         counts.append(extract_labels.run_part(SMALL_SHARDS, *inputs, store, part, 2))
-        assert not list(cache.staging(at(store)).rglob("*.arrow"))  # a shard that is there goes
+        assert not list(cache.staging(at(store)).rglob("*.arrow"))  # they were uploaded
         if part == 1:
             with pytest.raises(ArtifactError, match=r"shards \d+ are missing: train-00001.arrow"):
                 extract_labels.run(SMALL_SHARDS, *inputs, store, finalize=True)
@@ -240,7 +234,7 @@ def test_parts_need_no_shared_disk(
         extract_labels.run_part(SMALL_SHARDS, *inputs, store, 1, 2)
 
 
-def test_another_machine_does_not_extract_again(
+def test_resume_on_another_machine_does_not_extract_shards_again(
     store: str, pipeline: Pipeline, another_machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = (pipeline.encoder, pipeline.tokens)
@@ -273,7 +267,7 @@ def test_another_machine_does_not_extract_again(
     Artifact.open(store).verify()
 
 
-def test_a_run_that_stopped_goes_on(store: str, pipeline: Pipeline) -> None:
+def test_training_at_a_uri_resumes_exactly(store: str, pipeline: Pipeline) -> None:
     config = encoder_config()
     with pytest.raises(KilledError):
         train_encoder.run(config, pipeline.tokens, store, progress=Killer(6))

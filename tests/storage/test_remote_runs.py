@@ -18,7 +18,7 @@ from smtkit.storage.run import Run
 from smtkit.storage.store import RemoteStore
 
 
-def test_the_refusals_are_those_of_a_disk(store: str) -> None:
+def test_outputs_are_refused_as_in_a_directory(store: str) -> None:
     first = make(store)
     with pytest.raises(UsageError, match=f"`out` {store}: exists"):
         make(store)
@@ -35,12 +35,12 @@ def test_the_refusals_are_those_of_a_disk(store: str) -> None:
         make(f"{store}/strange", overwrite=True)
 
 
-def test_two_runs_of_a_machine_do_not_write_one_artifact(store: str) -> None:
+def test_a_second_run_of_one_machine_is_locked_out(store: str) -> None:
     with Run(store, "tokens", Settings()), pytest.raises(LockedError, match=store):
         make(store)
 
 
-def test_the_old_artifact_stays_readable_until_the_new_one_is_whole(store: str) -> None:
+def test_the_old_artifact_is_readable_until_the_new_one_is_committed(store: str) -> None:
     first = make(store, b"old")
     with Run(store, "tokens", Settings(), overwrite=True) as run:
         (run.directory / "data").write_bytes(b"new")
@@ -67,7 +67,7 @@ def test_a_failed_run_leaves_nothing(store: str) -> None:
 
 
 class Failing:
-    """A file that ends in an error, midway."""
+    """A file of which a read fails after 1,000 bytes."""
 
     def __init__(self) -> None:
         self._blocks = [b"x" * 1000]
@@ -85,7 +85,7 @@ class Failing:
 
 
 def upload_half(store: str, monkeypatch: pytest.MonkeyPatch, *, removed: bool) -> None:
-    """An upload that stops midway; `removed`: what it left could be removed."""
+    """An upload that fails midway; `removed`: the store allows to remove what it left."""
 
     def opened(path: Path, *arguments: Any, **options: Any) -> Any:
         return Failing() if path.name == "data" else whole(path, *arguments, **options)
@@ -100,16 +100,16 @@ def upload_half(store: str, monkeypatch: pytest.MonkeyPatch, *, removed: bool) -
 
 
 @pytest.mark.parametrize("removed", [True, False])
-def test_half_an_upload_is_not_taken_for_a_file(
+def test_an_upload_cut_short_is_not_taken_for_a_file(
     store: str, monkeypatch: pytest.MonkeyPatch, another_machine: Any, removed: bool
 ) -> None:
     with pytest.raises(InputOutputError, match="the disk is gone"):
         upload_half(store, monkeypatch, removed=removed)
     gc.collect()
     halves = [size for name, size in at(store).sizes().items() if name.endswith("/data")]
-    assert halves == ([] if removed else [1000])  # the stream publishes what it has
+    assert halves == ([] if removed else [1000])  # closing the stream publishes what it has
     with Run(store, "tokens", Settings(), resume=True) as run:
-        assert (run.directory / "data").stat().st_size == 2000  # nothing is lost here
+        assert (run.directory / "data").stat().st_size == 2000  # the local file stays
     another_machine()
     with Run(store, "tokens", Settings(), resume=True) as run:
         assert not run.has("data")
@@ -145,7 +145,7 @@ def test_a_manifest_that_cannot_be_uploaded_leaves_the_old_one(
     assert objects(store) == named(second)
 
 
-def test_files_that_another_run_removed_are_not_named(store: str) -> None:
+def test_the_commit_fails_if_another_run_has_removed_a_file(store: str) -> None:
     with Run(store, "tokens", Settings()) as run:
         (run.directory / "data").write_bytes(b"mine")
         at(store).remove(run.add("data", rows=1).name)
@@ -158,7 +158,7 @@ def test_files_that_another_run_removed_are_not_named(store: str) -> None:
 def finalized_elsewhere(
     store: str, another_machine: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> str:
-    """An artifact that another machine made of a part of this one and one of its own."""
+    """An artifact that another machine made of its own part and one of this machine."""
     write_part(store, "a")
     first = str(tmp_path / "cache")
     another_machine()
@@ -168,7 +168,7 @@ def finalized_elsewhere(
     return store
 
 
-def test_what_is_published_stays_while_it_is_made_anew(finalized_elsewhere: str) -> None:
+def test_the_published_artifact_stays_while_it_is_overwritten(finalized_elsewhere: str) -> None:
     store = finalized_elsewhere
     before = objects(store)
 
@@ -177,7 +177,7 @@ def test_what_is_published_stays_while_it_is_made_anew(finalized_elsewhere: str)
         Artifact.open(store)
 
 
-def test_what_was_committed_outlives_the_death_of_its_run(
+def test_the_artifact_stays_if_its_run_is_killed_after_the_commit(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object) -> None:
@@ -194,13 +194,13 @@ def test_what_was_committed_outlives_the_death_of_its_run(
         Artifact.open(store)
 
 
-def test_a_machine_that_made_a_part_finds_what_another_one_finalized(
+def test_resume_finds_the_artifact_that_another_machine_finalized(
     finalized_elsewhere: str,
 ) -> None:
     assert finalize(finalized_elsewhere) == []
 
 
-def test_an_interrupted_run_does_not_overwrite_what_was_published_since(
+def test_an_interrupted_run_does_not_replace_an_artifact_published_since(
     store: str, another_machine: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     interrupt(store)
@@ -214,7 +214,7 @@ def test_an_interrupted_run_does_not_overwrite_what_was_published_since(
     assert Artifact.open(store).manifest == published
 
 
-def test_where_the_uri_was_emptied_there_is_nothing_to_go_on_from(store: str) -> None:
+def test_an_emptied_uri_holds_nothing_to_resume(store: str) -> None:
     write_part(store, "a")
     for name in objects(store):
         at(store).remove(name)
@@ -223,7 +223,7 @@ def test_where_the_uri_was_emptied_there_is_nothing_to_go_on_from(store: str) ->
     assert finalize(store, width=2) == ["a"]
 
 
-def test_parts_go_on_from_one_run_whatever_machines_remember(
+def test_parts_ignore_runs_that_only_a_staging_directory_has(
     store: str, another_machine: Callable[[], None]
 ) -> None:
     interrupt(store)
@@ -237,7 +237,7 @@ def test_parts_go_on_from_one_run_whatever_machines_remember(
     assert finalize(store) == []
 
 
-def test_a_run_that_began_before_another_was_published_does_not_replace_it(
+def test_a_run_does_not_replace_an_artifact_published_after_it_started(
     store: str, another_machine: Callable[[], None]
 ) -> None:
     with Run(store, "tokens", Settings()) as run:
@@ -255,14 +255,14 @@ def test_other_objects_are_not_taken_for_runs(store: str) -> None:
     assert at(store).read("run-1/thesis.txt") == b"mine"
 
 
-def test_a_receipt_that_says_nonsense_is_no_receipt(store: str) -> None:
+def test_an_invalid_receipt_is_ignored(store: str) -> None:
     write_part(store, "a", "b")
     (folder,) = {name.partition("/")[0] for name in objects(store) if ".work/" in name}
     put(store, f"{folder}/c~many~1~0", b"")
     assert finalize(store) == []
 
 
-def test_a_record_that_is_not_text_is_said_to_be_damaged(
+def test_a_run_record_that_is_not_text_is_an_error(
     store: str, another_machine: Callable[[], None], command: Command
 ) -> None:
     write_part(store, "a")
@@ -277,14 +277,14 @@ def test_a_record_that_is_not_text_is_said_to_be_damaged(
     Artifact.open(store)
 
 
-def test_records_elsewhere_are_not_fetched(store: str, tmp_path: Path) -> None:
+def test_a_record_in_another_folder_is_not_fetched(store: str, tmp_path: Path) -> None:
     put(store, "..-deadbeef.work/run.json", b"{}")
     with pytest.raises(UsageError, match="holds other files"):
         make(store)
     assert not list((tmp_path / "cache").rglob("run.json"))
 
 
-def test_a_shard_that_another_process_took_away_is_one_line(store: str) -> None:
+def test_a_shard_that_another_process_has_moved_is_an_error(store: str) -> None:
     with (
         pytest.raises(LockedError, match="another process writes the same file"),
         Run(store, "tokens", Settings(), part=True) as run,

@@ -15,7 +15,7 @@ from smtkit.storage.run import Run
 from smtkit.storage.store import RUN_RECORD
 
 
-def test_resume_of_a_complete_artifact_has_nothing_to_do(tmp_path: Path) -> None:
+def test_resume_keeps_a_complete_artifact(tmp_path: Path) -> None:
     first = make(tmp_path / "out")
     before = everything_below(tmp_path)
     with Run(tmp_path / "out", "tokens", Settings(), resume=True) as run:
@@ -23,7 +23,7 @@ def test_resume_of_a_complete_artifact_has_nothing_to_do(tmp_path: Path) -> None
     assert everything_below(tmp_path) == before
 
 
-def test_resume_where_there_is_nothing_starts(tmp_path: Path) -> None:
+def test_resume_of_an_empty_output_starts(tmp_path: Path) -> None:
     make(tmp_path / "out", resume=True)
     Artifact.open(tmp_path / "out").verify()
 
@@ -52,7 +52,7 @@ def test_resume_with_another_input_names_it(tmp_path: Path) -> None:
         make(tmp_path / "out", kind="encoder", parents=[two], resume=True)
 
 
-def test_resume_and_overwrite_make_anew_what_differs(tmp_path: Path) -> None:
+def test_resume_and_overwrite_replace_an_artifact_of_other_settings(tmp_path: Path) -> None:
     make(tmp_path / "out", b"old", config=Settings(width=1))
     make(tmp_path / "out", b"new", config=Settings(width=2), resume=True, overwrite=True)
     artifact = Artifact.open(tmp_path / "out")
@@ -60,13 +60,13 @@ def test_resume_and_overwrite_make_anew_what_differs(tmp_path: Path) -> None:
     assert artifact.manifest.config["width"] == 2
 
 
-def test_resume_and_overwrite_keep_what_is_the_same(tmp_path: Path) -> None:
+def test_resume_and_overwrite_keep_an_artifact_of_the_same_settings(tmp_path: Path) -> None:
     first = make(tmp_path / "out", b"old")
     again = make(tmp_path / "out", b"new", resume=True, overwrite=True)
     assert again == first
 
 
-def test_resume_goes_on_in_the_folder_of_the_unfinished_run(tmp_path: Path) -> None:
+def test_resume_takes_over_the_folder_of_the_unfinished_run(tmp_path: Path) -> None:
     folder = interrupt(tmp_path / "out", "half")
     with Run(tmp_path / "out", "tokens", Settings(), resume=True) as run:
         assert run.finished is None
@@ -92,7 +92,7 @@ def test_a_resumed_run_that_fails_again_can_be_resumed_again(tmp_path: Path) -> 
     assert (folder / "work").read_text() == "half"
 
 
-def test_an_unfinished_run_is_not_thrown_away_unasked(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_refused_without_an_option(tmp_path: Path) -> None:
     interrupt(tmp_path / "out")
     before = everything_below(tmp_path)
     with pytest.raises(UsageError, match="unfinished run") as caught:
@@ -117,7 +117,7 @@ def test_overwrite_starts_anew_where_a_run_is_unfinished(tmp_path: Path) -> None
         assert not folder.exists()
 
 
-def test_an_interrupted_overwrite_goes_on_while_the_old_artifact_stays(tmp_path: Path) -> None:
+def test_an_interrupted_overwrite_resumes_and_the_old_artifact_stays(tmp_path: Path) -> None:
     make(tmp_path / "out", b"old", config=Settings(width=1))
     folder = interrupt(tmp_path / "out", config=Settings(width=2), overwrite=True)
     assert Artifact.open(tmp_path / "out").verified("data").read_bytes() == b"old"
@@ -147,7 +147,7 @@ def test_a_killed_run_can_be_resumed(tmp_path: Path) -> None:
         assert (run.directory / "work").read_text() == "half"
 
 
-def test_a_run_killed_before_it_did_anything_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_a_run_killed_before_it_wrote_anything_is_ignored(tmp_path: Path) -> None:
     folder = interrupt(tmp_path / "out")
     (folder / "work").unlink()
     make(tmp_path / "out")
@@ -175,7 +175,7 @@ def test_shards_of_another_format_are_not_taken_over(
 
 
 @pytest.mark.parametrize("resume", [False, True])
-def test_an_artifact_of_another_format_is_made_anew_if_so_asked(
+def test_overwrite_replaces_an_artifact_of_another_format(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
     out = str(tmp_path / "out")
@@ -188,7 +188,7 @@ def test_an_artifact_of_another_format_is_made_anew_if_so_asked(
     Artifact.open(out)
 
 
-def test_what_killed_processes_were_writing_goes_when_a_run_goes_on(tmp_path: Path) -> None:
+def test_resume_removes_temporary_files_of_killed_processes(tmp_path: Path) -> None:
     interrupt(tmp_path)
     (folder,) = tmp_path.glob("run-*")
     (folder / ".train-00000.arrow.01234567").write_bytes(b"half")
@@ -196,7 +196,7 @@ def test_what_killed_processes_were_writing_goes_when_a_run_goes_on(tmp_path: Pa
         assert {path.name for path in run.directory.iterdir()} == {"run.json", "work"}
 
 
-def test_what_identifies_a_run_is_in_its_record(tmp_path: Path) -> None:
+def test_the_run_record_identifies_the_run(tmp_path: Path) -> None:
     with Run(tmp_path / "out", "tokens", Settings()) as run:
         record = json.loads((run.directory / "run.json").read_text())
     assert record["identity"]["kind"] == "tokens"

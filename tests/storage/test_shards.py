@@ -41,7 +41,7 @@ def test_a_shard_reaches_numpy_without_a_copy(tmp_path: Path) -> None:
     np.testing.assert_array_equal(numbers, np.arange(1000))
 
 
-def test_a_shard_appears_only_when_whole(tmp_path: Path) -> None:
+def test_a_shard_appears_only_when_complete(tmp_path: Path) -> None:
     path = tmp_path / "shard.arrow"
     with shard_writer(path, SCHEMA) as writer:
         writer.write_batch(batch(1))
@@ -59,7 +59,7 @@ def test_a_shard_writer_leaves_nothing_on_error(tmp_path: Path) -> None:
     assert everything_below(tmp_path) == {}
 
 
-def test_a_shard_writer_that_fails_keeps_the_shard_that_was_there(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_existing_shard(tmp_path: Path) -> None:
     path = tmp_path / "shard.arrow"
     path.write_bytes(b"old")
     with pytest.raises(ZeroDivisionError), shard_writer(path, SCHEMA):
@@ -74,14 +74,14 @@ def test_a_shard_that_cannot_be_written_is_an_input_output_error(tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [b"", b"ARROW1", b"not a shard at all" * 100])
-def test_a_file_that_is_no_shard_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_shard_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "shard.arrow"
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match=r"shard\.arrow"):
         read_shard(path)
 
 
-def test_a_shard_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"shard\.arrow"):
         read_shard(tmp_path / "shard.arrow")
 
@@ -105,14 +105,14 @@ def test_a_shard_cut_short_anywhere_is_refused(whole_shard: Path, share: float) 
         read_shard(path)
 
 
-def test_two_that_write_the_same_shard_do_not_spoil_it(tmp_path: Path) -> None:
+def test_two_threads_can_write_the_same_shard(tmp_path: Path) -> None:
     path, schema = tmp_path / "a.arrow", pa.schema([("x", pa.int64())])
     batch = pa.record_batch([pa.array(range(1000))], schema=schema)
-    begun = threading.Barrier(2)
+    started = threading.Barrier(2)
 
     def write() -> None:
         with shard_writer(path, schema) as writer:
-            begun.wait()
+            started.wait()
             writer.write_batch(batch)
 
     threads = [threading.Thread(target=write) for _ in range(2)]

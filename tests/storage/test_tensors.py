@@ -13,7 +13,7 @@ from smtkit.storage.tensors import load_tensors, save_tensors
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
-    """Bit for bit, so that NaN equals NaN and 0.0 differs from -0.0."""
+    """The bytes of a tensor, so that NaN equals NaN and 0.0 differs from -0.0."""
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
@@ -50,7 +50,7 @@ def test_slices_of_one_tensor_can_be_saved(tmp_path: Path) -> None:
     assert loaded["second"].tolist() == [3, 4, 5]
 
 
-def test_weights_are_a_plain_safetensors_file_and_leave_no_litter(tmp_path: Path) -> None:
+def test_weights_are_one_plain_safetensors_file(tmp_path: Path) -> None:
     save_tensors(tmp_path / "t.safetensors", {"a": torch.ones(2)}, {"x": 1})
     assert load_file(tmp_path / "t.safetensors")["a"].tolist() == [1, 1]
     assert set(everything_below(tmp_path)) == {"t.safetensors"}

@@ -1,4 +1,4 @@
-"""What a URI may be: it names one place, holds no secret, and all else is refused in one line."""
+"""URIs: each names exactly one directory and holds no secret; others are refused in one line."""
 
 import os
 import re
@@ -19,11 +19,11 @@ from smtkit.storage.location import locate
 from smtkit.storage.remote import Remote
 
 SECRET = "wJalr"
-OFFLINE = "endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"  # asks nobody for anything
+OFFLINE = "endpoint_override=127.0.0.1:9&scheme=http&region=us-east-1"  # no network is used
 
 
 def refused(uri: str, message: str) -> UsageError:
-    """The error, which `message` is in; of one line."""
+    """The error for a URI; it matches `message` and has one line."""
     with pytest.raises(UsageError, match=message) as caught:
         locate(uri)
     assert str(caught.value).isprintable()
@@ -46,12 +46,12 @@ def refused(uri: str, message: str) -> UsageError:
         ("file://host/x", "host is host, allowed: file:///path"),
     ],
 )
-def test_a_file_uri_is_one_path_or_refused(uri: str, message: str) -> None:
+def test_an_ambiguous_file_uri_is_refused(uri: str, message: str) -> None:
     refused(uri, message)
 
 
-def test_a_file_uri_names_what_the_system_calls_it(tmp_path: Path) -> None:
-    """pathlib writes the URI, of any bytes that a file may be called by."""
+def test_a_file_uri_can_name_any_path(tmp_path: Path) -> None:
+    """pathlib writes the URI of names with arbitrary bytes."""
     for name in (b"a b", b"100%", b"a?b#c", b"na\xc3\xafve", b"a\xffb", b"user@host", b"a:b"):
         path = tmp_path / os.fsdecode(name)
         assert locate(path.as_uri()) == path
@@ -60,11 +60,11 @@ def test_a_file_uri_names_what_the_system_calls_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "file", "S3"])
 @pytest.mark.parametrize("rest", ["/bucket/x", "bucket/x", ""])
-def test_a_scheme_without_slashes_is_not_a_directory(scheme: str, rest: str) -> None:
+def test_a_scheme_without_slashes_is_refused(scheme: str, rest: str) -> None:
     refused(f"{scheme}:{rest}", f"^{scheme}:{rest}: expected {scheme.lower()}://")
 
 
-def test_other_colons_are_of_paths() -> None:
+def test_other_colons_belong_to_paths() -> None:
     for path in ("c:/x", "a/s3:/x", "/s3:/x", "s3", "files:x", "2026-01-01T10:00"):
         assert locate(path) == Path(path)
 
@@ -92,17 +92,19 @@ def test_other_colons_are_of_paths() -> None:
         ("a\nb", r"s3://bucket/a%0Ab: '\\n' in a URI"),
     ],
 )
-def test_a_key_stays_below_its_bucket_and_on_its_line(key: str, message: str) -> None:
+def test_a_key_that_leads_elsewhere_or_holds_control_characters_is_refused(
+    key: str, message: str
+) -> None:
     refused(f"s3://bucket/{key}", message)
 
 
 @pytest.mark.parametrize("bucket", ["..", ".", "-a", "%62", "b%2Fc", "b!", "*"])
-def test_a_bucket_is_a_name(bucket: str) -> None:
+def test_an_invalid_bucket_is_refused(bucket: str) -> None:
     refused(f"s3://{bucket}/x", re.escape(f"bucket is {bucket}, allowed"))
 
 
 @pytest.mark.parametrize("uri", ["s3://localhost:9000/x", "s3://bucket:9000/x", "gs://b:/x"])
-def test_a_port_is_not_passed_over(uri: str) -> None:
+def test_a_port_is_refused(uri: str) -> None:
     assert "endpoint_override=host:port" in str(refused(uri, "a port").hint)
 
 
@@ -121,13 +123,13 @@ def test_a_port_is_not_passed_over(uri: str) -> None:
         ("gs://bucket/x?location=a b", "' '"),
     ],
 )
-def test_what_pyarrow_does_not_read_is_to_be_encoded(uri: str, found: str) -> None:
+def test_characters_that_must_be_encoded_are_refused(uri: str, found: str) -> None:
     error = refused(uri, re.escape(f": {found} in a URI"))
     assert "percent-encode" in str(error.hint)
 
 
 @given(st.text(st.characters(codec="utf-8") | st.sampled_from("/.%\\ ?#@"), min_size=1))
-def test_pyarrow_opens_what_was_named(key: str) -> None:
+def test_pyarrow_opens_the_directory_that_the_uri_names(key: str) -> None:
     uri, key = f"s3://bucket/{quote(key)}?{OFFLINE}", key.removesuffix("/")
     names = key.split("/")
     control = any(unicodedata.category(character) == "Cc" for character in key)
@@ -161,7 +163,7 @@ def test_pyarrow_opens_what_was_named(key: str) -> None:
         "s3://anonymous@bucket/x",
     ],
 )
-def test_credentials_are_refused_first_and_not_repeated(uri: str) -> None:
+def test_credentials_are_refused_and_not_repeated(uri: str) -> None:
     error = refused(uri, "credentials")
     assert SECRET not in f"{error} {error.hint}"
 
@@ -172,7 +174,7 @@ def test_credentials_are_refused_first_and_not_repeated(uri: str) -> None:
         (f"secret_key={SECRET}", "option is secret_key, allowed: .*region"),
         (f"access_key=AKID&secret_key={SECRET}", "option is access_key, allowed"),
         (f"region=a&session_token={SECRET}", "option is session_token, allowed"),
-        (f"project_id={SECRET}", "option is project_id, allowed"),  # of gs
+        (f"project_id={SECRET}", "option is project_id, allowed"),  # an option of gs
         (f"regi%6Fn={SECRET}", "option is regi%6Fn, allowed"),
         (f"endpoint_override=user:{SECRET}%40host", "endpoint_override with an @"),
         (f"{SECRET}", "an option without a value"),
@@ -182,7 +184,7 @@ def test_credentials_are_refused_first_and_not_repeated(uri: str) -> None:
         ("region=a&&scheme=http", "an option without a value"),
     ],
 )
-def test_options_are_those_that_hold_no_secret(query: str, message: str) -> None:
+def test_other_options_are_refused_and_not_repeated(query: str, message: str) -> None:
     error = refused(f"s3://bucket/x?{query}", f"^s3://bucket/x: {message}")
     assert SECRET not in f"{error} {error.hint}"
 
@@ -195,7 +197,7 @@ def test_a_secret_of_another_scheme_is_not_repeated() -> None:
     ("scheme", "base"),
     [("s3", f"s3://bucket/x?{OFFLINE}"), ("gs", "gs://anonymous@bucket/x?scheme=http")],
 )
-def test_options_are_those_of_pyarrow(scheme: str, base: str) -> None:
+def test_pyarrow_reads_the_allowed_options(scheme: str, base: str) -> None:
     message = str(refused(f"{scheme}://bucket/x?nonsense=1", "allowed: "))
     allowed = message.partition("allowed: ")[2].split(", ")
     assert {"scheme", "endpoint_override"} < set(allowed)
@@ -203,7 +205,7 @@ def test_options_are_those_of_pyarrow(scheme: str, base: str) -> None:
         value = {"scheme": "http", "retry_limit_seconds": "5"}.get(name, "true")
         try:
             fs.FileSystem.from_uri(str(locate(f"{base}&{name}={value}")))
-        except pa.ArrowInvalid:  # an older one
+        except pa.ArrowInvalid:  # an older version of pyarrow
             assert name.startswith(("allow_delayed", "project", "smart", "tls"))
     for name in ("access_key", "secret_key", "session_token", "access_token"):
         with pytest.raises(pa.ArrowInvalid, match="Unexpected query parameter"):
@@ -211,7 +213,7 @@ def test_options_are_those_of_pyarrow(scheme: str, base: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["perhaps", "%20"])
-def test_a_value_that_pyarrow_refuses_is_a_wrong_use(value: str) -> None:
+def test_a_value_that_pyarrow_refuses_is_a_usage_error(value: str) -> None:
     uri = f"s3://bucket/x?{OFFLINE}&allow_bucket_creation={value}"
     location = locate(uri)
     assert isinstance(location, Remote)
@@ -272,6 +274,6 @@ def test_a_location_is_a_path_or_a_uri(tmp_path: Path) -> None:
         ("s3://bucket/x#1", "expected s3://bucket/name"),
     ],
 )
-def test_other_locations_are_refused(uri: str, message: str) -> None:
+def test_other_schemes_and_incomplete_uris_are_refused(uri: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         locate(uri)

@@ -13,7 +13,7 @@ from smtkit.training.checkpoint import TrainingState
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
-    """Bit for bit, so that NaN equals NaN and 0.0 differs from -0.0."""
+    """The bytes of a tensor, so that NaN equals NaN and 0.0 differs from -0.0."""
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
@@ -24,7 +24,7 @@ def training_state(seed: int = 0) -> TrainingState:
 
 
 def train(state: TrainingState, steps: int) -> None:
-    """Updates whose data are a function of the step."""
+    """Makes updates on data that depend on the step alone."""
     for _ in range(steps):
         generator = torch.Generator().manual_seed(state.step)
         loss = state.network(torch.randn(8, 3, generator=generator)).square().sum()

@@ -5,8 +5,9 @@ image or task row, with its targets.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from smtkit.corpus.seeded import IntArray
 from smtkit.errors import ArtifactError
 from smtkit.storage.artifact import Artifact
+from smtkit.storage.files import named_errors
 from smtkit.storage.run import Run
-from smtkit.storage.shards import ShardSeries, read_shard
+from smtkit.storage.shards import read_shard, shard_writer
 
 CHUNK_TOKENS = 2**16
 BATCH_TOKENS = 2**20
@@ -56,14 +58,23 @@ def rows_schema(vocabulary_size: int, *, distance: bool, label: bool) -> pa.Sche
     return pa.schema(fields)
 
 
-class SplitWriter(ShardSeries):
-    """Writes the rows of one split, counting rows and tokens. Use as a context manager."""
+class SplitWriter:
+    """Writes the rows of one split to shards `SPLIT-00000.arrow`, `SPLIT-00001.arrow`, ...
+
+    There is at least one. A shard is finished, and added to the run, when it has `SHARD_TOKENS` or
+    more. `rows` and `tokens` count all shards together. Use as a context manager.
+    """
 
     def __init__(self, run: Run, split: str, schema: pa.Schema) -> None:
-        super().__init__(run, split, schema, SHARD_TOKENS)
         self.split = split
         self.schema = schema
         self.rows = self.tokens = 0
+        self._run = run
+        self._shards = 0
+        self._open_shard: ExitStack | None = None
+
+    def __enter__(self) -> Self:
+        return self
 
     def append(self, columns: Mapping[str, Column]) -> None:
         """Appends rows as one record batch: lists as `Lists`, others as arrays (rows,)."""
@@ -71,10 +82,34 @@ class SplitWriter(ShardSeries):
         batch = pa.record_batch(arrays, schema=self.schema)
         if not batch.num_rows:
             return
-        tokens = len(columns["tokens"][0])
-        self.write(batch, tokens)
+        shard = self._open_shard or self._open()
+        with named_errors(self._path):
+            self._writer.write_batch(batch)
         self.rows += batch.num_rows
-        self.tokens += tokens
+        self.tokens += len(columns["tokens"][0])
+        if self.tokens - self._tokens_before >= SHARD_TOKENS:
+            self._finish(shard)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is None:
+            if self._open_shard or not self._shards:
+                self._finish(self._open_shard or self._open())
+        elif self._open_shard:
+            with suppress(Exception):  # `error` is the one to raise
+                self._open_shard.__exit__(type(error), error, error.__traceback__)
+
+    def _open(self) -> ExitStack:
+        self._path = self._run.directory / f"{self.split}-{self._shards:05d}.arrow"
+        self._open_shard = ExitStack()
+        self._writer = self._open_shard.enter_context(shard_writer(self._path, self.schema))
+        self._rows_before, self._tokens_before = self.rows, self.tokens
+        return self._open_shard
+
+    def _finish(self, shard: ExitStack) -> None:
+        self._open_shard = None
+        shard.close()
+        self._shards += 1
+        self._run.add(self._path.name, self.rows - self._rows_before)
 
 
 class DocumentWriter(SplitWriter):

@@ -3,13 +3,11 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import pyarrow as pa
 
 from smtkit.errors import ArtifactError
 from smtkit.storage.files import atomic_file, named_errors
-from smtkit.storage.run import Run
 
 
 @contextlib.contextmanager
@@ -24,55 +22,6 @@ def shard_writer(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchFileWr
         pa.ipc.new_file(sink, schema) as writer,
     ):
         yield writer
-
-
-class ShardSeries:
-    """Shards `PREFIX-00000.arrow`, `PREFIX-00001.arrow`, ... of a run; at least one.
-
-    Use as a context manager. A shard is finished, and added to the run, when the weights of the
-    batches in it come to `limit` or more.
-    """
-
-    def __init__(self, run: Run, prefix: str, schema: pa.Schema, limit: int) -> None:
-        self._run = run
-        self._prefix = prefix
-        self._schema = schema
-        self._limit = limit
-        self._shard: contextlib.ExitStack | None = None
-        self._count = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def write(self, batch: pa.RecordBatch, weight: int) -> None:
-        shard = self._shard or self._open()
-        with named_errors(self._path):
-            self._writer.write_batch(batch)
-        self._rows += batch.num_rows
-        self._weight += weight
-        if self._weight >= self._limit:
-            self._finish(shard)
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if error is None:
-            if self._shard or not self._count:
-                self._finish(self._shard or self._open())
-        elif self._shard:
-            with contextlib.suppress(Exception):  # `error` is the one to raise
-                self._shard.__exit__(type(error), error, error.__traceback__)
-
-    def _open(self) -> contextlib.ExitStack:
-        self._path = self._run.directory / f"{self._prefix}-{self._count:05d}.arrow"
-        self._shard = contextlib.ExitStack()
-        self._writer = self._shard.enter_context(shard_writer(self._path, self._schema))
-        self._rows = self._weight = 0
-        return self._shard
-
-    def _finish(self, shard: contextlib.ExitStack) -> None:
-        self._shard = None
-        shard.close()
-        self._count += 1
-        self._run.add(self._path.name, self._rows)
 
 
 def read_shard(path: Path) -> pa.ipc.RecordBatchFileReader:
