@@ -18,7 +18,7 @@ from smtkit.config import (
 from smtkit.corpus.shards import TokenShards
 from smtkit.corpus.stored_tokenizer import load_tokenizer
 from smtkit.corpus.task_rows import generate, symbols
-from smtkit.corpus.tasks import TASKS, TaskSettings
+from smtkit.corpus.tasks import TASKS
 from smtkit.corpus.tokenizers import PixelTokenizer, SymbolTokenizer
 from smtkit.corpus.windows import open_windows
 from smtkit.errors import InputOutputError, UsageError
@@ -83,7 +83,7 @@ def saved(path: Path, pixels: np.ndarray, labels: np.ndarray | None = None) -> P
 @pytest.mark.parametrize("task", TASKS)
 def test_tasks_are_stored_as_they_are_generated(tmp_path: Path, task: str) -> None:
     artifact = task_rows(tmp_path, task)
-    settings = TaskSettings(task, (8, 16), TASKS[task].vocabulary)
+    settings = SynthesizeConfig(task=task, lengths=[8, 16], sequences=60)
     tokenizer = load_tokenizer(artifact)
     assert isinstance(tokenizer, SymbolTokenizer)
     assert tokenizer.symbols == symbols(settings)

@@ -2,7 +2,6 @@
 
 import itertools
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from smtkit import IGNORE
+from smtkit.config import SynthesizeConfig, resolve
 from smtkit.corpus.task_rows import TaskRows, generate, symbols
-from smtkit.corpus.tasks import TASKS, TaskSettings
+from smtkit.corpus.tasks import TASKS
 from smtkit.errors import UsageError
 
 Answers = dict[int, tuple[str, int | None]]
@@ -22,8 +22,12 @@ Answers = dict[int, tuple[str, int | None]]
 WITH_NOOPS = ("string-copy", "stack", "keys-values", "recency")
 
 
-def case(task: str, *lengths: int, vocabulary: int = 11, **changes: Any) -> TaskSettings:
-    return TaskSettings(task, lengths, 2 if task == "parity" else vocabulary, **changes)
+def case(task: str, *lengths: int, vocabulary: int = 11, **changes: Any) -> SynthesizeConfig:
+    if task == "parity":
+        vocabulary = 2
+    return SynthesizeConfig(
+        task=task, lengths=lengths, sequences=1, vocabulary=vocabulary, **changes
+    )
 
 
 CASES = [
@@ -53,7 +57,9 @@ over_cases = pytest.mark.parametrize(
 )
 
 
-def rows_of(settings: TaskSettings, count: int, seed: int = 0, split: str = "train") -> TaskRows:
+def rows_of(
+    settings: SynthesizeConfig, count: int, seed: int = 0, split: str = "train"
+) -> TaskRows:
     (rows,) = generate(settings, seed, split, count, block=count)
     return rows
 
@@ -65,7 +71,7 @@ def joined(blocks: list[TaskRows]) -> dict[str, list[Any]]:
     }
 
 
-def solve(settings: TaskSettings, names: list[str]) -> Answers:
+def solve(settings: SynthesizeConfig, names: list[str]) -> Answers:
     if settings.task not in WITH_NOOPS:
         return SOLVERS[settings.task](settings, names)
     places = [place for place, name in enumerate(names) if name != "."]
@@ -73,7 +79,7 @@ def solve(settings: TaskSettings, names: list[str]) -> Answers:
     return {places[asks]: (answer, places[at]) for asks, (answer, at) in answers.items()}
 
 
-def solve_retrieval(settings: TaskSettings, names: list[str]) -> Answers:
+def solve_retrieval(settings: SynthesizeConfig, names: list[str]) -> Answers:
     assert [names.count(mark) for mark in "#?"] == [1, 1]
     assert names[-1] == "?"
     needle = names.index("#") + 1
@@ -82,7 +88,7 @@ def solve_retrieval(settings: TaskSettings, names: list[str]) -> Answers:
     return {len(names) - 1: (names[needle], needle)}
 
 
-def solve_string_copy(settings: TaskSettings, names: list[str]) -> Answers:
+def solve_string_copy(settings: SynthesizeConfig, names: list[str]) -> Answers:
     string, rest = names[: names.index("|")], names[names.index("|") :]
     assert len(string) == len(rest)
     copied = list(enumerate(string))
@@ -92,7 +98,7 @@ def solve_string_copy(settings: TaskSettings, names: list[str]) -> Answers:
     return {len(string) + n: (symbol, at) for n, (at, symbol) in enumerate(copied)}
 
 
-def solve_stack(settings: TaskSettings, names: list[str]) -> Answers:
+def solve_stack(settings: SynthesizeConfig, names: list[str]) -> Answers:
     held: list[tuple[str, int]] = []
     answers: Answers = {}
     for place, name in enumerate(names):
@@ -105,7 +111,7 @@ def solve_stack(settings: TaskSettings, names: list[str]) -> Answers:
     return answers
 
 
-def solve_keys_values(settings: TaskSettings, names: list[str]) -> Answers:
+def solve_keys_values(settings: SynthesizeConfig, names: list[str]) -> Answers:
     written: dict[str, tuple[str, int]] = {}
     place = 0
     while place + 1 < len(names) and names[place + 1].startswith("v"):
@@ -118,7 +124,7 @@ def solve_keys_values(settings: TaskSettings, names: list[str]) -> Answers:
     return {place: written[names[place]] for place in range(place, len(names))}
 
 
-def solve_modular_arithmetic(settings: TaskSettings, names: list[str]) -> Answers:
+def solve_modular_arithmetic(settings: SynthesizeConfig, names: list[str]) -> Answers:
     x, y = [int(name) for name in names[::2]], [int(name) for name in names[1::2]]
     size = settings.vocabulary
     fits = [
@@ -131,11 +137,11 @@ def solve_modular_arithmetic(settings: TaskSettings, names: list[str]) -> Answer
     return {2 * pair: (str((w * x[pair] + b) % size), None) for pair in range(2, len(x))}
 
 
-def solve_parity(settings: TaskSettings, names: list[str]) -> Answers:
+def solve_parity(settings: SynthesizeConfig, names: list[str]) -> Answers:
     return {place: (str(names[: place + 1].count("1") % 2), None) for place in range(len(names))}
 
 
-def solve_recency(settings: TaskSettings, names: list[str]) -> Answers:
+def solve_recency(settings: SynthesizeConfig, names: list[str]) -> Answers:
     answers: Answers = {}
     for place, name in enumerate(names):
         for before in reversed(range(place)):
@@ -156,7 +162,7 @@ SOLVERS = {
 }
 
 
-def assert_solved(settings: TaskSettings, rows: TaskRows) -> None:
+def assert_solved(settings: SynthesizeConfig, rows: TaskRows) -> None:
     """Every number of the rows is what the solver and the convention say."""
     names, width = symbols(settings), max(settings.lengths)
     number = {name: token for token, name in enumerate(names)}
@@ -185,26 +191,27 @@ def test_a_solver_agrees_with_every_target_and_distance(settings):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_solver_agrees_at_the_default_vocabulary(task):
-    settings = TaskSettings(task, (64,), TASKS[task].vocabulary)
+    settings = case(task, 64, vocabulary=TASKS[task].vocabulary)
 
     assert_solved(settings, rows_of(settings, 20))
 
 
 @st.composite
-def any_settings(draw: st.DrawFn, task: str) -> TaskSettings:
+def any_settings(draw: st.DrawFn, task: str) -> SynthesizeConfig:
     sizes = {"parity": st.just(2), "modular-arithmetic": st.sampled_from([2, 3, 11, 23, 24])}
     noise = st.none() | (st.just(0.0) if task in sizes else st.floats(0, 1))
-    lengths = st.integers(0, 40)
+    lengths = st.integers(1, 40)
     if task == "string-copy":
-        lengths = lengths.map(lambda length: length // 2 * 2)
-    return TaskSettings(
-        task,
-        tuple(draw(st.lists(lengths, min_size=1, max_size=4))),
-        draw(sizes.get(task, st.integers(1, 40))),
+        lengths = lengths.map(lambda length: (length + 1) // 2 * 2)
+    return SynthesizeConfig(
+        task=task,
+        lengths=draw(st.lists(lengths, min_size=1, max_size=4)),
+        sequences=1,
+        vocabulary=draw(sizes.get(task, st.integers(2, 40))),
         noise=draw(noise),
         reverse=task == "string-copy" and draw(st.booleans()),
-        depth=draw(st.integers(0, 6)),
-        pairs=draw(st.none() | st.integers(0, 8)) if task == "keys-values" else None,
+        depth=draw(st.integers(1, 6)),
+        pairs=draw(st.none() | st.integers(1, 8)) if task == "keys-values" else None,
     )
 
 
@@ -294,7 +301,10 @@ def test_noise_of_retrieval_is_the_probability_of_a_distractor(noise, share):
 
 def test_reverse_turns_the_copy_of_the_same_string():
     settings = case("string-copy", 16)
-    forward, backward = rows_of(settings, 20), rows_of(replace(settings, reverse=True), 20)
+    forward, backward = (
+        rows_of(settings, 20),
+        rows_of(settings.model_copy(update={"reverse": True}), 20),
+    )
 
     assert forward.tokens[:, :8].tolist() == backward.tokens[:, :8].tolist()
     assert forward.targets[:, 9:].tolist() == backward.targets[:, :8:-1].tolist()
@@ -376,7 +386,7 @@ def test_the_stack_reaches_every_depth_and_no_more():
         (case("parity", 12), ["0", "1"]),
         (case("recency", 12, vocabulary=4), [".", "a0", "a1", "a2"]),
     ],
-    ids=lambda each: each.task if isinstance(each, TaskSettings) else "",
+    ids=lambda each: each.task if isinstance(each, SynthesizeConfig) else "",
 )
 def test_symbols_name_the_tokens(settings, expected):
     assert symbols(settings) == expected
@@ -405,42 +415,53 @@ def test_every_token_occurs(task):
     assert set(rows_of(settings, 500).tokens.flatten().tolist()) == set(range(settings.vocabulary))
 
 
+def flags(task: str, *lengths: int, vocabulary: int = 11, **changes: Any) -> dict[str, Any]:
+    return {
+        "task": task,
+        "lengths": list(lengths),
+        "sequences": 1,
+        "vocabulary": vocabulary,
+        **changes,
+    }
+
+
 REFUSED = [
-    (case("retrieval", 12, 3), "`lengths` 3: retrieval needs 4"),
-    (case("retrieval", 12, vocabulary=4), "`vocabulary` 4: retrieval needs 5"),
-    (case("retrieval", 12, noise=1.5), "`noise` 1.5: retrieval allows 0 to 1"),
-    (case("retrieval", 12, reverse=True), "`reverse`: retrieval has no reverse"),
-    (case("string-copy", 12, 7), "`lengths` 7: .* allowed: even"),
-    (case("string-copy", 0), "`lengths` 0: string-copy needs 2"),
-    (case("string-copy", 12, vocabulary=3), "`vocabulary` 3: string-copy needs 4"),
-    (case("string-copy", 12, noise=1.0), "`lengths` 12 with `noise` 1.0 leaves 0: string-copy"),
-    (case("stack", 12, depth=0), "`depth` 0: allowed: 1 or more"),
-    (case("stack", 12, noise=-0.1), "`noise` -0.1: stack allows 0 to 1"),
-    (case("stack", 12, pairs=2), "`pairs` 2: stack has no pairs"),
-    (case("keys-values", 2), "`lengths` 2: keys-values needs 3"),
-    (case("keys-values", 12, pairs=0), "`pairs` 0: allowed: 1 to 5"),
-    (case("keys-values", 60, pairs=6), "`pairs` 6: allowed: 1 to 5, the keys in `vocabulary` 11"),
-    (case("keys-values", 30, 10, pairs=5), "`lengths` 10: keys-values with `pairs` 5 needs 11"),
-    (case("keys-values", 12, pairs=4, noise=0.4), "`lengths` 12 with `noise` 0.4 leaves 8: .* 9"),
-    (case("keys-values", 12, vocabulary=4), "`vocabulary` 4: keys-values needs 5"),
-    (case("modular-arithmetic", 4), "`lengths` 4: modular-arithmetic needs 5"),
-    (case("modular-arithmetic", 12, vocabulary=9), "`vocabulary` 9: .* allowed: primes"),
-    (case("modular-arithmetic", 12, vocabulary=1), "`vocabulary` 1: modular-arithmetic needs 2"),
-    (case("modular-arithmetic", 12, noise=0.1), "`noise` 0.1: modular-arithmetic allows 0"),
-    (replace(case("parity", 12), vocabulary=3), "`vocabulary` 3: .* allowed: 2"),
-    (case("parity", 12, noise=float("nan")), "`noise` nan: parity allows 0"),
-    (case("parity", 0), "`lengths` 0: parity needs 1"),
-    (case("recency", -5), "`lengths` -5: recency needs 2"),
-    (case("recency"), "`lengths`: none given"),
-    (case("parroting", 12), "parroting: no such task, allowed: retrieval, string-copy"),
+    (flags("retrieval", 12, 3), "^`lengths` 3: retrieval needs 4"),
+    (flags("retrieval", 12, vocabulary=4), "^`vocabulary` 4: retrieval needs 5"),
+    (flags("retrieval", 12, noise=1.5), "noise.* 1"),
+    (flags("retrieval", 12, reverse=True), "reverse"),
+    (flags("string-copy", 12, 7), "^`lengths` 7: .* allowed: even"),
+    (flags("string-copy", 0), "lengths.* 0"),
+    (flags("string-copy", 12, vocabulary=3), "^`vocabulary` 3: string-copy needs 4"),
+    (flags("string-copy", 12, noise=1.0), "^`lengths` 12 with `noise` 1.0 leaves 0: string-copy"),
+    (flags("stack", 12, depth=0), "depth.* 0"),
+    (flags("stack", 1), "^`lengths` 1: stack needs 2"),
+    (flags("stack", 12, noise=-0.1), "noise.* 0"),
+    (flags("stack", 12, pairs=2), "pairs"),
+    (flags("keys-values", 2), "^`lengths` 2: keys-values needs 3"),
+    (flags("keys-values", 12, pairs=0), "pairs.* 0"),
+    (flags("keys-values", 60, pairs=6), "^`pairs` 6: allowed: 1 to 5, .* `vocabulary` 11"),
+    (flags("keys-values", 30, 10, pairs=5), "^`lengths` 10: keys-values with `pairs` 5 needs 11"),
+    (flags("keys-values", 12, pairs=4, noise=0.4), "^`lengths` 12 with `noise` 0.4 leaves 8: .* 9"),
+    (flags("keys-values", 12, vocabulary=4), "^`vocabulary` 4: keys-values needs 5"),
+    (flags("modular-arithmetic", 4), "^`lengths` 4: modular-arithmetic needs 5"),
+    (flags("modular-arithmetic", 12, vocabulary=9), "^`vocabulary` 9: .* allowed: primes"),
+    (flags("modular-arithmetic", 12, vocabulary=1), "vocabulary.* 2"),
+    (flags("modular-arithmetic", 12, noise=0.1), "^`noise` 0.1: modular-arithmetic allows 0"),
+    (flags("parity", 12, vocabulary=3), "^`vocabulary` 3: .* allowed: 2"),
+    (flags("parity", 12, vocabulary=2, noise=float("nan")), "noise"),
+    (flags("parity", 0, vocabulary=2), "lengths.* 0"),
+    (flags("recency", -5), "lengths.* 0"),
+    (flags("recency"), "lengths"),
+    (flags("parroting", 12), "task.*'retrieval', 'string-copy'"),
 ]
 
 
-@pytest.mark.parametrize(("settings", "message"), REFUSED, ids=[message for _, message in REFUSED])
-def test_impossible_settings_are_refused_in_one_line(settings, message):
-    for attempt in (lambda: symbols(settings), lambda: generate(settings, 0, "train", 10)):
-        with pytest.raises(UsageError, match=f"^{message}") as raised:
-            attempt()
+@pytest.mark.parametrize(("flags", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_impossible_settings_are_refused_in_one_line(flags, message):
+    for attempt in (symbols, lambda settings: generate(settings, 0, "train", 10)):
+        with pytest.raises(UsageError, match=message) as raised:
+            attempt(resolve(SynthesizeConfig, flags=flags))
         assert "\n" not in str(raised.value)
 
 

@@ -23,11 +23,10 @@ from conftest import (
     write_keys_values,
 )
 from smtkit import IGNORE
-from smtkit.config import Config, ExtractLabelsConfig, GenerateConfig
+from smtkit.config import Config, ExtractLabelsConfig, GenerateConfig, SynthesizeConfig
 from smtkit.corpus.shards import SplitWriter, TokenShards, rows_schema, without_padding
 from smtkit.corpus.splits import SPLITS
 from smtkit.corpus.task_rows import generate
-from smtkit.corpus.tasks import TASKS, TaskSettings
 from smtkit.corpus.windows import RowWindows, open_windows
 from smtkit.errors import UsageError
 from smtkit.methods.predictive_state import PredictiveState, TeacherSampler
@@ -56,7 +55,11 @@ def stored(artifact: Artifact, split: str) -> dict[str, list[Any]]:
     return arrow_columns(artifact.files(f"{split}-"))
 
 
-def generated(task: TaskSettings, seed: int, split: str) -> dict[str, list[Any]]:
+def task_settings(task: str, *lengths: int, **settings: Any) -> SynthesizeConfig:
+    return SynthesizeConfig(task=task, lengths=lengths, sequences=1, **settings)
+
+
+def generated(task: SynthesizeConfig, seed: int, split: str) -> dict[str, list[Any]]:
     """The columns as the task gives them, without padding."""
     columns: dict[str, list[Any]] = {"tokens": [], "targets": [], "distance": []}
     for rows in generate(task, seed, split, COUNTS[split]):
@@ -88,7 +91,7 @@ def test_every_flag_reaches_the_rows(
     artifact = write_task(
         command, tmp_path / "out", task, "--lengths", "12,20", "--seed", 5, *flags
     )
-    wanted = TaskSettings(task, (12, 20), **{"vocabulary": TASKS[task].vocabulary, **changes})
+    wanted = task_settings(task, 12, 20, **changes)
     for split in SPLITS:
         assert stored(artifact, split) == generated(wanted, 5, split)
 
@@ -124,7 +127,7 @@ def test_blocks_and_shards_change_no_row(
     monkeypatch.setattr("smtkit.stages.synthesize._BLOCK_TOKENS", 48)
     monkeypatch.setattr("smtkit.corpus.shards.SHARD_TOKENS", 100)
     artifact = write_task(command, tmp_path / "out", "recency", "--lengths", "8,12")
-    wanted = TaskSettings("recency", (8, 12), TASKS["recency"].vocabulary)
+    wanted = task_settings("recency", 8, 12)
     assert len(artifact.files("train-")) > 3
     for split in SPLITS:
         assert stored(artifact, split) == generated(wanted, 0, split)

@@ -18,8 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smtkit import IGNORE
+from smtkit.config import SynthesizeConfig
 from smtkit.corpus.seeded import IntArray, RowDraws
-from smtkit.corpus.tasks import TASKS, Content, Task, TaskSettings, recalled, require
+from smtkit.corpus.tasks import (
+    TASKS,
+    Content,
+    Task,
+    noise_of,
+    recalled,
+    require,
+    vocabulary_of,
+)
 
 
 @dataclass(frozen=True)
@@ -32,18 +41,18 @@ class TaskRows:
     length: IntArray  # (n,), in tokens
 
 
-def symbols(settings: TaskSettings) -> list[str]:
+def symbols(settings: SynthesizeConfig) -> list[str]:
     """(vocabulary,) a name for every token, for display. Raises UsageError for settings that the
     task does not allow."""
     task = _checked_task(settings)
-    share = (settings.vocabulary - len(task.marks)) // len(task.values)
+    share = (vocabulary_of(settings) - len(task.marks)) // len(task.values)
     *firsts, last = task.values
     names = [*task.marks, *(f"{prefix}{n}" for prefix in firsts for n in range(share))]
-    return names + [f"{last}{n}" for n in range(settings.vocabulary - len(names))]
+    return names + [f"{last}{n}" for n in range(vocabulary_of(settings) - len(names))]
 
 
 def generate(
-    settings: TaskSettings, seed: int, split: str, sequences: int, block: int = 4096
+    settings: SynthesizeConfig, seed: int, split: str, sequences: int, block: int = 4096
 ) -> Iterator[TaskRows]:
     """Rows 0 to `sequences` - 1 of a split, `block` at a time; the last block may be smaller.
 
@@ -56,19 +65,12 @@ def generate(
     return (_write_rows(task, settings, RowDraws((seed, split, settings.task), n)) for n in numbers)
 
 
-def _checked_task(settings: TaskSettings) -> Task:
-    name, vocabulary = settings.task, settings.vocabulary
-    require(name in TASKS, f"{name}: no such task, allowed: {', '.join(TASKS)}")
-    task = TASKS[name]
+def _checked_task(settings: SynthesizeConfig) -> Task:
+    name, vocabulary, task = settings.task, vocabulary_of(settings), TASKS[settings.task]
     smallest = len(task.marks) + 2 * len(task.values)
     require(vocabulary >= smallest, f"`vocabulary` {vocabulary}: {name} needs {smallest} or more")
-    most, allowed = (0, "0, it has none") if task.noise_is == "nothing" else (1, "0 to 1")
-    noise_fits = 0 <= settings.noise_share <= most
-    require(noise_fits, f"`noise` {settings.noise}: {name} allows {allowed}")
-    require(len(settings.lengths) > 0, "`lengths`: none given, allowed: one or more")
-    require(name == "string-copy" or not settings.reverse, f"`reverse`: {name} has no reverse")
-    no_pairs = f"`pairs` {settings.pairs}: {name} has no pairs"
-    require(name == "keys-values" or settings.pairs is None, no_pairs)
+    has_noise = task.noise_is != "nothing"
+    require(has_noise or not settings.noise, f"`noise` {settings.noise}: {name} allows 0 alone")
     task.check(settings)
     for length in settings.lengths:
         left = int(_without_noops(task, settings, np.array(length)))
@@ -80,13 +82,13 @@ def _checked_task(settings: TaskSettings) -> Task:
     return task
 
 
-def _without_noops(task: Task, settings: TaskSettings, length: IntArray) -> IntArray:
+def _without_noops(task: Task, settings: SynthesizeConfig, length: IntArray) -> IntArray:
     """Number of tokens in rows of `lengths` tokens that are not NOOPs."""
-    share = settings.noise_share if task.noise_is == "noops" else 0.0
+    share = noise_of(settings) if task.noise_is == "noops" else 0.0
     return length - 2 * (length * share / 2).astype(np.int64)
 
 
-def _write_rows(task: Task, settings: TaskSettings, draw: RowDraws) -> TaskRows:
+def _write_rows(task: Task, settings: SynthesizeConfig, draw: RowDraws) -> TaskRows:
     length = np.array(settings.lengths)[draw.integers("length", 1, len(settings.lengths))]
     left = _without_noops(task, settings, length)
     content = task.write(settings, left, draw)

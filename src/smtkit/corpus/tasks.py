@@ -10,26 +10,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from smtkit import IGNORE
+from smtkit.config import SynthesizeConfig
 from smtkit.corpus.seeded import IntArray, RowDraws
 from smtkit.errors import UsageError
-
-
-@dataclass(frozen=True)
-class TaskSettings:
-    """The task to generate, and its settings."""
-
-    task: str  # a name in TASKS
-    lengths: tuple[int, ...]  # in tokens; each row draws its length from these
-    vocabulary: int  # number of tokens
-    noise: float | None = None  # None: as in TASKS
-    reverse: bool = False  # string-copy: the copy runs from the end of the string
-    depth: int = 8  # stack: most values on it
-    pairs: int | None = None  # keys-values; None: as many as fill half of the row, or as keys
-
-    @property
-    def noise_share(self) -> float:
-        """The noise, or the task's own where it is unset."""
-        return TASKS[self.task].noise if self.noise is None else self.noise
 
 
 class Content(NamedTuple):
@@ -40,7 +23,7 @@ class Content(NamedTuple):
     written: IntArray  # (n, T), index of the token that holds the answer, or -1
 
 
-def retrieval(settings: TaskSettings, length: IntArray, draw: RowDraws) -> Content:
+def retrieval(settings: SynthesizeConfig, length: IntArray, draw: RowDraws) -> Content:
     """Needle in a haystack: in the first half of a row of fillers, a marker and then the needle.
 
     The last token is the query, and the needle, a random value, its answer. Distance: to the
@@ -49,14 +32,16 @@ def retrieval(settings: TaskSettings, length: IntArray, draw: RowDraws) -> Conte
     blank, mark, query, first_value = range(4)
     position, last = np.arange(max(settings.lengths)), length - 1
     marked = draw.integers("marker", 1, length // 2 - 1)
-    values = first_value + draw.integers("values", len(position), settings.vocabulary - first_value)
-    noisy = draw.uniform("noise", len(position)) < settings.noise_share
+    values = first_value + draw.integers(
+        "values", len(position), vocabulary_of(settings) - first_value
+    )
+    noisy = draw.uniform("noise", len(position)) < noise_of(settings)
     shown = [position == marked, position == last, noisy | (position == marked + 1)]
     tokens = np.select(shown, [mark, query, values], blank)
     return recalled(tokens, np.where(position == last, marked + 1, -1))
 
 
-def string_copy(settings: TaskSettings, length: IntArray, draw: RowDraws) -> Content:
+def string_copy(settings: SynthesizeConfig, length: IntArray, draw: RowDraws) -> Content:
     """A string of random symbols, a separator, then the string again or, `reverse`, backwards.
 
     Half of the tokens are the string. The answer to the separator is the first symbol of the copy,
@@ -65,7 +50,7 @@ def string_copy(settings: TaskSettings, length: IntArray, draw: RowDraws) -> Con
     """
     separator, first_symbol = 1, 2
     half, width = length // 2, max(settings.lengths)
-    string = first_symbol + draw.integers("string", width, settings.vocabulary - first_symbol)
+    string = first_symbol + draw.integers("string", width, vocabulary_of(settings) - first_symbol)
     output = np.arange(width) - half
     source = half - 1 - output if settings.reverse else output
     written = np.where((output >= 0) & (output < half), source, -1)
@@ -75,7 +60,7 @@ def string_copy(settings: TaskSettings, length: IntArray, draw: RowDraws) -> Con
     return Content(tokens, answers, written)
 
 
-def stack(settings: TaskSettings, length: IntArray, draw: RowDraws) -> Content:
+def stack(settings: SynthesizeConfig, length: IntArray, draw: RowDraws) -> Content:
     """Random pushes and pops; the answer to a pop is the token that pushed the popped value.
 
     The next token is a push where the stack is empty, a pop where it holds `depth` values, and
@@ -89,21 +74,21 @@ def stack(settings: TaskSettings, length: IntArray, draw: RowDraws) -> Content:
         push[:, position] = (height == 0) | (push[:, position] & (height < settings.depth))
         height += np.where(push[:, position], 1, -1)
     cell = np.cumsum(np.where(push, 1, -1), axis=1) - push  # height of the value put or taken
-    values = first_push + draw.integers("values", width, settings.vocabulary - first_push)
+    values = first_push + draw.integers("values", width, vocabulary_of(settings) - first_push)
     return recalled(np.where(push, values, pop), np.where(push, -1, _previous_equal(cell)))
 
 
-def keys_values(settings: TaskSettings, length: IntArray, draw: RowDraws) -> Content:
+def keys_values(settings: SynthesizeConfig, length: IntArray, draw: RowDraws) -> Content:
     """Associative recall: pairs of a key and a value, then keys alone, answered by their values.
 
     The pairs of a row have distinct keys; each query is one of them at random. Half of the
     vocabulary is keys, the rest values. Distance: to the value in its pair.
     """
-    keys, width = (settings.vocabulary - 1) // 2, max(settings.lengths)
+    keys, width = (vocabulary_of(settings) - 1) // 2, max(settings.lengths)
     most = settings.pairs or min(max(width // 4, 1), keys)
     pairs = np.full_like(length, most) if settings.pairs else np.clip(length // 4, 1, most)
     key = 1 + draw.distinct("keys", most, keys)
-    value = 1 + keys + draw.integers("values", most, settings.vocabulary - 1 - keys)
+    value = 1 + keys + draw.integers("values", most, vocabulary_of(settings) - 1 - keys)
     position = np.arange(width)
     shown = position < 2 * pairs
     pair = np.where(shown, position // 2, draw.integers("queries", width, pairs))
@@ -112,13 +97,13 @@ def keys_values(settings: TaskSettings, length: IntArray, draw: RowDraws) -> Con
     return recalled(tokens, np.where(shown, -1, 2 * pair + 1))
 
 
-def modular_arithmetic(settings: TaskSettings, length: IntArray, draw: RowDraws) -> Content:
+def modular_arithmetic(settings: SynthesizeConfig, length: IntArray, draw: RowDraws) -> Content:
     """x, y, x, y, ... with y = w x + b modulo a prime, the vocabulary; w > 0 and b differ by row.
 
     The first two x differ, so their pairs determine w and b; the answer to every later x is its y.
     Distance: -1. Noise: none.
     """
-    modulus, width = settings.vocabulary, max(settings.lengths)
+    modulus, width = vocabulary_of(settings), max(settings.lengths)
     w, b = 1 + draw.integers("w", 1, modulus - 1), draw.integers("b", 1, modulus)
     x = draw.integers("x", (width + 1) // 2, modulus)
     x[:, 1:2] = (x[:, :1] + 1 + draw.integers("second x", 1, modulus - 1)) % modulus
@@ -129,18 +114,18 @@ def modular_arithmetic(settings: TaskSettings, length: IntArray, draw: RowDraws)
     return Content(tokens, answers, np.full_like(tokens, -1))
 
 
-def parity(settings: TaskSettings, length: IntArray, draw: RowDraws) -> Content:
+def parity(settings: SynthesizeConfig, length: IntArray, draw: RowDraws) -> Content:
     """Random bits, each answered by the parity of all up to it. Distance: -1. Noise: none."""
     bits = draw.integers("bits", max(settings.lengths), 2)
     return Content(bits, np.cumsum(bits, axis=1) % 2, np.full_like(bits, -1))
 
 
-def recency(settings: TaskSettings, length: IntArray, draw: RowDraws) -> Content:
+def recency(settings: SynthesizeConfig, length: IntArray, draw: RowDraws) -> Content:
     """Induction: random symbols; the answer to one seen before is what followed it the last time.
 
     Distance: to what followed it; 0 where that is the symbol itself, as in the second of a pair.
     """
-    tokens = 1 + draw.integers("symbols", max(settings.lengths), settings.vocabulary - 1)
+    tokens = 1 + draw.integers("symbols", max(settings.lengths), vocabulary_of(settings) - 1)
     previous = _previous_equal(tokens)
     return recalled(tokens, np.where(previous < 0, -1, previous + 1))
 
@@ -168,14 +153,24 @@ class Task:
     The first tokens are `marks`; all others are values. Where noise is NOOPs, token 0 is the NOOP.
     """
 
-    write: Callable[[TaskSettings, IntArray, RowDraws], Content]
+    write: Callable[[SynthesizeConfig, IntArray, RowDraws], Content]
     marks: tuple[str, ...]
     values: tuple[str, ...]  # prefixes of the values' symbols, which share the tokens equally
     shortest: int  # row, in tokens without NOOPs
     vocabulary: int = 64  # where it is unset
     noise: float = 0.0  # where it is unset
     noise_is: Literal["noops", "fillers", "nothing"] = "noops"
-    check: Callable[[TaskSettings], None] = lambda settings: None  # raises UsageError
+    check: Callable[[SynthesizeConfig], None] = lambda settings: None  # raises UsageError
+
+
+def vocabulary_of(settings: SynthesizeConfig) -> int:
+    """The vocabulary size, or the task's default where it is unset."""
+    return settings.vocabulary or TASKS[settings.task].vocabulary
+
+
+def noise_of(settings: SynthesizeConfig) -> float:
+    """The noise, or the task's default where it is unset."""
+    return TASKS[settings.task].noise if settings.noise is None else settings.noise
 
 
 def require(condition: bool, message: str, hint: str | None = None) -> None:
@@ -184,34 +179,29 @@ def require(condition: bool, message: str, hint: str | None = None) -> None:
         raise UsageError(message, hint)
 
 
-def _check_copy(settings: TaskSettings) -> None:
+def _check_copy(settings: SynthesizeConfig) -> None:
     for length in settings.lengths:
         even = f"`lengths` {length}: half is string and half copy, allowed: even lengths"
         require(length % 2 == 0, even)
 
 
-def _check_stack(settings: TaskSettings) -> None:
-    require(settings.depth >= 1, f"`depth` {settings.depth}: allowed: 1 or more")
+def _check_pairs(settings: SynthesizeConfig) -> None:
+    keys = (vocabulary_of(settings) - 1) // 2
+    allowed = f"allowed: 1 to {keys}, the keys in `vocabulary` {vocabulary_of(settings)}"
+    require((settings.pairs or 1) <= keys, f"`pairs` {settings.pairs}: {allowed}")
 
 
-def _check_pairs(settings: TaskSettings) -> None:
-    keys = (settings.vocabulary - 1) // 2
-    allowed = f"allowed: 1 to {keys}, the keys in `vocabulary` {settings.vocabulary}"
-    fits = settings.pairs is None or 1 <= settings.pairs <= keys
-    require(fits, f"`pairs` {settings.pairs}: {allowed}")
-
-
-def _check_modulus(settings: TaskSettings) -> None:
-    size = settings.vocabulary
+def _check_modulus(settings: SynthesizeConfig) -> None:
+    size = vocabulary_of(settings)
     below = next(number for number in range(size, 1, -1) if _is_prime(number))
     above = next(number for number in range(size, 2 * size) if _is_prime(number))
     message = f"`vocabulary` {size}: the modulus of modular-arithmetic, allowed: primes"
     require(below == size, message, f"the nearest are {below} and {above}")
 
 
-def _check_parity(settings: TaskSettings) -> None:
-    message = f"`vocabulary` {settings.vocabulary}: parity is of bits, allowed: 2"
-    require(settings.vocabulary == 2, message)
+def _check_parity(settings: SynthesizeConfig) -> None:
+    message = f"`vocabulary` {vocabulary_of(settings)}: parity is of bits, allowed: 2"
+    require(vocabulary_of(settings) == 2, message)
 
 
 def _is_prime(number: int) -> bool:
@@ -221,7 +211,7 @@ def _is_prime(number: int) -> bool:
 TASKS = {
     "retrieval": Task(retrieval, (".", "#", "?"), ("a",), 4, noise=1.0, noise_is="fillers"),
     "string-copy": Task(string_copy, (".", "|"), ("a",), 2, check=_check_copy),
-    "stack": Task(stack, (".", "pop"), ("push ",), 2, check=_check_stack),
+    "stack": Task(stack, (".", "pop"), ("push ",), 2),
     "keys-values": Task(keys_values, (".",), ("k", "v"), 3, check=_check_pairs),
     "modular-arithmetic": Task(
         modular_arithmetic, (), ("",), 5, vocabulary=61, noise_is="nothing", check=_check_modulus

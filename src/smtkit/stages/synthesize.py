@@ -7,7 +7,6 @@ from smtkit.config import SynthesizeConfig
 from smtkit.corpus.shards import SplitWriter, rows_schema, without_padding
 from smtkit.corpus.splits import SPLITS
 from smtkit.corpus.task_rows import generate, symbols
-from smtkit.corpus.tasks import TASKS, TaskSettings
 from smtkit.corpus.tokenizers import SymbolTokenizer
 from smtkit.storage.manifest import Manifest
 from smtkit.storage.run import Run
@@ -25,16 +24,7 @@ def run(
     progress: Progress | None = None,
 ) -> Manifest:
     """Writes the rows of `config.task`; raises UsageError where the task does not allow them."""
-    settings = TaskSettings(
-        config.task,
-        tuple(config.lengths),
-        config.vocabulary or TASKS[config.task].vocabulary,
-        config.noise,
-        config.reverse,
-        config.depth,
-        config.pairs,
-    )
-    tokenizer = SymbolTokenizer(symbols(settings))
+    tokenizer = SymbolTokenizer(symbols(config))
     counts = (config.sequences, config.validation_sequences, config.test_sequences)
     with Run(
         out, "tokens", config, seed=config.seed, overwrite=overwrite, resume=resume
@@ -49,7 +39,7 @@ def run(
             for writer in writers:
                 stack.enter_context(writer)
             for writer, count in zip(writers, counts, strict=True):
-                for rows in generate(settings, config.seed, writer.split, count, block):
+                for rows in generate(config, config.seed, writer.split, count, block):
                     writer.append(
                         {
                             "tokens": without_padding(rows.tokens, rows.length),
