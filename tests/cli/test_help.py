@@ -40,7 +40,7 @@ def test_every_stage_has_a_command() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_every_command_explains_itself(command: Command, name: str, flag: str) -> None:
+def test_every_command_has_help(command: Command, name: str, flag: str) -> None:
     result = command(name, flag)
     assert result.code == 0
     assert result.stderr == ""
@@ -72,7 +72,7 @@ def test_the_version_is_that_of_the_package(command: Command) -> None:
         ("run(['tokenize', 'missing', '--out', 'out'])", ["torch"]),
     ],
 )
-def test_what_is_light_imports_nothing_heavy(
+def test_help_and_usage_errors_import_neither_torch_nor_pyarrow(
     tmp_path: Path, program: str, heavy: list[str]
 ) -> None:
     setup = (

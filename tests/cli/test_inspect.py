@@ -36,7 +36,7 @@ def test_inspect_shows_the_network_that_was_trained(
     assert (out / "manifest.json").read_bytes() == before
 
 
-def test_inspect_shows_what_it_is_and_what_it_was_made_from(
+def test_inspect_shows_kind_digest_and_parents(
     command: Command, tokens: Path, tmp_path: Path
 ) -> None:
     parent = Artifact.open(tokens)

@@ -34,7 +34,7 @@ def test_each_value_is_printed_with_its_origin(command: Command, tmp_path: Path)
     assert printed["# training.max_seconds"] == ("unset", "default")
     assert printed["# rollout.depth"] == (
         "16",
-        "default; is only used with rollout.kind segments; found rollout.kind jacobi",
+        "default; only used with rollout.kind segments; found rollout.kind jacobi",
     )
     assert not (tmp_path / "out").exists()
 

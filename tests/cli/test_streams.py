@@ -79,7 +79,7 @@ def test_inputs_can_come_from_the_file(command: Command, text: Path, tmp_path: P
     assert command("tokenize", "--out", tmp_path / "out", "--config", file).code == 0
 
 
-def test_a_reader_that_goes_away_is_no_error(tokens: Path) -> None:
+def test_a_closed_pipe_is_no_error(tokens: Path) -> None:
     """As with `smtkit inspect tokens | head -0`."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -95,7 +95,7 @@ def test_a_reader_that_goes_away_is_no_error(tokens: Path) -> None:
     assert process.returncode == 0
 
 
-def test_an_output_below_the_inputs_is_no_input(command: Command, tmp_path: Path) -> None:
+def test_an_output_inside_the_inputs_is_not_read(command: Command, tmp_path: Path) -> None:
     for number in range(20):
         (tmp_path / f"{number}.txt").write_text(f"text {number} " * 20)
     arguments = ("tokenize", tmp_path, "--out", tmp_path / "tokens", "--quiet")

@@ -125,7 +125,7 @@ def test_an_output_that_is_a_file_is_refused(command: Command, text: Path) -> No
     assert result.line().startswith(f"--out {text}: not a directory")
 
 
-def test_a_size_that_is_no_size_is_refused(command: Command, text: Path, tmp_path: Path) -> None:
+def test_a_malformed_size_is_refused(command: Command, text: Path, tmp_path: Path) -> None:
     result = command("tokenize", text, "--out", tmp_path / "out", "--size", "28")
     assert result.code == 2
     assert result.line() == "--size: pixel.size = '28': expected HxW, for example 28x28"

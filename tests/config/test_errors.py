@@ -44,7 +44,7 @@ def test_an_unknown_key_like_no_other_lists_what_there_is() -> None:
     assert "data.window" in line
 
 
-def test_an_unknown_section_is_named_with_its_source() -> None:
+def test_an_unknown_section_is_named_with_its_origin() -> None:
     line = message(TrainEncoderConfig, overrides=["zzz.window=1", "training.max_steps=1"])
     assert line.startswith("`overrides` zzz.window=1: unknown key zzz")
 
@@ -88,7 +88,7 @@ def test_every_section_refuses_unknown_keys(schema: type[Config]) -> None:
         ("objective.dynamics_weight", "nan"),
     ],
 )
-def test_a_wrong_value_is_named_with_key_and_source(key: str, value: str) -> None:
+def test_a_wrong_value_is_named_with_key_and_origin(key: str, value: str) -> None:
     override = f"{key}={value}"
     line = message(TrainEncoderConfig, overrides=["training.max_steps=1", override])
     assert line.startswith(f"`overrides` {override}: {key}")
@@ -106,7 +106,7 @@ def test_a_wrong_value_of_a_file_names_the_file(tmp_path: Path) -> None:
     assert message(TrainEncoderConfig, path).startswith(f"{path}: training.max_steps = 'many'")
 
 
-def test_a_wrong_flag_is_named_as_the_user_wrote_it() -> None:
+def test_a_wrong_flag_is_named_by_its_key() -> None:
     line = message(TrainEncoderConfig, flags={"training.max_steps": -3})
     assert line.startswith("`training.max_steps`: training.max_steps = -3")
 
@@ -119,7 +119,7 @@ def test_a_wrong_flag_is_named_as_the_user_wrote_it() -> None:
         ("objective.future_length=-1", ["greater than or equal to 0", ", or 'rest'"]),
     ],
 )
-def test_of_several_types_all_are_told_as_allowed(override: str, allowed: list[str]) -> None:
+def test_for_a_union_all_types_are_named_as_allowed(override: str, allowed: list[str]) -> None:
     line = message(TrainEncoderConfig, overrides=["training.max_steps=1", override])
     key = override.partition("=")[0]
     assert line.startswith(f"`overrides` {override}: {key} = ")
@@ -127,20 +127,20 @@ def test_of_several_types_all_are_told_as_allowed(override: str, allowed: list[s
         assert words in line
 
 
-def test_what_concerns_several_keys_comes_with_the_source_of_the_one_it_names() -> None:
+def test_an_error_about_several_keys_names_the_origin_of_one() -> None:
     overrides = ["training.max_steps=1", "objective.uniformity_group=7"]
     line = message(TrainEncoderConfig, overrides=overrides)
     override = "`overrides` objective.uniformity_group=7: "
     assert line.startswith(override + "objective.uniformity_group (7)")
 
 
-def test_the_source_named_is_the_one_that_won(tmp_path: Path) -> None:
+def test_the_origin_named_is_that_of_the_value_used(tmp_path: Path) -> None:
     path = toml(tmp_path, "[training]\nmax_steps = 0\n")
     line = message(TrainEncoderConfig, path, ["training.max_steps=-1"])
     assert line.startswith("`overrides` training.max_steps=-1: ")
 
 
-def test_a_key_that_begins_like_another_is_not_blamed_for_it(tmp_path: Path) -> None:
+def test_an_error_does_not_name_a_key_with_the_same_prefix(tmp_path: Path) -> None:
     class Schema(Config):
         window: int
         windows: int = Field(gt=0)
@@ -213,7 +213,7 @@ def test_heads_only_matter_to_cells_that_attend() -> None:
     assert resolve(TrainEncoderConfig, overrides=overrides).cell.width == 10
 
 
-def test_something_must_be_left_for_training() -> None:
+def test_the_train_split_must_not_be_empty() -> None:
     flags = {"inputs": ["a"], "validation_fraction": 0.5, "test_fraction": 0.5}
     assert "validation_fraction + test_fraction must be below 1" in message(
         TokenizeConfig, flags=flags

@@ -33,7 +33,7 @@ from smtkit.config import (
         (None, ["training.max_steps=3", "training.max_steps=5"], {}, 5),
     ],
 )
-def test_the_nearer_source_wins(
+def test_flags_win_over_overrides_and_overrides_over_the_file(
     tmp_path: Path,
     file: str | None,
     overrides: list[str],
@@ -101,7 +101,7 @@ def test_numbers_of_an_override_arrive_exactly(rate: float, steps: int, seed: in
 
 
 @pytest.mark.parametrize("schema", REQUIRED, ids=lambda schema: schema.__name__)
-def test_what_was_resolved_can_be_read_again(schema: type[Config]) -> None:
+def test_a_resolved_configuration_can_be_loaded_from_json(schema: type[Config]) -> None:
     """As from a manifest, which holds every setting, those without effect too."""
     for situation in SITUATIONS.get(schema, [{}]):
         config = resolve(schema, flags={**REQUIRED[schema], **situation})

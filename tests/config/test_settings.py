@@ -67,10 +67,10 @@ def test_settings_carry_key_flag_choices_description_and_requirements() -> None:
 
 def test_the_reason_names_the_first_requirement_that_does_not_hold() -> None:
     config = Outer(method="b", inner=Inner(kind="deep"))
-    reason = "is only used with method a or unset; found method b"
+    reason = "only used with method a or unset; found method b"
     assert without_effect(config) == {"inner.kind": reason, "inner.depth": reason}
     assert without_effect(Outer()) == {
-        "inner.depth": "is only used with inner.kind deep; found inner.kind flat"
+        "inner.depth": "only used with inner.kind deep; found inner.kind flat"
     }
 
 

@@ -123,4 +123,4 @@ class RolloutConfig(Config):
     sweeps: Annotated[Positive, Flag(metavar="K")] = 4
     """Number of sweeps; after K of them, a memory is K steps away from a label."""
     loss_every: Positive = 1
-    """Every so many steps of a chain have a loss. Raise it for faster updates."""
+    """Steps between two losses along a rollout. Raise it for faster updates."""

@@ -58,18 +58,18 @@ class Setting:
 @cache
 def settings_of(schema: type[Config]) -> tuple[Setting, ...]:
     """All settings of a schema and its sections, in the order of their definition."""
-    return tuple(_walk(schema, "", schema.main, []))
+    return tuple(_walk(schema, "", schema.main, ()))
 
 
 def _walk(
     schema: type[Config],
     prefix: str,
     main: tuple[str, ...],
-    requirements: list[tuple[str, str, tuple[Any, ...]]],
+    requirements: tuple[tuple[str, str, tuple[Any, ...]], ...],
 ) -> Iterator[Setting]:
     """`requirements`: (setting or section, other key, allowed values) of the sections above."""
     for key, others in schema.requires.items():
-        requirements += [(prefix + key, prefix + other, others[other]) for other in others]
+        requirements += tuple((prefix + key, prefix + of, others[of]) for of in others)
     for name, field in schema.model_fields.items():
         key = prefix + name
         if is_section(field.annotation):
@@ -96,7 +96,7 @@ def without_effect(config: Config) -> dict[str, str]:
             found = attrgetter(other)(config)
             if found not in allowed:
                 wanted = " or ".join(map(as_text, allowed))
-                reason = f"is only used with {other} {wanted}; found {other} {as_text(found)}"
+                reason = f"only used with {other} {wanted}; found {other} {as_text(found)}"
                 reasons.setdefault(setting.key, reason)
     return reasons
 
@@ -106,7 +106,7 @@ def unused(config: Config, keys: Iterable[str]) -> Iterator[tuple[str, str]]:
     reasons = without_effect(config)
     for key in keys:
         if key in reasons:
-            yield key, f"{key} = {attrgetter(key)(config)!r} {reasons[key]}"
+            yield key, f"{key} = {attrgetter(key)(config)!r} is {reasons[key]}"
 
 
 def as_text(value: Any) -> str:

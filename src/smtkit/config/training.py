@@ -57,7 +57,7 @@ class TrainingConfig(Config):
     max_steps: Annotated[Positive | None, Flag()] = None
     """Number of updates after which training ends; unset: no limit."""
     max_seconds: Annotated[Annotated[float, Field(gt=0)] | None, Flag()] = None
-    """Seconds of training after which it ends, without validations; unset: no limit."""
+    """Seconds of training, without validations, after which training ends; unset: no limit."""
     clock: Literal["wall", "cpu"] = "wall"
     """Seconds of wall time, or of CPU time of all threads of this process. CPU time does not depend
     on what else the machine runs."""
