@@ -36,8 +36,7 @@ def _prose(command: Command) -> str:
 
 def _tables(schema: type[Config]) -> Iterator[str]:
     settings = settings_of(schema)
-    main = sorted((s for s in settings if s.main), key=lambda s: schema.main.index(s.key))
-    yield _table("Settings that matter most", main)
+    yield _table("Settings that matter most", [setting for setting in settings if setting.main])
     rest = [setting for setting in settings if not setting.main]
     plain = [setting for setting in rest if "." not in setting.key]
     if plain:

@@ -92,11 +92,7 @@ class SectionedCommand(TyperCommand):
 
 
 def _flagged(schema: type[Config] | None) -> list[tuple[Setting, Flag]]:
-    """Settings with a flag, those that matter most first."""
-    if schema is None:
-        return []
-    main = {key: rank for rank, key in enumerate(schema.main)}
-    settings = sorted(settings_of(schema), key=lambda setting: main.get(setting.key, len(main)))
+    settings = settings_of(schema) if schema else ()
     return [(setting, setting.flag) for setting in settings if setting.flag]
 
 

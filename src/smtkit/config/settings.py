@@ -57,8 +57,10 @@ class Setting:
 
 @cache
 def settings_of(schema: type[Config]) -> tuple[Setting, ...]:
-    """All settings of a schema and its sections, in the order of their definition."""
-    return tuple(_walk(schema, "", schema.main, ()))
+    """All settings of a schema and its sections: first those that matter most, in the order of
+    `main`, then the others as they are defined."""
+    settings = {setting.key: setting for setting in _walk(schema, "", schema.main, ())}
+    return *(settings.pop(key) for key in schema.main), *settings.values()
 
 
 def _walk(
