@@ -70,7 +70,7 @@ def _row(setting: Setting) -> str:
     )
     description = setting.description + (f" Only with {needed}." if needed else "")
     cells = (f"`{setting.key}`", types, _default(setting), flag, description)
-    return "| " + " | ".join(cells) + " |\n"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
 def _default(setting: Setting) -> str:

@@ -21,6 +21,8 @@ def test_configuration_page_is_what_the_schemas_say() -> None:
     page = runpy.run_path(str(ROOT / "docs/configuration.py"))["page"]()
     assert (ROOT / "docs/configuration.md").read_text(encoding="utf-8") == page
     assert "Undefined" not in page
+    columns = {len(re.findall(r"(?<!\\)\|", row)) for row in page.splitlines() if row[:1] == "|"}
+    assert columns == {6}
     assert "| `objective.dynamics_start` | integer, `auto` | `100` |" in page
     assert "| `include` | array | `[]` |" in page
 

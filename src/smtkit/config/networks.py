@@ -20,7 +20,7 @@ class _AttentionConfig(Config):
     width: Positive = 128
     """Width of the residual stream. Raise it for a stronger network."""
     layers: Positive = 1
-    """Number of Transformer blocks. Raise it for a stronger network."""
+    """Number of blocks. Raise it for a stronger network."""
     heads: Positive = 4
     """Number of attention heads; 2 * heads must divide the width."""
 
@@ -48,7 +48,7 @@ class EncoderConfig(_AttentionConfig, MemoryConfig):
     """Tokens from which the `bidirectional` encoder computes a memory, the last ones before it;
     unset: all of the window."""
     layers: Positive = 2
-    """Number of Transformer blocks. Raise it for a stronger teacher."""
+    """Number of blocks. Raise it for a stronger teacher."""
     convolution: NonNegative = 4
     """Kernel size of the causal depthwise convolution in each block; 0: no convolution."""
 
