@@ -5,11 +5,9 @@ import runpy
 from pathlib import Path
 
 import pytest
-import torch
 from typer.main import get_command
 
 from smtkit.cli.app import app
-from smtkit.networks import cells
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -56,23 +54,3 @@ def test_links_in_the_docs_lead_to_files_and_headings(page: Path) -> None:
 def _anchor(title: str) -> str:
     """The anchor that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
-
-
-def test_the_cell_of_the_how_to_is_a_cell() -> None:
-    """As written there, within 30 lines: added to cells.py it steps, rolls out and learns."""
-    (source,) = re.findall(
-        r"```python\n(class .*?)```",
-        (ROOT / "docs/how-to.md").read_text(encoding="utf-8"),
-        flags=re.DOTALL,
-    )
-    assert len(source.splitlines()) <= 30
-    names = dict(vars(cells))
-    exec(source, names)
-    cell = names["MinimalGatedCell"](7, 2, 4, 8)
-    memory, tokens = torch.randn(3, 2, 4), torch.randint(7, (3, 5))
-    rolled = cell.rollout(memory, tokens)
-    for token in tokens.unbind(1):
-        memory = cells.normalize_slots(cell.update(memory, token))
-    torch.testing.assert_close(rolled[:, -1], memory)
-    rolled.sum().backward()
-    assert all(parameter.grad is not None for parameter in cell.parameters())
