@@ -71,8 +71,8 @@ def test_int8_is_exact_on_its_grid(steps, exponent, factor):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_batches_carry_the_numbers_as_they_are_stored(tmp_path, dtype):
     labels = made(tmp_path / "train-00000.arrow", normal(8, 7, 2, 3), dtype)
-    for source in _sources(labels):
-        batch = source.batch(0)
+    for sampler in _samplers(labels):
+        batch = sampler.batch(0)
         columns = batch.memory.columns
         assert columns["memory"].dtype == getattr(torch, dtype)
         assert batch.after.dtype == torch.float32
@@ -142,7 +142,7 @@ def test_extraction_leaves_nothing_half_written_of_an_encoder_that_overflows(
     assert not (tmp_path / "out").exists()
 
 
-def _sources(labels: LabelShards) -> list:
+def _samplers(labels: LabelShards) -> list:
     objective = TransitionObjectiveConfig(kl_weight=1.0, kl_positions=2, noise=1.0)
     settings = {"batch_size": 4, "seed": 3}
     return [

@@ -22,7 +22,7 @@ READERS = [0, 1, 2, 3, 8]
 LENGTHS = [6, 6, 1, 5, 3, 2, 6, 4, 6, 6, 5]
 
 
-def _sources(labels: LabelShards) -> list:
+def _samplers(labels: LabelShards) -> list:
     objective = TransitionObjectiveConfig(kl_weight=1.0, kl_positions=2, noise=1.0)
     settings = {"batch_size": 4, "seed": 3}
     return [
@@ -50,11 +50,11 @@ def _no_threads() -> bool:
 @pytest.mark.parametrize("kind", [0, 1, 2], ids=["pairs", "whole windows", "rollout"])
 def test_batches_are_the_same_for_any_number_of_readers(tmp_path, kind, readers):
     labels = numbered_labels(tmp_path / "train-00000.arrow", LENGTHS)
-    alone = _sources(labels)[kind]
-    with Prefetch(_sources(labels)[kind], readers) as source:
+    alone = _samplers(labels)[kind]
+    with Prefetch(_samplers(labels)[kind], readers) as sampler:
         for step in range(40):
             # So a buffer that is written too early would show.
-            _assert_equal(source.batch(step), _content(alone.batch(step)))
+            _assert_equal(sampler.batch(step), _content(alone.batch(step)))
 
 
 @pytest.mark.parametrize("readers", [1, 3])
@@ -62,10 +62,10 @@ def test_batches_are_the_same_for_any_number_of_readers(tmp_path, kind, readers)
 def test_parts_of_any_number_make_the_same_batches(tmp_path, parts, readers):
     labels = numbered_labels(tmp_path / "train-00000.arrow", [6] * 11)
     for kind in range(3):
-        alone = _sources(labels)[kind]
-        with Prefetch(_sources(labels)[kind], readers) as source:
+        alone = _samplers(labels)[kind]
+        with Prefetch(_samplers(labels)[kind], readers) as sampler:
             for step in range(10):
-                slices = [source.batch(step, part, parts) for part in range(parts)]
+                slices = [sampler.batch(step, part, parts) for part in range(parts)]
                 for name in ("before", "start", "after", "target", "initial_target"):
                     whole = getattr(alone.batch(step), name, None)
                     if whole is not None:
@@ -74,10 +74,10 @@ def test_parts_of_any_number_make_the_same_batches(tmp_path, parts, readers):
 
 def test_steps_may_be_read_in_any_order(tmp_path):
     labels = numbered_labels(tmp_path / "train-00000.arrow", LENGTHS)
-    (alone, *_), (read_ahead, *_) = _sources(labels), _sources(labels)
-    with Prefetch(read_ahead, 2) as source:
+    (alone, *_), (read_ahead, *_) = _samplers(labels), _samplers(labels)
+    with Prefetch(read_ahead, 2) as sampler:
         for step in (7, 8, 3, 3, 9, 10, 100, 0, 2):
-            _assert_equal(source.batch(step), _content(alone.batch(step)))
+            _assert_equal(sampler.batch(step), _content(alone.batch(step)))
 
 
 @pytest.mark.parametrize("readers", [0, 1, 2, 3, 8])
@@ -108,9 +108,9 @@ class _Slow:
 @pytest.mark.parametrize("readers", [1, 2, 3])
 def test_no_more_steps_are_read_ahead_than_there_are_readers(readers):
     slow = _Slow()
-    with Prefetch(slow, readers) as source:
+    with Prefetch(slow, readers) as sampler:
         for step in range(6):
-            assert source.batch(step) == step
+            assert sampler.batch(step) == step
             time.sleep(0.02)
             assert max(slow.steps) <= step + readers
     assert sorted(slow.steps) == list(range(6 + readers))
@@ -118,18 +118,18 @@ def test_no_more_steps_are_read_ahead_than_there_are_readers(readers):
 
 
 def test_what_a_reader_raises_is_raised_at_its_step():
-    with Prefetch(_Slow(fails_at=4), 3) as source:
+    with Prefetch(_Slow(fails_at=4), 3) as sampler:
         for step in range(4):
-            assert source.batch(step) == step
+            assert sampler.batch(step) == step
         with pytest.raises(ArtifactError, match="step 4 is damaged"):
-            source.batch(4)
+            sampler.batch(4)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_readers_end_with_whatever_ends_the_training(error):
     def interrupted() -> None:
-        with Prefetch(_Slow(), 3) as source:
-            source.batch(0)
+        with Prefetch(_Slow(), 3) as sampler:
+            sampler.batch(0)
             raise error
 
     with pytest.raises(error):

@@ -19,7 +19,7 @@ def mixed(tmp_path) -> LabelShards:
     return numbered_labels(tmp_path / "train-00000.arrow", MIXED)
 
 
-def _source(
+def _sampler(
     labels: LabelShards,
     batch_size: int = 8,
     seed: int = 0,
@@ -47,9 +47,9 @@ def _all_tokens(lengths: list[int]) -> Counter[int]:
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 6, 7, 16])
 @pytest.mark.parametrize("kind", ["segments", "sequential", "jacobi"])
 def test_every_position_of_every_window_has_a_loss_once(mixed, kind, depth):
-    source = _source(mixed, kind=kind, depth=depth)
+    sampler = _sampler(mixed, kind=kind, depth=depth)
     for step in range(12):
-        assert Counter(_loss_tokens(source.batch(step))) == _all_tokens(MIXED)
+        assert Counter(_loss_tokens(sampler.batch(step))) == _all_tokens(MIXED)
 
 
 def test_every_position_has_a_loss_once_at_any_length_and_depth(tmp_path):
@@ -58,16 +58,16 @@ def test_every_position_has_a_loss_once_at_any_length_and_depth(tmp_path):
         path = tmp_path / f"{window}.arrow"
         labels = numbered_labels(path, lengths, window)
         for depth in (1, 3, 4, window, window + 1):
-            source = _source(labels, depth=depth)
+            sampler = _sampler(labels, depth=depth)
             for step in range(6):
-                assert Counter(_loss_tokens(source.batch(step))) == _all_tokens(lengths)
+                assert Counter(_loss_tokens(sampler.batch(step))) == _all_tokens(lengths)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 6, 9])
 def test_chains_start_from_labels_and_follow_their_window(mixed, depth):
-    source = _source(mixed, depth=depth)
+    sampler = _sampler(mixed, depth=depth)
     for step in range(12):
-        batch = source.batch(step)
+        batch = sampler.batch(step)
         targets = dict(zip(batch.loss_steps.tolist(), batch.target.tolist(), strict=True))
         after = dict(zip(batch.loss_steps.tolist(), batch.after, strict=True))
         steps = batch.tokens.shape[1]
@@ -86,9 +86,9 @@ def test_chains_start_from_labels_and_follow_their_window(mixed, depth):
 
 @pytest.mark.parametrize("kind", ["segments", "sequential", "jacobi"])
 def test_chains_restart_exactly_where_a_window_begins(mixed, kind):
-    source = _source(mixed, kind=kind, depth=4)
+    sampler = _sampler(mixed, kind=kind, depth=4)
     for step in range(12):
-        batch = source.batch(step)
+        batch = sampler.batch(step)
         assert torch.equal(batch.restarts, batch.tokens % 100 == 0)
 
 
@@ -97,7 +97,7 @@ def test_chains_cross_from_the_end_of_a_window_to_its_beginning(tmp_path):
     crossing = [
         (chain, batch.restarts)
         for step in range(20)
-        for batch in [_source(labels, batch_size=1, depth=4).batch(step)]
+        for batch in [_sampler(labels, batch_size=1, depth=4).batch(step)]
         for chain in batch.tokens.tolist()
     ]
     seen = {tuple(chain) for chain, _ in crossing}
@@ -113,9 +113,9 @@ def test_chains_cross_from_the_end_of_a_window_to_its_beginning(tmp_path):
 @pytest.mark.parametrize("depth", [2, 4, 6])
 def test_phases_are_uniform(tmp_path, depth):
     labels = numbered_labels(tmp_path / "train-00000.arrow", [6])
-    source = _source(labels, batch_size=4, depth=depth)
+    sampler = _sampler(labels, batch_size=4, depth=depth)
     chains = -(-6 // depth)
-    starts = torch.cat([source.batch(step).start[:, 0, 0] for step in range(300)])
+    starts = torch.cat([sampler.batch(step).start[:, 0, 0] for step in range(300)])
     phases = Counter(starts[::chains].int().tolist())
 
     assert set(phases) == set(range(6))
@@ -123,8 +123,8 @@ def test_phases_are_uniform(tmp_path, depth):
 
 
 def test_the_depth_grows_from_one(mixed):
-    source = _source(mixed, depth=6, depth_ramp=10)
-    depths = [source.depth(step) for step in range(14)]
+    sampler = _sampler(mixed, depth=6, depth_ramp=10)
+    depths = [sampler.depth(step) for step in range(14)]
 
     assert depths[0] == 1
     assert depths == sorted(depths)
@@ -132,22 +132,22 @@ def test_the_depth_grows_from_one(mixed):
     assert depths[8] < 6
     for step, depth in enumerate(depths):
         assert depth == round(6 ** min(1, (step + 1) / 10))
-        assert source.batch(step).tokens.shape[1] == depth
-        assert Counter(_loss_tokens(source.batch(step))) == _all_tokens(MIXED)
+        assert sampler.batch(step).tokens.shape[1] == depth
+        assert Counter(_loss_tokens(sampler.batch(step))) == _all_tokens(MIXED)
 
 
 def test_without_a_ramp_the_depth_is_that_of_the_config(mixed):
-    assert [_source(mixed, depth=5).depth(step) for step in (0, 1, 99)] == [5, 5, 5]
+    assert [_sampler(mixed, depth=5).depth(step) for step in (0, 1, 99)] == [5, 5, 5]
 
 
 def test_the_validations_depth_does_not_depend_on_the_step(mixed):
-    assert _source(mixed, depth=5, depth_ramp=0).batch(0).tokens.shape[1] == 5
+    assert _sampler(mixed, depth=5, depth_ramp=0).batch(0).tokens.shape[1] == 5
 
 
 @pytest.mark.parametrize(("every", "expected"), [(1, 6), (2, 3), (3, 2), (4, 1), (6, 1), (50, 1)])
 def test_every_nth_step_of_a_rollout_has_a_loss(tmp_path, every, expected):
     labels = numbered_labels(tmp_path / "train-00000.arrow", [6])
-    batch = _source(labels, batch_size=1, kind="sequential", loss_every=every).batch(0)
+    batch = _sampler(labels, batch_size=1, kind="sequential", loss_every=every).batch(0)
     last = min(every, 6) - 1
 
     assert batch.tokens.tolist() == [[0, 1, 2, 3, 4, 5]]
@@ -156,9 +156,9 @@ def test_every_nth_step_of_a_rollout_has_a_loss(tmp_path, every, expected):
 
 
 def test_every_nth_step_of_a_segment_has_a_loss(mixed):
-    source = _source(mixed, depth=4, loss_every=2)
+    sampler = _sampler(mixed, depth=4, loss_every=2)
     for step in range(12):
-        batch = source.batch(step)
+        batch = sampler.batch(step)
         steps = batch.tokens.shape[1]
         tokens = _loss_tokens(batch)
         assert len(tokens) == len(set(tokens))
@@ -170,8 +170,8 @@ def test_every_nth_step_of_a_segment_has_a_loss(mixed):
 
 
 def test_a_sequential_rollout_is_one_chain_from_the_empty_memory(mixed):
-    source = _source(mixed, kind="sequential")
-    batch = source.batch(3)
+    sampler = _sampler(mixed, kind="sequential")
+    batch = sampler.batch(3)
 
     assert batch.tokens.shape == (8, 6)
     for chain in range(8):
@@ -188,7 +188,7 @@ def test_a_sequential_rollout_is_one_chain_from_the_empty_memory(mixed):
 
 
 def test_the_first_targets_are_those_of_the_empty_memory(mixed):
-    batch = _source(mixed, kind="sequential").batch(0)
+    batch = _sampler(mixed, kind="sequential").batch(0)
 
     assert batch.initial_target.tolist() == (batch.start[:, 0, 0].int() + 50).tolist()
 
@@ -204,9 +204,9 @@ def _compared_tokens(batch: RolloutBatch) -> list[int]:
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize("kind", ["segments", "sequential", "jacobi"])
 def test_compared_futures_follow_the_memory_and_end_with_the_window(mixed, kind, every):
-    source = _source(mixed, objective=OBJECTIVE, kind=kind, depth=4, loss_every=every)
+    sampler = _sampler(mixed, objective=OBJECTIVE, kind=kind, depth=4, loss_every=every)
     for step in range(6):
-        batch = source.batch(step)
+        batch = sampler.batch(step)
         assert len(batch.compared) == 8 * 3
         assert batch.future.shape == (24, 4)
         for n, token in enumerate(_compared_tokens(batch)):
@@ -219,7 +219,7 @@ def test_compared_futures_follow_the_memory_and_end_with_the_window(mixed, kind,
 
 def test_futures_are_no_wider_than_a_window(mixed):
     wide, narrow = (
-        _source(mixed, objective={**OBJECTIVE, "kl_future": future}).batch(0)
+        _sampler(mixed, objective={**OBJECTIVE, "kl_future": future}).batch(0)
         for future in (10**9, 6)
     )
 
@@ -229,7 +229,7 @@ def test_futures_are_no_wider_than_a_window(mixed):
 
 
 def test_without_a_weight_no_futures_are_compared(mixed):
-    batch = _source(mixed).batch(0)
+    batch = _sampler(mixed).batch(0)
 
     assert len(batch.compared) == len(batch.future) == len(batch.future_length) == 0
     assert batch.noise.numel() == 0
@@ -238,7 +238,7 @@ def test_without_a_weight_no_futures_are_compared(mixed):
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_only_the_next_target_is_compared_without_future_tokens(mixed, weight):
     objective = {"kl_weight": weight, "kl_future": 0}
-    batch = _source(mixed, objective=objective).batch(0)
+    batch = _sampler(mixed, objective=objective).batch(0)
     count = 64 if weight else 0
 
     assert batch.future.shape == (count, 0)
@@ -247,7 +247,7 @@ def test_only_the_next_target_is_compared_without_future_tokens(mixed, weight):
 
 @pytest.mark.parametrize("kind", ["segments", "jacobi"])
 def test_noise_is_drawn_for_every_memory_it_is_added_to(mixed, kind):
-    batch = _source(mixed, objective=OBJECTIVE, kind=kind, depth=4).batch(0)
+    batch = _sampler(mixed, objective=OBJECTIVE, kind=kind, depth=4).batch(0)
     count = batch.tokens.numel() if kind == "jacobi" else len(batch.start)
 
     assert batch.noise.shape == (count, 2, 3)
@@ -268,9 +268,9 @@ def _chains(batch: RolloutBatch) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("parts", [2, 4, 8])
 @pytest.mark.parametrize("kind", ["segments", "sequential", "jacobi"])
 def test_slices_of_a_batch_make_the_whole(mixed, kind, parts):
-    source = _source(mixed, objective=OBJECTIVE, kind=kind, depth=4)
-    whole = source.batch(5)
-    slices = [source.batch(5, part, parts) for part in range(parts)]
+    sampler = _sampler(mixed, objective=OBJECTIVE, kind=kind, depth=4)
+    whole = sampler.batch(5)
+    slices = [sampler.batch(5, part, parts) for part in range(parts)]
 
     assert [chain for piece in slices for chain in _chains(piece)] == _chains(whole)
     assert [token for piece in slices for token in _compared_tokens(piece)] == _compared_tokens(
@@ -284,10 +284,10 @@ def test_slices_of_a_batch_make_the_whole(mixed, kind, parts):
 
 
 def test_a_batch_is_a_function_of_seed_and_step(mixed):
-    source = _source(mixed, objective=OBJECTIVE, depth=4)
-    source.batch(0)
-    once, again = source.batch(7), _source(mixed, objective=OBJECTIVE, depth=4).batch(7)
-    other, later = _source(mixed, seed=1, objective=OBJECTIVE, depth=4).batch(7), source.batch(8)
+    sampler = _sampler(mixed, objective=OBJECTIVE, depth=4)
+    sampler.batch(0)
+    once, again = sampler.batch(7), _sampler(mixed, objective=OBJECTIVE, depth=4).batch(7)
+    other, later = _sampler(mixed, seed=1, objective=OBJECTIVE, depth=4).batch(7), sampler.batch(8)
 
     for name in tensor_fields(once):
         assert torch.equal(getattr(once, name), getattr(again, name)), name

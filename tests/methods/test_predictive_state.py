@@ -129,10 +129,10 @@ def test_the_papers_recipes_encode_one_memory_and_its_successor_per_window(tmp_p
     method = PredictiveState(teacher, objective)
     stream = write_stream(tmp_path, [[[1 + (7 * i) % 250 for i in range(900)]]])
     windows = TextWindows(stream, WINDOW, found["future_length"])
-    source = TeacherSampler(windows, objective, batch_size=8, seed=0, parallel=False)
+    sampler = TeacherSampler(windows, objective, batch_size=8, seed=0, parallel=False)
     calls = _Calls(method.network.encoder.trunk)
     for step in range(20):
-        losses = method.losses(source.batch(step))
+        losses = method.losses(sampler.batch(step))
         passes = sum(len(inputs[0]) for inputs in calls.inputs)
         assert losses["decoding"].isfinite()
         assert passes == 2 * 8 * (step + 1)

@@ -166,7 +166,7 @@ def test_gradient_accumulation_of_smt_equals_the_full_batch(pipeline, tmp_path, 
     _assert_near(_weights(tmp_path / "1"), _weights(tmp_path / str(parts)))
 
 
-def _source(labels: LabelShards, **settings: int) -> TransitionSampler:
+def _sampler(labels: LabelShards, **settings: int) -> TransitionSampler:
     return TransitionSampler(labels, TransitionObjectiveConfig(), seed=0, **settings)
 
 
@@ -174,10 +174,10 @@ def _source(labels: LabelShards, **settings: int) -> TransitionSampler:
 def test_transitions_are_looked_up_in_the_rows(tmp_path, positions):
     lengths = [6, 6, 1, 6, 3, 6]
     labels = numbered_labels(tmp_path / "train-00000.arrow", lengths)
-    source = _source(labels, batch_size=3, positions=positions)
+    sampler = _sampler(labels, batch_size=3, positions=positions)
     seen = set()
     for step in range(40):
-        batch = source.batch(step)
+        batch = sampler.batch(step)
         assert len(batch.token) == 3 * positions
         assert len(batch.initial_target) == 3
         for n in range(3 * positions):
@@ -196,9 +196,9 @@ def test_transitions_are_looked_up_in_the_rows(tmp_path, positions):
 
 def test_slices_of_a_batch_of_transitions_make_the_whole(tmp_path):
     labels = numbered_labels(tmp_path / "train-00000.arrow", [6] * 8)
-    source = _source(labels, batch_size=6, positions=4)
-    whole = source.batch(5)
-    slices = [source.batch(5, part, 3) for part in range(3)]
+    sampler = _sampler(labels, batch_size=6, positions=4)
+    whole = sampler.batch(5)
+    slices = [sampler.batch(5, part, 3) for part in range(3)]
 
     for name in tensor_fields(whole):
         if name != "index":  # counted from the start of each
@@ -218,10 +218,10 @@ OBJECTIVE = {"kl_weight": 1.0, "kl_future": 4, "kl_positions": 3, "noise": 1.0}
 
 
 def test_compared_futures_of_smt_follow_the_memory_too(mixed):
-    source = TransitionSampler(
+    sampler = TransitionSampler(
         mixed, TransitionObjectiveConfig(**OBJECTIVE), batch_size=8, seed=0, positions=5
     )
-    batch = source.batch(2)
+    batch = sampler.batch(2)
     for n, number in enumerate(batch.token[batch.compared].tolist()):
         row, position = divmod(number, 100)
         inside = min(4, MIXED[row] - position - 1)

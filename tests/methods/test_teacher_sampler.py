@@ -18,7 +18,7 @@ def _stream(directory, length: int) -> tuple[TokenShards, list[int]]:
     return write_stream(directory, [[tokens[:half]], [tokens[half:]]]), tokens
 
 
-def _source(stream: TokenShards, batch_size: int = 6, **changes: object) -> TeacherSampler:
+def _sampler(stream: TokenShards, batch_size: int = 6, **changes: object) -> TeacherSampler:
     counts = {"anchors": 3, "dynamics_positions": 5, "uniformity_positions": 4}
     objective = PredictiveStateConfig(**{"future_length": 2, **counts, **changes})
     return TeacherSampler(TextWindows(stream, 8, 2), objective, batch_size=batch_size, seed=1)
@@ -28,7 +28,7 @@ def _source(stream: TokenShards, batch_size: int = 6, **changes: object) -> Teac
 def test_positions_of_a_teacher_batch_lie_in_its_rows(tmp_path, length):
     stream, _ = _stream(tmp_path, length)
     for step in range(20):
-        batch = _source(stream).batch(step)
+        batch = _sampler(stream).batch(step)
         assert batch.length.min() >= 1
         assert batch.length.max() <= 8
         for positions, last in (
@@ -41,9 +41,9 @@ def test_positions_of_a_teacher_batch_lie_in_its_rows(tmp_path, length):
 
 
 def test_slices_of_a_teacher_batch_make_the_whole(tmp_path):
-    source = _source(_stream(tmp_path, 100)[0])
-    whole = source.batch(4)
-    slices = [source.batch(4, part, 3) for part in range(3)]
+    sampler = _sampler(_stream(tmp_path, 100)[0])
+    whole = sampler.batch(4)
+    slices = [sampler.batch(4, part, 3) for part in range(3)]
 
     for name in vars(whole):
         joined = np.concatenate([getattr(piece, name).numpy() for piece in slices])
@@ -52,7 +52,7 @@ def test_slices_of_a_teacher_batch_make_the_whole(tmp_path):
 
 def test_a_teacher_batch_does_not_depend_on_what_was_read_before(tmp_path):
     stream, _ = _stream(tmp_path, 100)
-    fresh, used = _source(stream), _source(stream)
+    fresh, used = _sampler(stream), _sampler(stream)
     for step in range(5):
         used.batch(step)
 
@@ -62,8 +62,8 @@ def test_a_teacher_batch_does_not_depend_on_what_was_read_before(tmp_path):
 
 def test_anchors_and_uniformity_positions_are_drawn_apart_where_their_numbers_differ(tmp_path):
     stream, _ = _stream(tmp_path, 100)
-    some = _source(stream, anchors=3, uniformity_positions=4).batch(0)
-    others = _source(stream, anchors=4, uniformity_positions=3).batch(0)
+    some = _sampler(stream, anchors=3, uniformity_positions=4).batch(0)
+    others = _sampler(stream, anchors=4, uniformity_positions=3).batch(0)
 
     assert (some.anchors != others.uniformity_positions).any()
     assert (others.anchors != some.uniformity_positions).any()
@@ -72,10 +72,10 @@ def test_anchors_and_uniformity_positions_are_drawn_apart_where_their_numbers_di
 def test_aligned_windows_draw_the_same_uniformity_positions_also_in_parts(tmp_path):
     stream, _ = _stream(tmp_path, 100)
     aligned = {"uniformity_pairs": "aligned", "uniformity_group": 4}
-    source = _source(stream, batch_size=8, uniformity_positions=3, **aligned)
+    sampler = _sampler(stream, batch_size=8, uniformity_positions=3, **aligned)
     differ = False
     for step in range(10):
-        batch = source.batch(step)
+        batch = sampler.batch(step)
         drawn = batch.uniformity_positions
         halves = [
             half[length == 8]
@@ -84,7 +84,7 @@ def test_aligned_windows_draw_the_same_uniformity_positions_also_in_parts(tmp_pa
         for half in halves:
             assert (half == half[0]).all()
         differ |= bool((halves[0][0] != halves[1][0]).any())
-        parts = [source.batch(step, part, 2).uniformity_positions for part in range(2)]
+        parts = [sampler.batch(step, part, 2).uniformity_positions for part in range(2)]
         assert torch.equal(torch.cat(parts), drawn)
 
     assert differ
@@ -93,7 +93,7 @@ def test_aligned_windows_draw_the_same_uniformity_positions_also_in_parts(tmp_pa
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("length", [3, 9, 100])
 def test_as_many_positions_as_anchors_are_the_anchors(tmp_path, length, count):
-    source = _source(
+    sampler = _sampler(
         _stream(tmp_path, length)[0],
         anchors=count,
         dynamics_positions=count,
@@ -101,7 +101,7 @@ def test_as_many_positions_as_anchors_are_the_anchors(tmp_path, length, count):
     )
     last = 0
     for step in range(20):
-        batch = source.batch(step)
+        batch = sampler.batch(step)
         assert (batch.uniformity_positions == batch.anchors).all()
         ends = batch.anchors == batch.length[:, None]
         last += int(ends.sum())
