@@ -1,9 +1,9 @@
-"""`smtkit extract-labels`: an `encoder` artifact and `tokens` to a `labels` artifact.
+"""`smtkit extract-labels`: writes the memories of an `encoder` on `tokens` as a `labels` artifact.
 
-All T + 1 memories of every window in one pass of the encoder. Shard k holds windows
-[k R, (k + 1) R) of the list, so that a killed run goes on at the first shard that is missing, and
-any process can write any shard: part w of n takes shards w, w + n, w + 2 n, ..., and so do ranks of
-these.
+Shard k holds windows [k R, (k + 1) R) of the list of windows. So a killed run goes on at the first
+missing shard, and any process can write any shard: part w of n writes the shards w, w + n,
+w + 2 n, ..., which the ranks of the process divide in the same way.
+B: windows of a shard, T: window, K: slots, D: slot width.
 """
 
 import os
@@ -34,7 +34,7 @@ from smtkit.training.interrupts import stop_signals, stopped
 from smtkit.training.progress import Progress, Silent
 
 LABEL_SPLITS = ("train", "validation")
-_NAMED = 8  # missing shards, in an error
+_NAMED = 8  # missing shards that an error names
 
 
 def run(
@@ -50,37 +50,32 @@ def run(
 ) -> Manifest:
     """Writes the teacher's memories of windows of `tokens` to the artifact `out`.
 
-    Under torchrun, each rank writes shards of its own. `finalize`: makes an artifact of what
-    `run_part` wrote. Raises ArtifactError (wrong kinds, another tokenizer; a memory that is not
-    finite or does not fit `dtype`; missing shards, with `finalize`), InterruptedRunError
-    (resumable).
+    Under torchrun, the ranks divide the shards. `finalize` commits the shards that `run_part` has
+    written.
+
+    Raises ArtifactError (wrong kinds, another tokenizer; a memory that is not finite or exceeds
+    the range of `dtype`; missing shards, with `finalize`), and InterruptedRunError, which `resume`
+    continues.
     """
     ranks = join(config.device)
-    teacher, source = _opened(encoder, tokens)
+    parents = _open(encoder, tokens)
+    resume, seed = resume or finalize, config.seed
     with SharedRun(
-        ranks,
-        out,
-        "labels",
-        config,
-        [teacher, source],
-        seed=config.seed,
-        overwrite=overwrite,
-        resume=resume or finalize,
+        ranks, out, "labels", config, parents, seed=seed, overwrite=overwrite, resume=resume
     ) as artifact:
         if artifact.finished:
             return artifact.finished
-        extraction = _Extraction(config, teacher, source, ranks.device, artifact)
+        extraction = _Extraction(config, *parents, ranks.device, artifact)
         if finalize:
             extraction.check_complete()
-        own = extraction.shards[ranks.rank :: ranks.size]
         if ranks.size > 1:
-            artifact.keep()  # what another rank has written, the first does not know
-        extraction.write(own, progress or Silent())
+            artifact.keep()  # rank 0 does not see what the others have written
+        extraction.write(extraction.shards[ranks.rank :: ranks.size], progress or Silent())
         if ranks.is_first:
             LabelTeacher.of(extraction.teacher).save(artifact.directory / MODEL)
             artifact.add(MODEL)
-            load_tokenizer(source).save(artifact)
-        return artifact.commit({"windows": extraction.windows(), **vars(extraction.shape)})
+            load_tokenizer(parents[1]).save(artifact)
+        return artifact.commit({"windows": extraction.windows, **vars(extraction.shape)})
 
 
 def run_part(
@@ -94,52 +89,50 @@ def run_part(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> int:
-    """Writes the shards of `part` (1 to `parts`), and no manifest: so that jobs that know nothing
-    of each other share the work. Those that are there already are kept. Returns their number.
+    """Writes the shards of `part` (1 to `parts`), without a manifest; returns their number.
 
-    Raises as `run` does, and UsageError where there is no such part.
+    Independent jobs can write the parts, in any order and at the same time. Shards that are
+    complete are kept. Raises as `run` does, and UsageError for a part that does not exist.
     """
     if not 1 <= part <= parts:
-        raise UsageError(f"--part {part}/{parts}: allowed: 1/{parts} to {parts}/{parts}")
+        raise UsageError(f"`part` {part}/{parts}: allowed: 1/{parts} to {parts}/{parts}")
     ranks = join(config.device)
-    teacher, source = _opened(encoder, tokens)
+    parents = _open(encoder, tokens)
     with SharedRun(
-        ranks,
-        out,
-        "labels",
-        config,
-        [teacher, source],
-        seed=config.seed,
-        resume=resume,
-        part=True,
+        ranks, out, "labels", config, parents, seed=config.seed, resume=resume, part=True
     ) as artifact:
         if artifact.finished:
             return 0
-        extraction = _Extraction(config, teacher, source, ranks.device, artifact)
+        extraction = _Extraction(config, *parents, ranks.device, artifact)
         shards = extraction.shards[part - 1 :: parts]
         extraction.write(shards[ranks.rank :: ranks.size], progress or Silent())
-        ranks.barrier()  # the first rank holds the lock for all
+        ranks.barrier()  # rank 0 holds the lock for all
         return len(shards)
 
 
-def _opened(
+def _open(
     encoder: str | os.PathLike[str], tokens: str | os.PathLike[str]
 ) -> tuple[Artifact, Artifact]:
-    teacher, source = Artifact.open(encoder, "encoder"), Artifact.open(tokens, "tokens")
-    check_tokenizers(teacher, source)
-    return teacher, source
+    teacher, data = Artifact.open(encoder, "encoder"), Artifact.open(tokens, "tokens")
+    check_tokenizers(teacher, data)
+    return teacher, data
 
 
 @dataclass(frozen=True)
 class _Shard:
+    """origin: first tokens of its windows. done: windows of the split up to the shard's end."""
+
     name: str
     split: str
-    origin: IntArray  # starts of its windows
-    done: int  # windows of the split up to its end
+    origin: IntArray
+    done: int
 
 
 class _Extraction:
-    """One encoder, and the shards of one artifact, as which it writes its memories."""
+    """The shards of one artifact: which windows they hold, and how they are written.
+
+    `windows` is the number of windows per split.
+    """
 
     def __init__(
         self,
@@ -150,41 +143,35 @@ class _Extraction:
         artifact: Run,
     ) -> None:
         self.teacher = load_teacher(encoder).to(device)
-        window = self.teacher.architecture.window
+        architecture = self.teacher.architecture
+        window = architecture.window if is_stream(tokens) else None
         self._config = config
-        self._encoder = self.teacher.encoder
         self._device = device
         self._artifact = artifact
-        self._windows = {
-            split: open_windows(tokens, split, window if is_stream(tokens) else None)
-            for split in LABEL_SPLITS
-        }
+        self._readers = {split: open_windows(tokens, split, window) for split in LABEL_SPLITS}
         self.shape = LabelShape(
-            self._windows["train"].window,
-            self._encoder.slots,
-            self._encoder.slot_width,
-            load_tokenizer(tokens).vocabulary_size,
-            config.dtype,
+            window=self._readers["train"].window,
+            slots=architecture.memory.slots,
+            slot_width=architecture.memory.slot_width,
+            vocabulary_size=architecture.vocabulary_size,
+            dtype=config.dtype,
         )
-        self.shards = [shard for split in LABEL_SPLITS for shard in self._cut(split)]
-
-    def windows(self) -> dict[str, int]:
-        """How many of each split."""
-        return dict.fromkeys(LABEL_SPLITS, 0) | {shard.split: shard.done for shard in self.shards}
+        chosen = {split: self._choose(split) for split in LABEL_SPLITS}
+        self.windows = {split: len(starts) for split, starts in chosen.items()}
+        self.shards = [shard for split in chosen for shard in self._cut(split, chosen[split])]
 
     def write(self, shards: Sequence[_Shard], progress: Progress) -> None:
-        """Writes what is missing of `shards`."""
-        totals = self.windows()
+        """Writes those of `shards` that are not complete."""
         with stop_signals() as received:
             for shard in shards:
                 self._write(shard)
-                done, total = shard.done, totals[shard.split]
-                progress.update(f"extracting {shard.split}", done, total)
+                total = self.windows[shard.split]
+                progress.update(f"extracting {shard.split}", shard.done, total)
                 if received:
                     raise stopped(received[0], f"saved {shard.name} and those before it")
 
     def check_complete(self) -> None:
-        """Raises ArtifactError that names what is missing."""
+        """Raises ArtifactError if shards are missing, and names them."""
         missing = [shard.name for shard in self.shards if not self._artifact.has(shard.name)]
         if missing:
             more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
@@ -194,28 +181,23 @@ class _Extraction:
                 "run the parts that did not end with exit code 0 again",
             )
 
-    def _cut(self, split: str) -> list[_Shard]:
-        starts = self._chosen(split)
-        rows = max(1, self._config.shard_bytes // self.shape.row_bytes)
-        return [
-            _Shard(
-                f"{split}-{number:05d}.arrow",
-                split,
-                starts[first : first + rows],
-                min(first + rows, len(starts)),
-            )
-            for number, first in enumerate(range(0, len(starts), rows))
-        ]
-
-    def _chosen(self, split: str) -> IntArray:
+    def _choose(self, split: str) -> IntArray:
         """Starts of the windows to extract, ascending: all that tile the split, or a sample."""
         config = self._config
         limit = config.max_windows if split == "train" else config.max_validation_windows
-        starts = self._windows[split].tiles()
+        starts = self._readers[split].tiles()
         if limit is None or limit >= len(starts):
             return starts
         key = random_key(config.seed, "extract", split)
         return np.sort(starts[permute(np.arange(limit), len(starts), key)])
+
+    def _cut(self, split: str, starts: IntArray) -> list[_Shard]:
+        rows = max(1, self._config.shard_bytes // self.shape.row_bytes)
+        pieces = [starts[first : first + rows] for first in range(0, len(starts), rows)]
+        return [
+            _Shard(f"{split}-{i:05d}.arrow", split, piece, min((i + 1) * rows, len(starts)))
+            for i, piece in enumerate(pieces)
+        ]
 
     def _write(self, shard: _Shard) -> None:
         path, origin = self._artifact.directory / shard.name, shard.origin
@@ -224,22 +206,24 @@ class _Extraction:
             if rows != len(origin):
                 raise ArtifactError(f"{path}: {rows} rows, expected {len(origin)}")
         elif not self._artifact.has(shard.name):
-            content = self._windows[shard.split].read(origin)
-            write_labels(path, self.shape, content, self._memories(content), origin)
+            windows = self._readers[shard.split].read(origin)
+            write_labels(path, self.shape, windows, self._memories(windows), origin)
         self._artifact.keep()
         self._artifact.add(shard.name, len(origin))
 
     @torch.inference_mode()
     def _memories(self, windows: Windows) -> NDArray[np.floating]:
-        """(B, T + 1, K, D); zeros past each window's length. Windows that are as long as each other
-        are encoded together, without the padding."""
+        """Memories (B, T + 1, K, D), zero past the length of each window.
+
+        Encodes windows of similar length together, to compute little padding.
+        """
         shape = self.shape
         size = (len(windows.length), shape.window + 1, shape.slots, shape.slot_width)
         memory = np.zeros(size, dtype=np.float32)
         by_length = np.argsort(windows.length, kind="stable")
         for first in range(0, len(by_length), self._config.batch_size):
-            chosen = by_length[first : first + self._config.batch_size]
-            longest = int(windows.length[chosen].max())
-            tokens = torch.from_numpy(windows.tokens[chosen, :longest]).to(self._device)
-            memory[chosen, : longest + 1] = self._encoder(tokens).float().cpu().numpy()
+            rows = by_length[first : first + self._config.batch_size]
+            longest = int(windows.length[rows].max())
+            tokens = torch.from_numpy(windows.tokens[rows, :longest]).to(self._device)
+            memory[rows, : longest + 1] = self.teacher.encoder(tokens).float().cpu().numpy()
         return memory

@@ -1,4 +1,4 @@
-"""`smtkit train-encoder`: a `tokens` artifact to an `encoder` artifact, the teacher."""
+"""`smtkit train-encoder`: trains a teacher on a `tokens` artifact; writes an `encoder`."""
 
 import os
 from typing import Any
@@ -19,7 +19,7 @@ from smtkit.networks.teacher import Teacher
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.manifest import METRICS, Manifest
 from smtkit.storage.tensors import MODEL
-from smtkit.training.distributed import Ranks, SharedRun, join
+from smtkit.training.distributed import SharedRun, join
 from smtkit.training.loop import Trainer
 from smtkit.training.progress import Progress
 from smtkit.training.protocols import Validation
@@ -36,37 +36,32 @@ def run(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Trains encoder, decoder, readout and co-trained cell on the artifact `tokens`.
+    """Trains encoder, decoder, readout and co-trained transition on the artifact `tokens`.
 
-    Under torchrun, the ranks train it together. Raises ArtifactError (not tokens, an empty split),
-    UsageError, NonFiniteLossError, InterruptedRunError.
+    Under torchrun, the ranks train one teacher together.
+
+    Raises ArtifactError (not tokens, an empty split), UsageError, NonFiniteLossError,
+    InterruptedRunError.
     """
     ranks = join(config.device)
-    _check_groups(config, ranks)
-    source = Artifact.open(tokens, "tokens")
-    tokenizer = load_tokenizer(source)
+    _check_uniformity_group(config, ranks.size)
+    data = Artifact.open(tokens, "tokens")
+    tokenizer = load_tokenizer(data)
     with SharedRun(
-        ranks,
-        out,
-        "encoder",
-        config,
-        [source],
-        seed=config.seed,
-        overwrite=overwrite,
-        resume=resume,
+        ranks, out, "encoder", config, [data], seed=config.seed, overwrite=overwrite, resume=resume
     ) as artifact:
         if artifact.finished:
             return artifact.finished
-        windows = _windows(config, source, "train")
+        windows = _open_windows(config, data, "train")
         torch.manual_seed(config.seed)
         teacher = Teacher(
             Architecture.of_teacher(config, tokenizer.vocabulary_size, windows.window)
         )
-        method = PredictiveState(teacher, config.objective, _unigram(config, windows))
+        method = PredictiveState(teacher, config.objective, _unigram_nll(config, windows))
         trainer = Trainer(
             method,
-            _source(config, windows, teacher),
-            _validations(config, source, method),
+            _sampler(config, windows, teacher),
+            _validations(config, data, method),
             config.training,
             artifact.directory,
             ranks=ranks,
@@ -83,21 +78,25 @@ def run(
         return artifact.commit({**trainer.statistics(), "validation": validated})
 
 
-def _windows(config: TrainEncoderConfig, tokens: Artifact, split: str) -> WindowReader:
-    """Windows with the look-ahead that the decoder wants."""
-    future = config.objective.future_length
+def _check_uniformity_group(config: TrainEncoderConfig, ranks: int) -> None:
+    micro_batch, group = config.training.micro_batch(ranks), config.objective.uniformity_group
+    if micro_batch % group:
+        raise UsageError(
+            f"`objective.uniformity_group` ({group}): must divide `training.batch_size` / "
+            f"(ranks * `training.accumulation`) ({micro_batch})"
+        )
+
+
+def _open_windows(config: TrainEncoderConfig, tokens: Artifact, split: str) -> WindowReader:
+    """Windows, each with as many tokens after it as the decoder reads."""
+    window, future = config.data.window, config.objective.future_length
     if future == "rest":
-        window = open_windows(tokens, split, config.data.window).window
-        return open_windows(tokens, split, config.data.window, lookahead=window)
-    return open_windows(tokens, split, config.data.window, lookahead=future)
+        future = open_windows(tokens, split, window).window
+    return open_windows(tokens, split, window, lookahead=future)
 
 
-def _source(
-    config: TrainEncoderConfig,
-    windows: WindowReader,
-    teacher: Teacher,
-    *,
-    by_length: bool = True,
+def _sampler(
+    config: TrainEncoderConfig, windows: WindowReader, teacher: Teacher, *, by_length: bool = True
 ) -> TeacherSampler:
     return TeacherSampler(
         windows,
@@ -109,37 +108,30 @@ def _source(
     )
 
 
-def _check_groups(config: TrainEncoderConfig, ranks: Ranks) -> None:
-    micro_batch, group = config.training.micro_batch(ranks.size), config.objective.uniformity_group
-    if micro_batch % group:
-        raise UsageError(
-            f"objective.uniformity_group ({group}): must divide training.batch_size / "
-            f"(ranks * training.accumulation) ({micro_batch})"
-        )
+def _unigram_nll(config: TrainEncoderConfig, windows: WindowReader) -> float | None:
+    """Nll of targets that are predicted by their frequency alone, in nats.
 
-
-def _unigram(config: TrainEncoderConfig, windows: WindowReader) -> float | None:
-    """Nll of the targets by their frequency alone, where the start of dynamics depends on it."""
+    None unless `dynamics_start` is "auto", which compares the decoding loss with it.
+    """
     if config.objective.dynamics_start != "auto":
         return None
     some = windows.tiles()[:: max(1, windows.per_epoch // _UNIGRAM_WINDOWS)]
     targets = windows.read(some).targets
     counts = np.bincount(targets[targets != IGNORE])
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+    frequencies = counts[counts > 0] / counts.sum()
+    return float(-(frequencies * np.log(frequencies)).sum())
 
 
 def _validations(
     config: TrainEncoderConfig, tokens: Artifact, method: PredictiveState
 ) -> list[Validation[Any]]:
-    """The objective; and the co-trained cell, rolled out on its own."""
-    windows = _windows(config, tokens, "validation")
-    alone = open_windows(tokens, "validation", config.data.window)
+    """The teacher's own objective, and the co-trained transition free-running."""
+    teacher, size, seed = method.network, config.training.batch_size, config.seed
+    windows = _open_windows(config, tokens, "validation")
+    rows = open_windows(tokens, "validation", config.data.window)
+    sequences = SequenceSampler(rows, batch_size=size, seed=seed, by_length=False)
     batches = config.training.validation_batches(windows.per_epoch)
-    sequences = SequenceSampler(
-        alone, batch_size=config.training.batch_size, seed=config.seed, by_length=False
-    )
     return [
-        Validation(method, _source(config, windows, method.network, by_length=False), batches),
-        Validation(FreeRunning.of_teacher(method.network), sequences, batches),
+        Validation(method, _sampler(config, windows, teacher, by_length=False), batches),
+        Validation(FreeRunning.of_teacher(teacher), sequences, batches),
     ]

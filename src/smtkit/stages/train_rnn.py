@@ -1,4 +1,4 @@
-"""`smtkit train-rnn`: a `labels` artifact (smt, dmt) or a `tokens` artifact (bptt) to an `rnn`."""
+"""`smtkit train-rnn`: trains an RNN on `labels` (smt, dmt) or `tokens` (bptt); writes an `rnn`."""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from smtkit.config import RolloutConfig, TrainRnnConfig
+from smtkit.config import TrainRnnConfig
 from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
 from smtkit.corpus.windows import open_windows
 from smtkit.errors import ArtifactError, UsageError
@@ -48,7 +48,7 @@ def run(
     """Trains an RNN on the artifact `source`: labels, or tokens with method `bptt`.
 
     The weights start from the `rnn` artifact `init`, or from random numbers. Under torchrun, the
-    ranks train it together.
+    ranks train one RNN together.
 
     Raises ArtifactError (wrong kind, damaged row, `init` of another teacher or tokenizer),
     UsageError, NonFiniteLossError, InterruptedRunError.
@@ -58,14 +58,7 @@ def run(
     initial = _open_initial(config, data, init)
     parents = [artifact for artifact in (data, initial) if artifact]
     with SharedRun(
-        ranks,
-        out,
-        "rnn",
-        config,
-        parents,
-        seed=config.seed,
-        overwrite=overwrite,
-        resume=resume,
+        ranks, out, "rnn", config, parents, seed=config.seed, overwrite=overwrite, resume=resume
     ) as artifact:
         if artifact.finished:
             return artifact.finished
@@ -76,7 +69,7 @@ def run(
             trainer = Trainer(
                 training.method,
                 train,
-                training.validations,
+                training.validations(config),
                 config.training,
                 artifact.directory,
                 ranks=ranks,
@@ -90,7 +83,7 @@ def run(
             training.network.save(artifact.directory / MODEL, weights)
             for name in (MODEL, METRICS):
                 artifact.add(name)
-        # Labels or `init` may have determined parts of the network.
+        # Labels or `init` may have determined parts of the network: record the trained one.
         parts = {part: getattr(training.network.architecture, part) for part in _PARTS}
         statistics = {**trainer.statistics(), "validation": validated}
         return artifact.commit(statistics, config.model_copy(update=parts))
@@ -99,10 +92,10 @@ def run(
 def _open_initial(
     config: TrainRnnConfig, data: Artifact, init: str | os.PathLike[str] | None
 ) -> Artifact | None:
-    """The artifact of the RNN to start from.
+    """Opens the artifact of the RNN to start from.
 
-    Raises ArtifactError if it has another tokenizer or, for training on labels, another teacher:
-    its memories would mean something else.
+    Raises ArtifactError if it has another tokenizer or, for training on labels, another teacher,
+    whose memories mean something else.
     """
     if init is None:
         return None
@@ -130,93 +123,87 @@ def _readers(config: TrainRnnConfig, device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class _Training:
-    """A method with its network, and the batches for training and validation."""
+    """A method with its network, and the samplers for training and validation.
+
+    `sequences` samples the validation split for free-running evaluation; `windows` is its size.
+    """
 
     method: Method[Any]
     network: RecurrentNetwork
     train: Sampler[Any]
-    validations: Sequence[Validation[Any]]
+    validation: Sampler[Any]
+    sequences: Sampler[SequenceBatch]
+    windows: int
+
+    def validations(self, config: TrainRnnConfig) -> list[Validation[Any]]:
+        """The method's own objective, and the RNN free-running."""
+        batches = config.training.validation_batches(self.windows)
+        return [
+            Validation(self.method, self.validation, batches),
+            Validation(FreeRunning.of_network(self.network), self.sequences, batches),
+        ]
 
 
 def _prepare_bptt(
     config: TrainRnnConfig, tokens: Artifact, initial: Artifact | None, _: torch.device
 ) -> _Training:
-    windows = [open_windows(tokens, split, config.data.window) for split in _SPLITS]
-    window = windows[0].window
+    windows, held_out = (open_windows(tokens, split, config.data.window) for split in _SPLITS)
     if initial is not None:
-        network = _load_initial(config, initial, window)
+        network = _load_initial(config, initial, windows.window)
     else:
         vocabulary_size = load_tokenizer(tokens).vocabulary_size
-        network = RecurrentNetwork(Architecture.of_rnn(config, vocabulary_size, window))
-    size, seed = config.training.batch_size, config.seed
-    train = SequenceSampler(windows[0], batch_size=size, seed=seed)
-    validation = SequenceSampler(windows[1], batch_size=size, seed=seed, by_length=False)
+        network = RecurrentNetwork(Architecture.of_rnn(config, vocabulary_size, windows.window))
     method = BackpropagationThroughTime(network, config.bptt_window)
-    batches = config.training.validation_batches(windows[1].per_epoch)
-    validations = _validations(method, validation, network, validation, batches)
-    return _Training(method, network, train, validations)
+    size, seed = config.training.batch_size, config.seed
+    train = SequenceSampler(windows, batch_size=size, seed=seed)
+    validation = SequenceSampler(held_out, batch_size=size, seed=seed, by_length=False)
+    return _Training(method, network, train, validation, validation, held_out.per_epoch)
 
 
 def _prepare_labels(
     config: TrainRnnConfig, labels: Artifact, initial: Artifact | None, device: torch.device
 ) -> _Training:
     pinned = device.type == "cuda"
-    shards = [LabelShards(labels.files(f"{split}-"), pinned=pinned) for split in _SPLITS]
+    rows, held_out = (LabelShards(labels.files(f"{split}-"), pinned=pinned) for split in _SPLITS)
     teacher = load_label_teacher(labels)
-    network = _network_for_labels(config, teacher, initial, shards[0].shape.window)
+    if initial is not None:
+        network = _load_initial(config, initial, rows.shape.window)
+    else:
+        network = _new_network(config, teacher, rows.shape.window)
+    network.fix_empty_memory(teacher.empty_memory)
     decoder = teacher.decoder.to(device) if config.objective.kl_weight else None
     method: Method[Any]
     if config.method == "smt":
         method = SupervisedMemoryTraining(network, config.objective, decoder)
     else:
         method = DaggerMemoryTraining(network, config.objective, config.rollout, decoder)
-    train, validation = _label_samplers(config, *shards)
-    batches = config.training.validation_batches(len(shards[1]))
+    train = _label_sampler(config, rows, validation=False)
+    validation = _label_sampler(config, held_out, validation=True)
     sequences = SequenceSampler(
-        shards[1], batch_size=config.training.batch_size, seed=config.seed, by_length=False
+        held_out, batch_size=config.training.batch_size, seed=config.seed, by_length=False
     )
-    validations = _validations(method, validation, network, sequences, batches)
-    return _Training(method, network, train, validations)
+    return _Training(method, network, train, validation, sequences, len(held_out))
 
 
-def _validations(
-    method: Method[Any],
-    sampler: Sampler[Any],
-    network: RecurrentNetwork,
-    sequences: Sampler[SequenceBatch],
-    batches: int,
-) -> list[Validation[Any]]:
-    """The method's own objective, and the RNN free-running."""
-    return [
-        Validation(method, sampler, batches),
-        Validation(FreeRunning.of_network(network), sequences, batches),
-    ]
-
-
-def _label_samplers(
-    config: TrainRnnConfig, train: LabelShards, validation: LabelShards
-) -> tuple[Sampler[Any], Sampler[Any]]:
+def _label_sampler(
+    config: TrainRnnConfig, labels: LabelShards, *, validation: bool
+) -> Sampler[Any]:
     objective, size, seed = config.objective, config.training.batch_size, config.seed
-
-    def sampler(labels: LabelShards, rollout: RolloutConfig, *, by_length: bool) -> Sampler[Any]:
-        if config.method == "smt":
-            return TransitionSampler(
-                labels,
-                objective,
-                batch_size=size,
-                seed=seed,
-                positions=config.data.positions,
-                by_length=by_length,
-            )
-        return RolloutSampler(
-            labels, objective, rollout=rollout, batch_size=size, seed=seed, by_length=by_length
+    by_length = not validation
+    if config.method == "smt":
+        return TransitionSampler(
+            labels,
+            objective,
+            positions=config.data.positions,
+            batch_size=size,
+            seed=seed,
+            by_length=by_length,
         )
-
-    # Validate at the final depth of the ramp, so that records of one run can be compared.
-    final = config.rollout.model_copy(update={"depth_ramp": 0})
-    return (
-        sampler(train, config.rollout, by_length=True),
-        sampler(validation, final, by_length=False),
+    rollout = config.rollout
+    if validation:  # at the final depth of the ramp, so that records of one run are comparable
+        rollout = rollout.model_copy(update={"depth_ramp": 0})
+    return RolloutSampler(
+        labels, objective, rollout=rollout, batch_size=size, seed=seed, by_length=by_length
     )
 
 
@@ -228,21 +215,12 @@ def _load_initial(config: TrainRnnConfig, initial: Artifact, window: int) -> Rec
     return network.train().requires_grad_(True)
 
 
-def _network_for_labels(
-    config: TrainRnnConfig, teacher: LabelTeacher, initial: Artifact | None, window: int
-) -> RecurrentNetwork:
-    """The network of `initial`; or that of the config, with the co-trained weights for
-    `init_from_labels`. It starts from the empty memory of the labels, which is not trained."""
-    if initial is not None:
-        network = _load_initial(config, initial, window)
-    else:
-        network = _new_network(config, teacher, window)
-    network.fix_empty_memory(teacher.empty_memory)
-    return network
-
-
 def _new_network(config: TrainRnnConfig, teacher: LabelTeacher, window: int) -> RecurrentNetwork:
-    """A network of the labels' memory and decoder, with the weights that the labels determine."""
+    """A network for the labels of `teacher`, whose memory and decoder it shares.
+
+    The weights are random; but a readout that is the decoder starts from the teacher's, and with
+    `init_from_labels` transition and readout start from the co-trained ones.
+    """
     cotrained, found = config.init_from_labels, teacher.architecture
     _check_parts(config, found, ("memory", "decoder"), "the labels are of a")
     if cotrained:
