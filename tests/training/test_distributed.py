@@ -26,7 +26,7 @@ from smtkit.config.base import flatten
 from smtkit.errors import UsageError
 from smtkit.stages import evaluate, extract_labels, train_encoder, train_rnn
 from smtkit.storage.artifact import Artifact
-from smtkit.training.distributed import ALONE, Ranks, choose_device, join
+from smtkit.training.distributed import ALONE, choose_device, join
 
 SMALL_SHARDS = ExtractLabelsConfig(shard_bytes=20_000, max_windows=200)
 DMT = rnn_config(
@@ -306,8 +306,8 @@ def test_ranks_and_accumulation_must_divide_the_batch():
 
 
 def test_a_uniformity_group_must_fit_on_one_rank():
-    with pytest.raises(UsageError, match=r"uniformity_group \(2\): must divide .* \(1\)"):
-        train_encoder._check_groups(encoder_config(), Ranks(0, 8))
+    with pytest.raises(UsageError, match=r"uniformity_group` \(2\): must divide .* \(1\)"):
+        train_encoder._check_uniformity_group(encoder_config(), ranks=8)
 
 
 # A single process.
