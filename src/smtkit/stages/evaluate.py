@@ -5,8 +5,7 @@ trained on.
 """
 
 import json
-import os
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -23,8 +22,9 @@ from smtkit.evaluation.predictors import BASELINES, evenly_spaced, score_windows
 from smtkit.evaluation.subject import Subject, load_subject
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.files import write_atomically
+from smtkit.storage.location import PathOrURI
 from smtkit.storage.manifest import Manifest
-from smtkit.storage.run import Run
+from smtkit.storage.run import Existing, Run
 from smtkit.training.distributed import SharedRun, join
 from smtkit.training.progress import Progress, Silent
 
@@ -33,14 +33,13 @@ EVALUATION = "evaluation.json"
 
 def run(
     config: EvaluateConfig,
-    rnn: str | os.PathLike[str],
-    tokens: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    rnn: PathOrURI,
+    tokens: PathOrURI,
+    out: PathOrURI,
     *,
-    encoder: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
+    encoder: PathOrURI | None = None,
     progress: Progress | None = None,
+    **existing: Unpack[Existing],
 ) -> Manifest:
     """Evaluates the artifact `rnn` on a split of `tokens`; with `encoder`, beside its teacher.
 
@@ -56,9 +55,7 @@ def run(
         _check_lineage(trained, teacher)
     parents = [artifact for artifact in (trained, source, teacher) if artifact]
     ranks = join(config.device)
-    with SharedRun(
-        ranks, out, "evaluation", config, parents, overwrite=overwrite, resume=resume
-    ) as artifact:
+    with SharedRun(ranks, out, "evaluation", config, parents, **existing) as artifact:
         if artifact.finished:
             return artifact.finished
         progress = progress or Silent()

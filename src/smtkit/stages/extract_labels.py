@@ -6,9 +6,9 @@ w + 2 n, ..., which the ranks of the process divide in the same way.
 B: windows of a shard, T: window, K: slots, D: slot width.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -25,8 +25,9 @@ from smtkit.labels.writer import write_labels
 from smtkit.networks.loading import load_teacher
 from smtkit.networks.teacher import LabelTeacher
 from smtkit.storage.artifact import Artifact
+from smtkit.storage.location import PathOrURI
 from smtkit.storage.manifest import Manifest
-from smtkit.storage.run import Run
+from smtkit.storage.run import Existing, Run
 from smtkit.storage.shards import map_shard
 from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
@@ -39,14 +40,13 @@ _NAMED = 8  # missing shards that an error names
 
 def run(
     config: ExtractLabelsConfig,
-    encoder: str | os.PathLike[str],
-    tokens: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    encoder: PathOrURI,
+    tokens: PathOrURI,
+    out: PathOrURI,
     *,
-    overwrite: bool = False,
-    resume: bool = False,
     finalize: bool = False,
     progress: Progress | None = None,
+    **existing: Unpack[Existing],
 ) -> Manifest:
     """Writes the teacher's memories of windows of `tokens` to the artifact `out`.
 
@@ -59,10 +59,9 @@ def run(
     """
     ranks = join(config.device)
     parents = _open(encoder, tokens)
-    resume, seed = resume or finalize, config.seed
-    with SharedRun(
-        ranks, out, "labels", config, parents, seed=seed, overwrite=overwrite, resume=resume
-    ) as artifact:
+    if finalize:
+        existing["resume"] = True
+    with SharedRun(ranks, out, "labels", config, parents, **existing) as artifact:
         if artifact.finished:
             return artifact.finished
         extraction = _Extraction(config, *parents, ranks.device, artifact)
@@ -80,9 +79,9 @@ def run(
 
 def run_part(
     config: ExtractLabelsConfig,
-    encoder: str | os.PathLike[str],
-    tokens: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    encoder: PathOrURI,
+    tokens: PathOrURI,
+    out: PathOrURI,
     part: int,
     parts: int,
     *,
@@ -98,9 +97,7 @@ def run_part(
         raise UsageError(f"`part` {part}/{parts}: allowed: 1/{parts} to {parts}/{parts}")
     ranks = join(config.device)
     parents = _open(encoder, tokens)
-    with SharedRun(
-        ranks, out, "labels", config, parents, seed=config.seed, resume=resume, part=True
-    ) as artifact:
+    with SharedRun(ranks, out, "labels", config, parents, resume=resume, part=True) as artifact:
         if artifact.finished:
             return 0
         extraction = _Extraction(config, *parents, ranks.device, artifact)
@@ -110,9 +107,7 @@ def run_part(
         return len(shards)
 
 
-def _open(
-    encoder: str | os.PathLike[str], tokens: str | os.PathLike[str]
-) -> tuple[Artifact, Artifact]:
+def _open(encoder: PathOrURI, tokens: PathOrURI) -> tuple[Artifact, Artifact]:
     teacher, data = Artifact.open(encoder, "encoder"), Artifact.open(tokens, "tokens")
     check_tokenizers(teacher, data)
     return teacher, data

@@ -3,7 +3,6 @@
 N: images or rows, H, W: height and width of images.
 """
 
-import os
 from collections.abc import Iterator
 from itertools import islice, takewhile
 from pathlib import Path
@@ -23,6 +22,7 @@ from smtkit.networks.loading import load_rnn
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.sampling import Sampling
 from smtkit.storage.artifact import Artifact
+from smtkit.storage.location import PathOrURI
 from smtkit.training.distributed import choose_device
 
 _SETTINGS = {
@@ -35,10 +35,10 @@ _SETTINGS = {
 
 def run(
     config: GenerateConfig,
-    rnn: str | os.PathLike[str],
+    rnn: PathOrURI,
     *,
-    tokens: str | os.PathLike[str] | None = None,
-    out: str | os.PathLike[str] | None = None,
+    tokens: PathOrURI | None = None,
+    out: PathOrURI | None = None,
     overwrite: bool = False,
 ) -> Iterator[str]:
     """Text for a person, in pieces; the RNN starts from its empty memory.
@@ -101,7 +101,7 @@ def _check_settings(
     config: GenerateConfig,
     kind: str,
     rnn: Artifact,
-    tokens: str | os.PathLike[str] | None,
+    tokens: PathOrURI | None,
     out: Path | None,
 ) -> None:
     """Raises UsageError where a setting is missing, or has no meaning for what the RNN writes."""

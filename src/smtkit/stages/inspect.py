@@ -1,6 +1,5 @@
 """`smtkit inspect`: the manifest of an artifact; and, for tokens, counts and some rows."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from smtkit.corpus.stored_tokenizer import load_tokenizer
 from smtkit.corpus.tokenizers import PixelTokenizer, SymbolTokenizer, TextTokenizer, Tokenizer
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.storage.artifact import Artifact
+from smtkit.storage.location import PathOrURI
 from smtkit.storage.manifest import Manifest
 
 _EXCERPT_TOKENS = 300
@@ -51,7 +51,7 @@ class Inspection:
 
 
 def run(
-    path: str | os.PathLike[str],
+    path: PathOrURI,
     *,
     verify: bool = False,
     split: str = "train",

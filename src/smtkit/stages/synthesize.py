@@ -1,15 +1,16 @@
 """`smtkit synthesize`: rows of a synthetic memory task, a `tokens` artifact."""
 
-import os
 from contextlib import ExitStack
+from typing import Unpack
 
 from smtkit.config import SynthesizeConfig
 from smtkit.corpus.shards import SplitWriter, rows_schema, without_padding
 from smtkit.corpus.splits import SPLITS
 from smtkit.corpus.task_rows import generate, symbols
 from smtkit.corpus.tokenizers import SymbolTokenizer
+from smtkit.storage.location import PathOrURI
 from smtkit.storage.manifest import Manifest
-from smtkit.storage.run import Run
+from smtkit.storage.run import Existing, Run
 from smtkit.training.progress import Progress, Silent
 
 _BLOCK_TOKENS = 2**20
@@ -17,18 +18,15 @@ _BLOCK_TOKENS = 2**20
 
 def run(
     config: SynthesizeConfig,
-    out: str | os.PathLike[str],
+    out: PathOrURI,
     *,
-    overwrite: bool = False,
-    resume: bool = False,
     progress: Progress | None = None,
+    **existing: Unpack[Existing],
 ) -> Manifest:
     """Writes the rows of `config.task`; raises UsageError where the task does not allow them."""
     tokenizer = SymbolTokenizer(symbols(config))
     counts = (config.sequences, config.validation_sequences, config.test_sequences)
-    with Run(
-        out, "tokens", config, seed=config.seed, overwrite=overwrite, resume=resume
-    ) as artifact:
+    with Run(out, "tokens", config, **existing) as artifact:
         if artifact.finished:
             return artifact.finished
         tokenizer.save(artifact)

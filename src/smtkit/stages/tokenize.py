@@ -1,23 +1,23 @@
 """`smtkit tokenize`: text or images to a `tokens` artifact."""
 
-import os
+from typing import Unpack
 
 from smtkit.config import TokenizeConfig
 from smtkit.corpus.corpus import open_corpus
 from smtkit.corpus.files import listing_digest
 from smtkit.corpus.subwords import SentencePieceTokenizer
+from smtkit.storage.location import PathOrURI
 from smtkit.storage.manifest import Manifest
-from smtkit.storage.run import Run
+from smtkit.storage.run import Existing, Run
 from smtkit.training.progress import Progress, Silent
 
 
 def run(
     config: TokenizeConfig,
-    out: str | os.PathLike[str],
+    out: PathOrURI,
     *,
-    overwrite: bool = False,
-    resume: bool = False,
     progress: Progress | None = None,
+    **existing: Unpack[Existing],
 ) -> Manifest:
     """Tokenizes `config.inputs` into the artifact `out`.
 
@@ -27,13 +27,7 @@ def run(
     progress = progress or Silent()
     corpus = open_corpus(config, progress.update)
     with Run(
-        out,
-        "tokens",
-        config,
-        seed=config.seed,
-        overwrite=overwrite,
-        resume=resume,
-        inputs={"input files": listing_digest(corpus.files())},
+        out, "tokens", config, **existing, inputs={"input files": listing_digest(corpus.files())}
     ) as artifact:
         if artifact.finished:
             return artifact.finished

@@ -1,7 +1,6 @@
 """`smtkit train-encoder`: trains a teacher on a `tokens` artifact; writes an `encoder`."""
 
-import os
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -17,7 +16,9 @@ from smtkit.methods.predictive_state import PredictiveState, TeacherSampler
 from smtkit.networks.architecture import Architecture
 from smtkit.networks.teacher import Teacher
 from smtkit.storage.artifact import Artifact
+from smtkit.storage.location import PathOrURI
 from smtkit.storage.manifest import METRICS, Manifest
+from smtkit.storage.run import Existing
 from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
 from smtkit.training.loop import Trainer
@@ -29,12 +30,11 @@ _UNIGRAM_WINDOWS = 4096
 
 def run(
     config: TrainEncoderConfig,
-    tokens: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    tokens: PathOrURI,
+    out: PathOrURI,
     *,
-    overwrite: bool = False,
-    resume: bool = False,
     progress: Progress | None = None,
+    **existing: Unpack[Existing],
 ) -> Manifest:
     """Trains encoder, decoder, readout and co-trained transition on the artifact `tokens`.
 
@@ -47,9 +47,7 @@ def run(
     _check_uniformity_group(config, ranks.size)
     data = Artifact.open(tokens, "tokens")
     tokenizer = load_tokenizer(data)
-    with SharedRun(
-        ranks, out, "encoder", config, [data], seed=config.seed, overwrite=overwrite, resume=resume
-    ) as artifact:
+    with SharedRun(ranks, out, "encoder", config, [data], **existing) as artifact:
         if artifact.finished:
             return artifact.finished
         windows = _open_windows(config, data, "train")

@@ -1,9 +1,8 @@
 """`smtkit train-rnn`: trains an RNN on `labels` (smt, dmt) or `tokens` (bptt); writes an `rnn`."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -22,7 +21,9 @@ from smtkit.networks.loading import load_label_teacher, load_rnn
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import LabelTeacher
 from smtkit.storage.artifact import Artifact
+from smtkit.storage.location import PathOrURI
 from smtkit.storage.manifest import METRICS, Manifest
+from smtkit.storage.run import Existing
 from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
 from smtkit.training.loop import Trainer
@@ -37,13 +38,12 @@ _PARTS = ("memory", "cell", "readout", "decoder")
 
 def run(
     config: TrainRnnConfig,
-    source: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    source: PathOrURI,
+    out: PathOrURI,
     *,
-    init: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
+    init: PathOrURI | None = None,
     progress: Progress | None = None,
+    **existing: Unpack[Existing],
 ) -> Manifest:
     """Trains an RNN on the artifact `source`: labels, or tokens with method `bptt`.
 
@@ -57,9 +57,7 @@ def run(
     data = Artifact.open(source, "tokens" if config.method == "bptt" else "labels")
     initial = _open_initial(config, data, init)
     parents = [artifact for artifact in (data, initial) if artifact]
-    with SharedRun(
-        ranks, out, "rnn", config, parents, seed=config.seed, overwrite=overwrite, resume=resume
-    ) as artifact:
+    with SharedRun(ranks, out, "rnn", config, parents, **existing) as artifact:
         if artifact.finished:
             return artifact.finished
         torch.manual_seed(config.seed)
@@ -90,7 +88,7 @@ def run(
 
 
 def _open_initial(
-    config: TrainRnnConfig, data: Artifact, init: str | os.PathLike[str] | None
+    config: TrainRnnConfig, data: Artifact, init: PathOrURI | None
 ) -> Artifact | None:
     """Opens the artifact of the RNN to start from.
 

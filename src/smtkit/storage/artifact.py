@@ -1,13 +1,12 @@
 """Opening an artifact, in a directory or at a URI, and reading its verified files."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from smtkit.errors import ArtifactError, InputOutputError, UsageError
 from smtkit.storage import cache
 from smtkit.storage.files import file_size, hash_file
-from smtkit.storage.location import Location, locate
+from smtkit.storage.location import Location, PathOrURI, locate
 from smtkit.storage.manifest import MADE_BY, MANIFEST, FileEntry, Kind, Manifest, Parent
 from smtkit.storage.remote import Remote
 
@@ -23,7 +22,7 @@ class Artifact:
         self._entries = {entry.logical_name: entry for entry in manifest.files}
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str], *kinds: Kind) -> "Artifact":
+    def open(cls, directory: PathOrURI, *kinds: Kind) -> "Artifact":
         """Opens the artifact in `directory`, a path or URI, which must be of one of `kinds` (none:
         any).
 

@@ -10,6 +10,8 @@ from urllib.parse import unquote, unquote_to_bytes
 from smtkit.errors import UsageError
 from smtkit.storage.remote import Remote
 
+PathOrURI = str | os.PathLike[str]
+"""What a user names an artifact by."""
 Location = Path | Remote
 
 _URI = re.compile(r"(?:file|gs|s3):|[a-z][a-z0-9+.-]*://", re.IGNORECASE)
@@ -71,7 +73,7 @@ _STORE_RULES = (
 )
 
 
-def locate(path: str | os.PathLike[str] | Remote) -> Location:
+def locate(path: PathOrURI | Remote) -> Location:
     """The directory that a path or URI names; `file://` is a path. Raises UsageError."""
     if isinstance(path, Remote):
         return path

@@ -6,22 +6,30 @@ URI does the same in a staging directory on this machine, from which finished fi
 """
 
 import contextlib
-import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 from smtkit.config import Config
 from smtkit.errors import InputOutputError, LockedError, UsageError
 from smtkit.storage.artifact import Artifact, read_manifest
 from smtkit.storage.files import write_atomically
-from smtkit.storage.location import locate
+from smtkit.storage.location import PathOrURI, locate
 from smtkit.storage.locks import DirectoryLock
 from smtkit.storage.manifest import MANIFEST, FileEntry, Kind, Manifest, format_version, now
 from smtkit.storage.store import RUN_RECORD, RunRecord, is_of_runs, open_store, run_of
+
+
+class Existing(TypedDict, total=False):
+    """What may happen to an artifact or an unfinished run that exists where a run is to write."""
+
+    overwrite: bool
+    """It may be replaced."""
+    resume: bool
+    """It is kept if it is finished, and continued if it is not."""
 
 
 class Run:
@@ -41,12 +49,11 @@ class Run:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: PathOrURI,
         kind: Kind,
         config: Config,
         parents: Sequence[Artifact] = (),
         *,
-        seed: int | None = None,
         overwrite: bool = False,
         resume: bool = False,
         part: bool = False,
@@ -59,7 +66,7 @@ class Run:
         self._kind = kind
         self._config = config
         self._parents = [parent.as_parent() for parent in parents]
-        self._seed = seed
+        self._seed = getattr(config, "seed", None)
         self._overwrite = overwrite
         self._resume = resume
         self._part = part
