@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from smtkit.config import PixelConfig
-from smtkit.corpus.images import open_images
+from smtkit.corpus.images import ImageSet
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
 
@@ -46,7 +46,7 @@ def write_picture(path: Path, values: np.ndarray) -> Path:
 
 def read(*inputs: Path, **settings: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """All levels and labels; what is known before they are read must hold of them."""
-    images = open_images([str(path) for path in inputs], PixelConfig(**settings))
+    images = ImageSet([str(path) for path in inputs], PixelConfig(**settings))
     blocks = list(images.blocks())
     pixels = np.concatenate([block.pixels for block in blocks])
     assert pixels.dtype == np.int64

@@ -28,7 +28,7 @@ from image_files import (
     write_picture,
 )
 from smtkit.config import PixelConfig
-from smtkit.corpus.images import open_images
+from smtkit.corpus.images import ImageSet
 from smtkit.errors import InputOutputError, UsageError
 
 
@@ -72,7 +72,7 @@ def test_blocks_are_bounded_and_can_be_read_again(tmp_path):
     values = np.arange(2500 * 6, dtype=np.uint32).astype(np.uint8).reshape(2500, 2, 3)
     path = write_idx(tmp_path / "train-images-idx3-ubyte", values)
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.arange(2500) % 7)
-    images = open_images([str(path)], PixelConfig())
+    images = ImageSet([str(path)], PixelConfig())
 
     for _ in range(2):
         blocks = list(images.blocks())
@@ -86,8 +86,8 @@ def test_blocks_are_bounded_and_can_be_read_again(tmp_path):
 def test_blocks_of_large_images_have_fewer(tmp_path):
     path = write_npy(tmp_path / "large.npy", np.zeros((3, 1000, 1000), np.uint8))
 
-    whole = open_images([str(path)], PixelConfig()).blocks()
-    small = open_images([str(path)], PixelConfig(size=(10, 10))).blocks()
+    whole = ImageSet([str(path)], PixelConfig()).blocks()
+    small = ImageSet([str(path)], PixelConfig(size=(10, 10))).blocks()
 
     assert [block.pixels.shape for block in whole] == [(1, 1000, 1000)] * 3
     assert [block.pixels.shape for block in small] == [(1, 10, 10)] * 3
@@ -384,7 +384,7 @@ def test_subdirectories_are_labels(tmp_path):
 
     assert np.array_equal(pixels, IMAGES[:4])
     assert labels.tolist() == [0, 0, 1, 2]
-    images = open_images([str(tmp_path)], PixelConfig())
+    images = ImageSet([str(tmp_path)], PixelConfig())
     assert images.label_names == ["ant", "bee", "cat"]
 
 
@@ -481,7 +481,7 @@ def test_label_names_are_the_same_in_all_inputs(tmp_path):
 
 def test_no_inputs_are_refused():
     with pytest.raises(UsageError):
-        open_images([], PixelConfig())
+        ImageSet([], PixelConfig())
 
 
 @pytest.mark.parametrize("name", ["missing.npy", "missing", "missing-idx3-ubyte.gz"])

@@ -92,10 +92,10 @@ def test_tasks_are_stored_as_they_are_generated(tmp_path: Path, task: str) -> No
         store = TokenShards(artifact.files(f"{split}-"))
         for row in range(count):
             length = expected.length[row]
-            place = np.array([row])
+            index = np.array([row])
             for name, extra in (("tokens", 0), ("targets", 1), ("distance", 1)):
                 wanted = getattr(expected, name)[row, : length + extra].tolist()
-                assert store.column(name, place)[0].tolist() == wanted
+                assert store.column(name, index)[0].tolist() == wanted
 
 
 def test_rows_make_windows_one_each(tmp_path: Path) -> None:
@@ -105,12 +105,12 @@ def test_rows_make_windows_one_each(tmp_path: Path) -> None:
     assert (windows.window, windows.per_epoch) == (16, 60)
     rows = np.array([5, 0, 59])
     read = windows.read(windows.starts(np.zeros(3, dtype=np.int64), rows, seed=1))
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         tokens = store.column("tokens", np.array([row]))[0].tolist()
         targets = store.column("targets", np.array([row]))[0].tolist()
-        assert read.length[place] == len(tokens)
-        assert read.tokens[place].tolist() == tokens + [0] * (19 - len(tokens))
-        assert read.targets[place].tolist() == targets + [IGNORE] * (20 - len(targets))
+        assert read.length[index] == len(tokens)
+        assert read.tokens[index].tolist() == tokens + [0] * (19 - len(tokens))
+        assert read.targets[index].tolist() == targets + [IGNORE] * (20 - len(targets))
 
 
 def test_a_window_that_does_not_fit_the_rows_is_refused(tmp_path: Path) -> None:

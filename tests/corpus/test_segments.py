@@ -30,9 +30,9 @@ def cut_slowly(content: bytes, size: int) -> list[bytes]:
         line_ends = [n for n in range(1, size + 1) if content[n - 1 : n] == b"\n"]
         spaces = [n for n in range(1, size) if content[n] == 0x20 and content[n - 1] != 0x20]
         characters = [n for n in range(1, size + 1) if content[n] & 0xC0 != 0x80]
-        place = (line_ends or spaces or characters)[-1]
-        pieces.append(content[:place])
-        content = content[place:]
+        cut = (line_ends or spaces or characters)[-1]
+        pieces.append(content[:cut])
+        content = content[cut:]
     return [*pieces, content] if content else pieces
 
 
@@ -91,12 +91,12 @@ def test_segments_mark_the_end_of_a_document_in_each_split(tmp_path: Path) -> No
     joined: dict[tuple[int, int], bytes] = {}
     ended = set()
     for segment in corpus.segments():
-        place = (segment.document, segment.split)
-        assert place not in ended
+        key = (segment.document, segment.split)
+        assert key not in ended
         assert 0 < len(segment.data) <= SEGMENT_BYTES
-        joined[place] = joined.get(place, b"") + segment.data
+        joined[key] = joined.get(key, b"") + segment.data
         if segment.last:
-            ended.add(place)
+            ended.add(key)
     assert ended == joined.keys()
     assert list(joined)[:3] == [(0, 0), (0, 1), (0, 2)]
     for number, text in enumerate(texts.values()):

@@ -17,7 +17,7 @@ from smtkit.corpus.tasks import TASKS
 from smtkit.errors import UsageError
 
 Answers = dict[int, tuple[str, int | None]]
-"""Position of a token that asks: its answer, and where in the row that was written, if anywhere."""
+"""Position of a token with an answer: the answer, and where it was written, or None."""
 
 WITH_NOOPS = ("string-copy", "stack", "keys-values", "recency")
 
@@ -74,9 +74,9 @@ def joined(blocks: list[TaskRows]) -> dict[str, list[Any]]:
 def solve(settings: SynthesizeConfig, names: list[str]) -> Answers:
     if settings.task not in WITH_NOOPS:
         return SOLVERS[settings.task](settings, names)
-    places = [place for place, name in enumerate(names) if name != "."]
-    answers = SOLVERS[settings.task](settings, [names[place] for place in places])
-    return {places[asks]: (answer, places[at]) for asks, (answer, at) in answers.items()}
+    positions = [position for position, name in enumerate(names) if name != "."]
+    answers = SOLVERS[settings.task](settings, [names[position] for position in positions])
+    return {positions[query]: (answer, positions[at]) for query, (answer, at) in answers.items()}
 
 
 def solve_retrieval(settings: SynthesizeConfig, names: list[str]) -> Answers:
@@ -101,27 +101,27 @@ def solve_string_copy(settings: SynthesizeConfig, names: list[str]) -> Answers:
 def solve_stack(settings: SynthesizeConfig, names: list[str]) -> Answers:
     held: list[tuple[str, int]] = []
     answers: Answers = {}
-    for place, name in enumerate(names):
+    for position, name in enumerate(names):
         if name == "pop":
-            answers[place] = held.pop()
+            answers[position] = held.pop()
         else:
             assert name.startswith("push ")
-            held.append((name, place))
+            held.append((name, position))
             assert len(held) <= settings.depth
     return answers
 
 
 def solve_keys_values(settings: SynthesizeConfig, names: list[str]) -> Answers:
     written: dict[str, tuple[str, int]] = {}
-    place = 0
-    while place + 1 < len(names) and names[place + 1].startswith("v"):
-        assert names[place] not in written
-        written[names[place]] = names[place + 1], place + 1
-        place += 2
+    position = 0
+    while position + 1 < len(names) and names[position + 1].startswith("v"):
+        assert names[position] not in written
+        written[names[position]] = names[position + 1], position + 1
+        position += 2
     keys = sum(name.startswith("k") for name in symbols(settings))
     assert len(written) == (settings.pairs or max(1, min(len(names) // 4, keys)))
-    assert place < len(names)
-    return {place: written[names[place]] for place in range(place, len(names))}
+    assert position < len(names)
+    return {position: written[names[position]] for position in range(position, len(names))}
 
 
 def solve_modular_arithmetic(settings: SynthesizeConfig, names: list[str]) -> Answers:
@@ -138,15 +138,18 @@ def solve_modular_arithmetic(settings: SynthesizeConfig, names: list[str]) -> An
 
 
 def solve_parity(settings: SynthesizeConfig, names: list[str]) -> Answers:
-    return {place: (str(names[: place + 1].count("1") % 2), None) for place in range(len(names))}
+    return {
+        position: (str(names[: position + 1].count("1") % 2), None)
+        for position in range(len(names))
+    }
 
 
 def solve_recency(settings: SynthesizeConfig, names: list[str]) -> Answers:
     answers: Answers = {}
-    for place, name in enumerate(names):
-        for before in reversed(range(place)):
+    for position, name in enumerate(names):
+        for before in reversed(range(position)):
             if names[before] == name:
-                answers[place] = names[before + 1], before + 1
+                answers[position] = names[before + 1], before + 1
                 break
     return answers
 
@@ -163,7 +166,7 @@ SOLVERS = {
 
 
 def assert_solved(settings: SynthesizeConfig, rows: TaskRows) -> None:
-    """Every number of the rows is what the solver and the convention say."""
+    """Every number of the rows is that of the solver, by the convention of the task rows."""
     names, width = symbols(settings), max(settings.lengths)
     number = {name: token for token, name in enumerate(names)}
     for tokens, targets, distance, length in zip(
@@ -177,9 +180,9 @@ def assert_solved(settings: SynthesizeConfig, rows: TaskRows) -> None:
         assert tokens[length:] == [0] * (width - length)
         expected_targets, expected_distance = [IGNORE] * (width + 1), [-1] * (width + 1)
         answers = solve(settings, [names[token] for token in tokens[:length]])
-        for asks, (answer, written) in answers.items():
-            expected_targets[asks + 1] = number[answer]
-            expected_distance[asks + 1] = -1 if written is None else asks - written
+        for query, (answer, written) in answers.items():
+            expected_targets[query + 1] = number[answer]
+            expected_distance[query + 1] = -1 if written is None else query - written
         assert targets == expected_targets
         assert distance == expected_distance
 
@@ -329,7 +332,7 @@ def test_a_length_given_twice_comes_twice_as_often():
 def test_no_answer_is_likelier_than_another(task):
     settings = case(task, 24)
     rows = rows_of(settings, 6000)
-    # The last answer of each row: one a row, so that the counts are of independent answers.
+    # The last answer of each row: one per row, so that the counts are of independent answers.
     last = 23 if task == "modular-arithmetic" else 24
     answers = rows.targets[:, last]
     counts = np.array(list(Counter(answers[answers != IGNORE].tolist()).values()))
@@ -357,12 +360,12 @@ def test_every_key_is_equally_likely_at_every_pair(pairs):
         assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000)
 
 
-def test_every_pair_is_asked_equally_often():
+def test_every_pair_is_queried_equally_often():
     rows = rows_of(case("keys-values", 13, pairs=3), 6000)
-    asked = Counter(12 - int(distance) for distance in rows.distance[:, -1])
+    queried = Counter(12 - int(distance) for distance in rows.distance[:, -1])
 
-    assert sorted(asked) == [1, 3, 5]
-    assert max(abs(count - 2000) for count in asked.values()) < 5 * np.sqrt(2000)
+    assert sorted(queried) == [1, 3, 5]
+    assert max(abs(count - 2000) for count in queried.values()) < 5 * np.sqrt(2000)
 
 
 def test_the_stack_reaches_every_depth_and_no_more():

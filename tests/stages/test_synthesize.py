@@ -260,13 +260,13 @@ def test_a_window_is_a_row_with_nothing_beyond_its_end(
     read = windows.read(windows.starts(np.zeros_like(wanted), wanted, seed=3))
     assert read.tokens.shape == (len(wanted), window + lookahead)
     assert read.targets.shape == (len(wanted), window + lookahead + 1)
-    for place, row in enumerate(wanted):
+    for index, row in enumerate(wanted):
         tokens, targets = rows[row]
-        assert read.length[place] == len(tokens)
+        assert read.length[index] == len(tokens)
         for i in range(window + lookahead):
-            assert read.tokens[place, i] == (tokens[i] if i < len(tokens) else 0)
+            assert read.tokens[index, i] == (tokens[i] if i < len(tokens) else 0)
         for i in range(window + lookahead + 1):
-            assert read.targets[place, i] == (targets[i] if i < len(targets) else IGNORE)
+            assert read.targets[index, i] == (targets[i] if i < len(targets) else IGNORE)
 
 
 def test_the_rest_of_a_row_is_asked_from_every_anchor(command: Command, tmp_path: Path) -> None:

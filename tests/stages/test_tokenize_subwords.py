@@ -30,7 +30,7 @@ from conftest import (
 )
 from smtkit.config import ExtractLabelsConfig, GenerateConfig, TokenizeConfig, resolve
 from smtkit.corpus.stored_tokenizer import load_tokenizer
-from smtkit.corpus.subwords import MODEL_FILE, SentencePieceTokenizer
+from smtkit.corpus.subwords import MODEL_FILE, ModelType, SentencePieceTokenizer
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.stages import evaluate, extract_labels, generate, tokenize
 from smtkit.storage.artifact import Artifact
@@ -50,6 +50,13 @@ TEXTS = [
 
 
 both = pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+
+
+@pytest.fixture(scope="session")
+def trained() -> dict[str, SentencePieceTokenizer]:
+    """A tokenizer of each type, trained on the texts."""
+    types: tuple[ModelType, ...] = ("unigram", "bpe")
+    return {each: SentencePieceTokenizer.fit(TEXTS, VOCABULARY, each) for each in types}
 
 
 def processor_of(model: bytes) -> sentencepiece.SentencePieceProcessor:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from smtkit import IGNORE
 from smtkit.config import TokenizeConfig
 from smtkit.corpus import splits
-from smtkit.corpus.images import ImageBlock, ImageSet, open_images
+from smtkit.corpus.images import ImageBlock, ImageSet
 from smtkit.corpus.levels import level_count
 from smtkit.corpus.parallel import Report
 from smtkit.corpus.shards import Column, SplitWriter, rows_schema, without_padding
@@ -28,11 +28,11 @@ class ImageCorpus:
     def __init__(self, config: TokenizeConfig, report: Report) -> None:
         self._config = config
         self._report = report
-        self._images = open_images(config.inputs, config.pixel)
+        self._images = ImageSet(config.inputs, config.pixel)
         self._sets = [self._images]
         self._given_test = 0
         if config.test_inputs:
-            test = open_images(config.test_inputs, config.pixel)
+            test = ImageSet(config.test_inputs, config.pixel)
             _check_match(self._images, test)
             # The test comes first: of equal images, the one in train is removed.
             self._sets = [test, self._images]
@@ -41,7 +41,7 @@ class ImageCorpus:
     def files(self) -> list[Path]:
         """All files that the result depends on."""
         sources = [source for images in self._sets for source in images.sources]
-        return [path for source in sources for path in source.files()]
+        return [path for source in sources for path in source.files]
 
     def assign_splits(self, directory: Path) -> None:
         """Reads all images once, finds duplicates, and assigns each image to a split.

@@ -36,74 +36,51 @@ class ImageBlock(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageSource:
-    """The images of one file or directory; `label_names` are the classes of a directory.
+    """The images of one file or directory.
 
-    `stored` is an array of images, or picture files of one image each.
+    `stored` is the array of the images; None: `files` are pictures, of one image each. `files` are
+    all files that images and labels come from; `label_names` are the classes of a directory.
     """
 
     path: Path
     settings: PixelConfig
-    stored: StoredArray | list[Path]
+    files: list[Path]
+    stored: StoredArray | None
     count: int
     stored_size: tuple[int, int]
-    labels: IntArray | None = None
+    labels: IntArray | None
     label_names: list[str] | None = None
-    labels_path: Path | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the images that `blocks` gives."""
         return self.settings.size or self.stored_size
 
-    def files(self) -> list[Path]:
-        """All files that the images and their labels come from."""
-        if isinstance(self.stored, list):
-            return self.stored
-        return [self.path] if self.labels_path is None else [self.path, self.labels_path]
-
     def blocks(self) -> Iterator[ImageBlock]:
         """All images in order, at most 1024 per block. Raises InputOutputError."""
         largest = max(math.prod(self.stored_size), math.prod(self.size))
-        first = 0
-        for pixels in self._levels(min(max(1, _BLOCK_PIXELS // largest), _BLOCK_IMAGES)):
+        rows, first = min(max(1, _BLOCK_PIXELS // largest), _BLOCK_IMAGES), 0
+        for pixels in self._levels(rows):
             labels = None if self.labels is None else self.labels[first : first + len(pixels)]
             yield ImageBlock(pixels, labels)
             first += len(pixels)
 
     def _levels(self, rows: int) -> Iterator[IntArray]:
-        if isinstance(self.stored, StoredArray):
+        if self.stored is not None:
             for block, values in enumerate(self.stored.blocks(rows)):
                 images = values.reshape(values.shape[:3])
                 yield to_levels(images, self.settings, self.stored.where, block * rows)
             return
         for first in range(0, self.count, rows):
-            files = self.stored[first : first + rows]
-            yield np.concatenate([self._picture(file) for file in files])
-
-    def _picture(self, file: Path) -> IntArray:
-        levels = to_levels(_read_picture(file)[None], self.settings, str(file), 0)
-        _check_size(file, levels.shape[1:], self.size)
-        return levels
+            pictures = []
+            for file in self.files[first : first + rows]:
+                pictures.append(to_levels(_read_picture(file)[None], self.settings, str(file), 0))
+                _check_size(file, pictures[-1].shape[1:], self.size)
+            yield np.concatenate(pictures)
 
 
-@dataclass(frozen=True)
 class ImageSet:
-    """Sources one after the other, which agree in size and labels."""
-
-    sources: list[ImageSource]
-    count: int
-    height: int
-    width: int
-    labelled: bool
-    label_names: list[str] | None
-
-    def blocks(self) -> Iterator[ImageBlock]:
-        """The blocks of all sources; may be read any number of times. Raises InputOutputError."""
-        return (block for source in self.sources for block in source.blocks())
-
-
-def open_images(inputs: Sequence[str], settings: PixelConfig) -> ImageSet:
-    """The images that `inputs` name; only headers and labels are read.
+    """The images that `inputs` name, one source after the other; only headers and labels are read.
 
     - IDX (`train-images-idx3-ubyte`, also with .gz), with the labels file beside it, if any.
     - .npy: integers or floats, (n, height, width) or (n, height, width, 1).
@@ -114,18 +91,28 @@ def open_images(inputs: Sequence[str], settings: PixelConfig) -> ImageSet:
     Raises UsageError where a path does not exist or holds no images, where labels do not agree, or
     where Pillow is missing; InputOutputError where a file is damaged or images differ in size.
     """
-    if not inputs:
-        raise UsageError("no images are named")
-    level_count(settings)
-    sources = [_open_source(Path(name), settings) for name in inputs]
-    first = sources[0]
-    for source in sources[1:]:
-        _check_size(source.path, source.size, first.size)
-        if (source.labels is None, source.label_names) != (first.labels is None, first.label_names):
-            found = f"{first.path} and {source.path} differ in labels"
-            raise UsageError(f"{found}: allowed are the same classes in all inputs, or no labels")
-    count = sum(source.count for source in sources)
-    return ImageSet(sources, count, *first.size, first.labels is not None, first.label_names)
+
+    def __init__(self, inputs: Sequence[str], settings: PixelConfig) -> None:
+        if not inputs:
+            raise UsageError("no images are named")
+        level_count(settings)
+        self.sources = [_open_source(Path(name), settings) for name in inputs]
+        first = self.sources[0]
+        self.height, self.width = first.size
+        self.labelled, self.label_names = first.labels is not None, first.label_names
+        self.count = sum(source.count for source in self.sources)
+        for source in self.sources[1:]:
+            _check_size(source.path, source.size, first.size)
+            found = source.labels is not None, source.label_names
+            if found != (self.labelled, self.label_names):
+                raise UsageError(
+                    f"{first.path} and {source.path} differ in labels: allowed are the same "
+                    "classes in all inputs, or no labels"
+                )
+
+    def blocks(self) -> Iterator[ImageBlock]:
+        """The blocks of all sources; may be read any number of times. Raises InputOutputError."""
+        return (block for source in self.sources for block in source.blocks())
 
 
 def _open_source(path: Path, settings: PixelConfig) -> ImageSource:
@@ -159,7 +146,7 @@ def open_pictures(path: Path, settings: PixelConfig) -> ImageSource:
     names = sorted(set(classes))
     labels = np.searchsorted(names, classes) if names else None
     size = _read_picture(files[0]).shape
-    return ImageSource(path, settings, files, len(files), size, labels, names or None)
+    return ImageSource(path, settings, files, None, len(files), size, labels, names or None)
 
 
 def open_array(path: Path, settings: PixelConfig) -> ImageSource:
@@ -168,8 +155,7 @@ def open_array(path: Path, settings: PixelConfig) -> ImageSource:
     plain = path.with_name(name.removesuffix(".gz"))
     beside = (path.with_name(name), plain, plain.with_name(f"{plain.name}.gz"))
     found = [other for other in beside if other.exists()] if name != path.name else []
-    labels = StoredArray(found[0]) if found else None
-    return _source_of(StoredArray(path), labels, settings, found[0] if found else None)
+    return _source_of(StoredArray(path), [StoredArray(other) for other in found], settings)
 
 
 def open_archive(path: Path, settings: PixelConfig) -> ImageSource:
@@ -180,7 +166,7 @@ def open_archive(path: Path, settings: PixelConfig) -> ImageSource:
     images = {"images"} & set(names) or set(names) - {"labels", "y"}
     if len(images) != 1:
         raise ValueError(f"arrays are named {', '.join(names)}: one must be named images")
-    return _source_of(StoredArray(path, *images), labels[0] if labels else None, settings)
+    return _source_of(StoredArray(path, *images), labels, settings)
 
 
 class ImageFormat(NamedTuple):
@@ -200,21 +186,17 @@ FORMATS = (
 
 
 def _source_of(
-    images: StoredArray,
-    labels: StoredArray | None,
-    settings: PixelConfig,
-    labels_path: Path | None = None,
+    images: StoredArray, labels: Sequence[StoredArray], settings: PixelConfig
 ) -> ImageSource:
+    """The source of an array, and of the first of `labels`, if any."""
     count, *size = images.shape[:-1] if images.shape[3:] == (1,) else images.shape
     if images.dtype.kind not in "biuf" or len(size) != 2:
         raise InputOutputError(f"{images}: images are numbers of shape (n, height, width)")
     if min(count, *size) < 1 or math.prod(size) > _LARGEST_IMAGE:
         raise InputOutputError(f"{images}: allowed is n >= 1, of 1 to {_LARGEST_IMAGE} pixels")
-    values = None if labels is None else _read_labels(labels, count)
-    stored_size = size[0], size[1]
-    return ImageSource(
-        images.path, settings, images, count, stored_size, values, labels_path=labels_path
-    )
+    values = _read_labels(labels[0], count) if labels else None
+    files = list(dict.fromkeys(array.path for array in (images, *labels[:1])))
+    return ImageSource(images.path, settings, files, images, count, (size[0], size[1]), values)
 
 
 def _read_labels(labels: StoredArray, count: int) -> IntArray:

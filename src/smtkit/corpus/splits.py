@@ -1,4 +1,4 @@
-"""Which split a document belongs to: a function of its content and the seed, of nothing else."""
+"""Splits: each document is assigned to one by its content and the seed alone."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Fractions:
     test: float
 
     def boundaries(self, size: int) -> tuple[int, int]:
-        """Where validation and test begin in a document of `size` bytes split by position."""
+        """Offsets of validation and test in a document of `size` bytes split by position."""
         test = round(size * (1 - self.test))
         return min(round(size * (1 - self.test - self.validation)), test), test
 
@@ -38,12 +38,12 @@ def assign_splits(
     """A code for each document: TRAIN, VALIDATION, TEST, BY_POSITION or REMOVED.
 
     digests: (documents, 2), 128 bits of each content; sizes: (documents,), bytes. The first
-    `given_test` documents are a test split that somebody else made: it is kept as it is, and no
-    other is taken. Of the others, empty ones and all but the first of equal ones are REMOVED, also
-    those equal to one of the given. One that holds half of all bytes or more is split BY_POSITION,
-    if that is allowed. The rest are ranked by a hash of seed and content: the first go to test
-    until it has its share of their bytes, the next to validation; one of more than twice the share
-    stays in train while there are smaller ones. So the order of the inputs does not matter.
+    `given_test` documents are a given test split: all of them are kept, and no other document is
+    added. Other documents are REMOVED where they are empty or equal an earlier one. A document
+    that holds half of all bytes or more is split BY_POSITION, if that is allowed. The rest are
+    ranked by a hash of seed and content, so that the order of the inputs does not matter: the first
+    go to test until it has its share of their bytes, the next to validation; a document of more
+    than twice the share stays in train while there are smaller ones.
     """
     codes = np.full(len(sizes), REMOVED, dtype=np.int8)
     _, first = np.unique(digests, axis=0, return_index=True)
@@ -70,7 +70,7 @@ def assign_splits(
 def cut(blocks: Iterable[bytes], boundaries: tuple[int, int]) -> Iterator[tuple[int, bytes]]:
     """(split, bytes) of one document that is split by position.
 
-    A boundary moves past the UTF-8 continuation bytes it falls upon: no character is torn.
+    A boundary inside a UTF-8 character moves to its end, so that no character is torn.
     """
     position, split = 0, TRAIN
     for block in blocks:
@@ -91,8 +91,8 @@ def cut(blocks: Iterable[bytes], boundaries: tuple[int, int]) -> Iterator[tuple[
 
 
 def _held_out(sizes: NDArray[np.int64], share: float) -> NDArray[np.intp]:
-    """The first documents that reach `share` bytes, without those that would take twice that alone;
-    the smallest one where there are no others."""
+    """Indices of the first documents that reach `share` bytes, without documents of more than twice
+    the share; the smallest document where there are no others."""
     if share <= 0 or len(sizes) == 0:
         return np.empty(0, dtype=np.intp)
     eligible = np.flatnonzero(sizes <= 2 * share)

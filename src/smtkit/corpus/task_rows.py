@@ -107,7 +107,7 @@ def _write_rows(task: Task, settings: SynthesizeConfig, draw: RowDraws) -> TaskR
 
 
 def _insert_noops(content: Content, length: IntArray, left: IntArray, draw: RowDraws) -> Content:
-    """Spreads the first `left` tokens of a row over its first `lengths` positions; both (n, 1)."""
+    """Spreads the first `left` tokens of a row over its first `length` positions; both (n, 1)."""
     position = np.arange(content.tokens.shape[1])
     key = np.where(position < length, draw.uniform("noops", len(position)), 1)
     kept = np.empty(key.shape, dtype=bool)

@@ -186,9 +186,9 @@ def _answers(
     that counts the right answers."""
     symbols, has_target = tokenizer.symbols, rows.targets != IGNORE
     device = network.empty_memory.device
-    inputs, asked = (torch.from_numpy(array).to(device) for array in (rows.tokens, has_target))
+    inputs, mask = (torch.from_numpy(array).to(device) for array in (rows.tokens, has_target))
     answers = np.full_like(rows.targets, IGNORE)
-    answers[has_target] = network.answer(inputs, asked, **sampling).cpu().numpy()
+    answers[has_target] = network.answer(inputs, mask, **sampling).cpu().numpy()
     for row, length in enumerate(rows.length):
         cells = []
         for i, token in enumerate(rows.tokens[row, :length]):
