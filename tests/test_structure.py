@@ -1,4 +1,4 @@
-"""The structure of the source: sizes, one module per command, and words that readers stumble over."""
+"""The structure of the source: sizes, one module per command, and plain words."""
 
 import ast
 import io
@@ -36,8 +36,7 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
     text = path.read_text(encoding="utf-8")
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(node.value.value, str):
-                yield node.lineno, node.value.value
+            yield node.lineno, str(node.value.value)
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string.lstrip("# ")
