@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from smtkit.config import TrainingConfig
 from smtkit.errors import ArtifactError, NonFiniteLossError
@@ -17,7 +17,7 @@ from smtkit.training.distributed import ALONE, Ranks
 from smtkit.training.interrupts import SIGNALS, stop_signals, stopped
 from smtkit.training.metrics import MetricsFile, Tally, add_counts
 from smtkit.training.optimizer import build_optimizer, schedule
-from smtkit.training.parallel import ParallelNetwork, full_tensor, full_tensors
+from smtkit.training.parallel import ParallelNetwork, full_tensors
 from smtkit.training.progress import Progress, Silent
 from smtkit.training.protocols import FREE_RUNNING_ACCURACY, BatchT, Method, Sampler, Validation
 
@@ -199,7 +199,7 @@ class Trainer(Generic[BatchT]):
     def _update(self, loss: Tensor) -> None:
         """Clips the gradient and updates the weights, unless loss or gradient is not finite."""
         config, optimizer = self._config, self.state.optimizer
-        norm = full_tensor(nn.utils.clip_grad_norm_(self._method.network.parameters(), config.clip))
+        norm = self._network.clip_gradient(config.clip)
         if not bool(torch.isfinite(loss + norm)):
             raise NonFiniteLossError(
                 f"step {self.state.step}: loss is {float(loss)}, gradient norm {float(norm)}; "

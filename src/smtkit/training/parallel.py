@@ -52,6 +52,11 @@ class ParallelNetwork:
         with lost_rank_errors():
             (loss * self._ranks.size).backward()  # DDP and FSDP average over ranks
 
+    def clip_gradient(self, limit: float) -> Tensor:
+        """Scales the gradient to a norm of at most `limit`; returns its norm before."""
+        with lost_rank_errors():
+            return _full_tensor(nn.utils.clip_grad_norm_(self._caller.parameters(), limit))
+
     def accumulating(self, enabled: bool) -> AbstractContextManager[None]:
         """A context in which gradients stay local if `enabled`, to be summed by a later `backward`.
 
@@ -102,17 +107,17 @@ def full_tensors(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tenso
     """
     gathered = {}
     for name, tensor in tensors.items():
-        whole = full_tensor(tensor)
+        with lost_rank_errors():
+            whole = _full_tensor(tensor)
         if ranks.is_first:
             gathered[name] = whole.detach().cpu()
     return gathered
 
 
-def full_tensor(tensor: Tensor) -> Tensor:
+def _full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a tensor that is sharded over ranks; any other tensor as it is."""
-    with lost_rank_errors():
-        gather = getattr(tensor, "full_tensor", None)  # DTensor
-        return gather() if gather else tensor
+    gather = getattr(tensor, "full_tensor", None)  # DTensor
+    return gather() if gather else tensor
 
 
 def like_parameter(tensor: Tensor, parameter: Any) -> Tensor:
