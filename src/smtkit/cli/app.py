@@ -101,7 +101,7 @@ def _exit_code() -> int:
         return end.exit_code
     except TyperException as error:
         return _fail(error.format_message() if hasattr(error, "format_message") else str(error), 2)
-    except LostRankError as error:  # the rank that was lost knows more: let it print first
+    except LostRankError as error:  # the rank that failed has the cause: let it print first
         return _fail(str(error), error.exit_code, patience=2.0)
     except SmtkitError as error:
         _print_traceback_if_wanted()

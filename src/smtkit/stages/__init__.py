@@ -1,1 +1,1 @@
-"""One module a stage. Each is `run(config, ...) -> Manifest`; stages meet only on disk."""
+"""One module per command. Each is `run(config, ...) -> Manifest`; stages meet only on disk."""
