@@ -17,6 +17,7 @@ import argparse
 import itertools
 import statistics
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +47,6 @@ from smtkit.methods.smt import SupervisedMemoryTraining, TransitionSampler
 from smtkit.networks.architecture import Architecture
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.training.loop import moved
-from smtkit.training.metrics import add_counts
 from smtkit.training.optimizer import build_optimizer
 
 VOCABULARY, SLOTS = 256, 4
@@ -175,7 +175,8 @@ def update(method: Any, parts: Sequence[Any], device: torch.device) -> Callable[
     batches = [moved(part, device) for part in parts]
     config = TrainingConfig(max_steps=1)
     optimizer = build_optimizer(trained, config)
-    counts, weights = add_counts(method.counts(batch) for batch in batches), method.weights(0)
+    counts = sum((Counter(method.counts(batch)) for batch in batches), Counter())
+    weights = method.weights(0)
 
     def run() -> None:
         for batch in batches:

@@ -1,18 +1,19 @@
 """`smtkit train-rnn`: trains an RNN on `labels` (smt, dmt) or `tokens` (bptt); writes an `rnn`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Unpack
 
 import torch
 
 from smtkit.config import TrainRnnConfig
 from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
-from smtkit.corpus.windows import open_windows
+from smtkit.corpus.windows import WindowReader, open_windows
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.evaluation.free_running import FreeRunning
 from smtkit.labels.reader import LabelShards
-from smtkit.methods.bptt import BackpropagationThroughTime, SequenceBatch, SequenceSampler
+from smtkit.methods.bptt import BackpropagationThroughTime, SequenceSampler
 from smtkit.methods.dmt import DaggerMemoryTraining, RolloutSampler
 from smtkit.methods.smt import SupervisedMemoryTraining, TransitionSampler
 from smtkit.networks.architecture import Architecture
@@ -121,25 +122,30 @@ def _readers(config: TrainRnnConfig, device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class _Training:
-    """A method with its network, and the samplers for training and validation.
-
-    `sequences` samples the validation split for free-running evaluation; `windows` is its size.
-    """
+    """A method with its network, the samplers for training and validation, and the validation
+    split."""
 
     method: Method[Any]
     network: RecurrentNetwork
     train: Sampler[Any]
     validation: Sampler[Any]
-    sequences: Sampler[SequenceBatch]
-    windows: int
+    held_out: WindowReader
 
     def validations(self, config: TrainRnnConfig) -> list[Validation[Any]]:
         """The method's own objective, and the RNN free-running."""
-        batches = config.training.validation_batches(self.windows)
+        batches = config.training.validation_batches(self.held_out.per_epoch)
+        sequences = _sequences(config, self.held_out, by_length=False)
         return [
             Validation(self.method, self.validation, batches),
-            Validation(FreeRunning.of_network(self.network), self.sequences, batches),
+            Validation(FreeRunning.of_network(self.network), sequences, batches),
         ]
+
+
+def _sequences(
+    config: TrainRnnConfig, windows: WindowReader, *, by_length: bool = True
+) -> SequenceSampler:
+    size = config.training.batch_size
+    return SequenceSampler(windows, batch_size=size, seed=config.seed, by_length=by_length)
 
 
 def _prepare_bptt(
@@ -152,10 +158,8 @@ def _prepare_bptt(
         vocabulary_size = load_tokenizer(tokens).vocabulary_size
         network = RecurrentNetwork(Architecture.of_rnn(config, vocabulary_size, windows.window))
     method = BackpropagationThroughTime(network, config.bptt_window)
-    size, seed = config.training.batch_size, config.seed
-    train = SequenceSampler(windows, batch_size=size, seed=seed)
-    validation = SequenceSampler(held_out, batch_size=size, seed=seed, by_length=False)
-    return _Training(method, network, train, validation, validation, held_out.per_epoch)
+    validation = _sequences(config, held_out, by_length=False)
+    return _Training(method, network, _sequences(config, windows), validation, held_out)
 
 
 def _prepare_labels(
@@ -171,38 +175,24 @@ def _prepare_labels(
     network.fix_empty_memory(teacher.empty_memory)
     decoder = teacher.decoder.to(device) if config.objective.kl_weight else None
     method: Method[Any]
+    sampler: Callable[..., Sampler[Any]]
+    in_validation: dict[str, Any] = {"by_length": False}
     if config.method == "smt":
         method = SupervisedMemoryTraining(network, config.objective, decoder)
+        sampler = partial(TransitionSampler, positions=config.data.positions)
     else:
         method = DaggerMemoryTraining(network, config.objective, config.rollout, decoder)
-    train = _label_sampler(config, rows, validation=False)
-    validation = _label_sampler(config, held_out, validation=True)
-    sequences = SequenceSampler(
-        held_out, batch_size=config.training.batch_size, seed=config.seed, by_length=False
+        sampler = partial(RolloutSampler, rollout=config.rollout)
+        # At the final depth of the ramp, so that records of one run are comparable.
+        in_validation["rollout"] = config.rollout.model_copy(update={"depth_ramp": 0})
+    sampler = partial(
+        sampler,
+        objective=config.objective,
+        batch_size=config.training.batch_size,
+        seed=config.seed,
     )
-    return _Training(method, network, train, validation, sequences, len(held_out))
-
-
-def _label_sampler(
-    config: TrainRnnConfig, labels: LabelShards, *, validation: bool
-) -> Sampler[Any]:
-    objective, size, seed = config.objective, config.training.batch_size, config.seed
-    by_length = not validation
-    if config.method == "smt":
-        return TransitionSampler(
-            labels,
-            objective,
-            positions=config.data.positions,
-            batch_size=size,
-            seed=seed,
-            by_length=by_length,
-        )
-    rollout = config.rollout
-    if validation:  # at the final depth of the ramp, so that records of one run are comparable
-        rollout = rollout.model_copy(update={"depth_ramp": 0})
-    return RolloutSampler(
-        labels, objective, rollout=rollout, batch_size=size, seed=seed, by_length=by_length
-    )
+    train, validation = sampler(rows), sampler(held_out, **in_validation)
+    return _Training(method, network, train, validation, held_out)
 
 
 def _load_initial(config: TrainRnnConfig, initial: Artifact, window: int) -> RecurrentNetwork:

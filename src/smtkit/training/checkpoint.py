@@ -79,9 +79,16 @@ class TrainingState:
         if not is_whole:
             raise ArtifactError(f"{file}: damaged or missing", _HINT)
         tensors, _ = load_tensors(file)
-        self._load_network(_with_prefix(tensors, "network."))
-        self._load_optimizer(_with_prefix(tensors, "optimizer."))
-        self.method_state.load_state_dict(_with_prefix(tensors, "more."))
+        parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "more": {}}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = tensor
+        own = self.network.state_dict()
+        self.network.load_state_dict(
+            {name: like_parameter(t, own.get(name)) for name, t in parts["network"].items()}
+        )
+        self._load_optimizer(parts["optimizer"])
+        self.method_state.load_state_dict(parts["more"])
         self.step, self.tokens, self.seconds = progress
         return True
 
@@ -92,11 +99,6 @@ class TrainingState:
             tensors |= {f"optimizer.{index}.{name}": t for name, t in values.items()}
         return tensors
 
-    def _load_network(self, tensors: Mapping[str, Tensor]) -> None:
-        own = self.network.state_dict()
-        sharded = {name: like_parameter(t, own.get(name)) for name, t in tensors.items()}
-        self.network.load_state_dict(sharded)
-
     def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
@@ -105,11 +107,3 @@ class TrainingState:
             state.setdefault(int(index), {})[name] = like_parameter(tensor, parameters[int(index)])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }

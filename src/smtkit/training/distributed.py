@@ -75,9 +75,7 @@ class Ranks:
         size = torch.tensor([len(content)])
         with lost_rank_errors():
             dist.broadcast(size, source)
-            data = torch.zeros(int(size), dtype=torch.uint8)
-            if self.rank == source:
-                data.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+            data = torch.frombuffer(bytearray(content or int(size)), dtype=torch.uint8)
             dist.broadcast(data, source)
         return json.loads(data.numpy().tobytes())
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic
@@ -15,7 +16,7 @@ from smtkit.storage.manifest import METRICS
 from smtkit.training.checkpoint import TrainingState
 from smtkit.training.distributed import ALONE, Ranks
 from smtkit.training.interrupts import SIGNALS, stop_signals, stopped
-from smtkit.training.metrics import MetricsFile, Tally, add_counts
+from smtkit.training.metrics import MetricsFile, Tally
 from smtkit.training.optimizer import build_optimizer, schedule
 from smtkit.training.parallel import ParallelNetwork, full_tensors
 from smtkit.training.progress import Progress, Silent
@@ -91,7 +92,11 @@ class Trainer(Generic[BatchT]):
                     raise stopped(signal_number, f"saved at step {self.state.step}")
                 self._step(batches, counts)
                 self.state.tokens += tokens
-                self._advance_clock(self._clock() - started)
+                seconds = self._clock() - started
+                # Rank 0's seconds where they decide when the run ends.
+                self.state.seconds += (
+                    self._ranks.broadcast(seconds) if self._config.max_seconds else seconds
+                )
                 is_last = self._is_finished()
                 if is_last or self.state.step % self._config.log_every == 0:
                     self._log()
@@ -142,28 +147,23 @@ class Trainer(Generic[BatchT]):
 
         Returns the counts, the tokens, and the number of a signal that any rank received.
         """
-        counts = add_counts(self._method.counts(batch) for batch in batches)
+        counts: Counter[str] = Counter()
+        for batch in batches:
+            counts.update(self._method.counts(batch))
         tokens = sum(batch.tokens_read for batch in batches)
         signals = {number.name: int(number in received) for number in SIGNALS}
         total = self._ranks.sum_counts({**counts, **signals, _TOKENS: tokens})
         signal_number = next((number for number in SIGNALS if total[number.name]), None)
         return {name: total[name] for name in counts}, total[_TOKENS], signal_number
 
-    def _advance_clock(self, seconds: float) -> None:
-        """Adds the seconds of a step: rank 0's where they decide when the run ends."""
-        if self._config.max_seconds:
-            seconds = float(self._ranks.broadcast(seconds))
-        self.state.seconds += seconds
-
     def _step(self, batches: Sequence[BatchT], counts: Mapping[str, int]) -> None:
-        step = self.state.step
         sums = self._accumulate_gradients(batches, counts)
-        tally = Tally()
-        tally.add(sums, {**counts, _LOSS: 1})
+        tally = Tally(sums, Counter({**counts, _LOSS: 1}))
         means = tally.means()
         self._update(means[_LOSS])
-        self._tally.add(sums, tally.counts)
-        self._method.observe(step, {name: means[name] for name in means if counts.get(name)})
+        self._tally.add(tally.sums, tally.counts)
+        observed = {name: mean for name, mean in means.items() if counts.get(name)}
+        self._method.observe(self.state.step, observed)
         self.state.step += 1
 
     def _accumulate_gradients(
@@ -181,20 +181,20 @@ class Trainer(Generic[BatchT]):
             with self._network.accumulating(part < len(batches)):
                 loss, sums = self._network(self._part_loss, self._last_batch, weights, counts)
                 self._network.backward(loss)
-            tally.add({**sums, _LOSS: loss.detach()}, {})
+            tally.add(sums, {})
         summed = self._ranks.sum_tensors(list(tally.sums.values()))
         return dict(zip(tally.sums, summed, strict=True))
 
     def _part_loss(
         self, batch: BatchT, weights: Mapping[str, float], counts: Mapping[str, int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted loss of a part of the batch, and its sums without their graph."""
+        """Weighted loss of a part of the batch; its sums and the loss without their graph."""
         with self._autocast():
             sums = self._method.losses(batch)
         loss = torch.zeros((), device=self._ranks.device)
         for name, value in sums.items():
             loss = loss + weights[name] * value / max(counts[name], 1)
-        return loss, {name: value.detach() for name, value in sums.items()}
+        return loss, {name: value.detach() for name, value in {**sums, _LOSS: loss}.items()}
 
     def _update(self, loss: Tensor) -> None:
         """Clips the gradient and updates the weights, unless loss or gradient is not finite."""

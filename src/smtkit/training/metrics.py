@@ -1,7 +1,8 @@
 """Sums and counts of loss terms, and the file of their means."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,27 +38,19 @@ class Tally:
     """Running sums and counts of named terms."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, sums: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
         for name, total in sums.items():
             self.sums[name] = self.sums[name] + total if name in self.sums else total
-        self.counts = add_counts([self.counts, counts])
+        self.counts.update(counts)
 
     def summed(self, ranks: Ranks) -> "Tally":
         """Sums and counts over all ranks."""
         sums = ranks.sum_tensors(list(self.sums.values()))
-        return Tally(dict(zip(self.sums, sums, strict=True)), ranks.sum_counts(self.counts))
+        counts = Counter(ranks.sum_counts(self.counts))
+        return Tally(dict(zip(self.sums, sums, strict=True)), counts)
 
     def means(self) -> dict[str, Tensor]:
         """Mean of each term, sum / max(count, 1), on the device of the sums."""
         return {name: total / max(self.counts[name], 1) for name, total in self.sums.items()}
-
-
-def add_counts(items: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Sum of the counts under each name."""
-    totals: dict[str, int] = {}
-    for counts in items:
-        for name, count in counts.items():
-            totals[name] = totals.get(name, 0) + count
-    return totals

@@ -1,7 +1,6 @@
 """Reads the batches of the next steps in threads while the current step computes."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Generic, Self
 
 from smtkit.training.protocols import BatchT, Sampler
@@ -18,22 +17,16 @@ class Prefetch(Generic[BatchT]):
     def __init__(self, sampler: Sampler[BatchT], readers: int) -> None:
         self._sampler = sampler
         self._readers = readers
+        # Starts no thread before the first `submit`.
+        self._threads = ThreadPoolExecutor(max(readers, 1), thread_name_prefix="reader")
         self._pending: dict[tuple[int, int, int], Future[BatchT]] = {}
 
     def __enter__(self) -> Self:
-        if self._readers:
-            self._threads = ThreadPoolExecutor(self._readers, thread_name_prefix="reader")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._readers:
-            self._threads.shutdown(cancel_futures=True)
-            self._pending.clear()
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        self._pending.clear()
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> BatchT:
         if not self._readers:

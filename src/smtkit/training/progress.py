@@ -18,9 +18,7 @@ class Progress(Protocol):
 class Silent:
     """Ignores progress and warnings."""
 
-    def update(
-        self, task: str, completed: float, total: float | None, **metrics: float | str
-    ) -> None:
+    def update(self, *_: object, **__: object) -> None:
         pass
 
     def warn(self, message: str) -> None:
