@@ -7,8 +7,9 @@ N: pairs of a memory and a target, d: tokens between them, B: windows, L: tokens
 slots, D: slot width, V: vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,12 +24,16 @@ from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import Teacher
 from smtkit.training.progress import Progress
 
+FIGURE = "gradients.svg"
 SAMPLES = 256
 """Pairs per distance; more windows than this are not needed."""
 _SEED = 0
 _TOKENS = 4096  # read at once, over all pairs
+_COLORS = {"decoder": "#0072b2", "cell": "#d55e00"}
+_PATHS = {"decoder": "through the decoder (SMT)", "cell": "through d steps of the cell (BPTT)"}
+_WEIGHTS = {"trained": "trained", "initial": "at initialisation"}
 
-Path = Callable[[Tensor, Tensor], Tensor]
+GradientPath = Callable[[Tensor, Tensor], Tensor]
 """memory (N, K, D), tokens (N, d) -> logits (N, V) of the target d tokens later."""
 
 
@@ -56,7 +61,7 @@ def measure(subject: Subject, windows: Windows, progress: Progress) -> list[dict
     records: list[dict[str, Any]] = []
     for weights, measured in (("trained", subject), ("initial", with_initial_weights(subject))):
         network, teacher = measured.network, measured.teacher
-        paths: dict[str, tuple[Path, Callable[[Tensor], Tensor], int]] = {}
+        paths: dict[str, tuple[GradientPath, Callable[[Tensor], Tensor], int]] = {}
         if teacher is not None:
             furthest = longest if future == "rest" else min(future, longest)
             paths["decoder"] = through_decoder(teacher.decoder), teacher.encoder, furthest
@@ -65,7 +70,15 @@ def measure(subject: Subject, windows: Windows, progress: Progress) -> list[dict
             with torch.no_grad():
                 memory = encode(tokens)
             points = curve(path, memory, tokens, targets, distances_up_to(furthest), SAMPLES, _SEED)
-            records.append(_record(name, weights, points))
+            fits = fit_decay([p.distance for p in points], [p.norm for p in points])
+            records.append(
+                {
+                    "path": name,
+                    "weights": weights,
+                    "curve": [asdict(point) for point in points],
+                    "fits": asdict(fits),
+                }
+            )
             progress.update("gradients", len(records), 2 * len(paths))
     return records
 
@@ -84,14 +97,14 @@ def with_initial_weights(subject: Subject) -> Subject:
     return Subject(fresh.eval().to(subject.device), fresh_teacher, subject.future_length)
 
 
-def through_decoder(decode: Callable[[Tensor, Tensor], Tensor]) -> Path:
+def through_decoder(decode: Callable[[Tensor, Tensor], Tensor]) -> GradientPath:
     """The path of decode: memory (N, K, D), tokens (N, d) -> logits (N, d + 1, V)."""
     return lambda memory, tokens: decode(memory, tokens)[:, -1]
 
 
 def through_cell(
     step: Callable[[Tensor, Tensor], Tensor], readout: Callable[[Tensor], Tensor]
-) -> Path:
+) -> GradientPath:
     """The path of d steps (memory (N, K, D), token (N,) -> memory) and a readout (-> (N, V))."""
 
     def path(memory: Tensor, tokens: Tensor) -> Tensor:
@@ -103,7 +116,7 @@ def through_cell(
 
 
 def curve(
-    path: Path,
+    path: GradientPath,
     memory: Tensor,
     tokens: Tensor,
     targets: Tensor,
@@ -135,7 +148,7 @@ def curve(
     return points
 
 
-def gradient_norms(path: Path, memory: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+def gradient_norms(path: GradientPath, memory: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
     """Norm of each target's gradient over the K D numbers of its memory, (N,) float64.
 
     memory (N, K, D), tokens (N, d), targets (N,). One backward pass serves all pairs, because no
@@ -157,11 +170,35 @@ def distances_up_to(longest: int) -> list[int]:
     return sorted(distance for distance in chosen if distance <= longest)
 
 
-def _record(path: str, weights: str, points: Sequence[Point]) -> dict[str, Any]:
-    decay = fit_decay([point.distance for point in points], [point.norm for point in points])
-    return {
-        "path": path,
-        "weights": weights,
-        "curve": [asdict(point) for point in points],
-        "fits": asdict(decay),
-    }
+def draw(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draws the curves of `measure` on logarithmic axes, a line per path and weights.
+
+    Raises ImportError if matplotlib is not installed.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    # Text is not converted to outlines; a fixed salt makes the file reproducible.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "smtkit"}):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for record in records:
+            shown = [p for p in record["curve"] if p["distance"] > 0 and p["norm"] > 0]
+            axes.plot(
+                [point["distance"] for point in shown],
+                [point["norm"] for point in shown],
+                color=_COLORS[record["path"]],
+                linestyle="-" if record["weights"] == "trained" else "--",
+                marker="o",
+                markersize=3.5,
+                label=f"{_PATHS[record['path']]}, {_WEIGHTS[record['weights']]}",
+            )
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.set_yscale("log")
+        axes.set_xlabel("distance d, in tokens")
+        axes.set_ylabel("norm of d nll(target i + d) / d memory i")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25, linewidth=0.5)
+        axes.legend(frameon=False, fontsize="small")
+        figure.savefig(path, metadata={"Date": None})

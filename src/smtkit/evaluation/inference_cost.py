@@ -70,6 +70,13 @@ def measure_rnn(network: RecurrentNetwork, progress: Progress) -> Iterator[Recor
     vocabulary_size = network.architecture.vocabulary_size
     memory, done, started = network.start(1), 0, time.monotonic()
     device, size = memory.device, memory.numel() * memory.element_size()
+
+    def predict(memory: Tensor, last: Tensor) -> Tensor:
+        for token in last:
+            memory = network.step(memory, token)
+            network.readout(memory)
+        return memory
+
     for tokens in TOKENS:
         while done < tokens - _TIMED_STEPS and time.monotonic() - started < _RNN_SECONDS:
             count = min(_TIMED_STEPS, tokens - _TIMED_STEPS - done)
@@ -82,14 +89,7 @@ def measure_rnn(network: RecurrentNetwork, progress: Progress) -> Iterator[Recor
             yield Record("rnn", tokens, None, size, skipped=reason)
             continue
         last = _random_tokens(vocabulary_size, tokens - done, device)
-
-        def predict(memory: Tensor = memory, last: Tensor = last) -> Tensor:
-            for token in last:
-                memory = network.step(memory, token)
-                network.readout(memory)
-            return memory
-
-        seconds, peak, memory = _timed(predict, device)
+        seconds, peak, memory = _timed(predict, memory, last)
         yield Record("rnn", tokens, seconds / len(last), size, peak)
         done = tokens
 
@@ -100,6 +100,10 @@ def measure_teacher(teacher: Teacher, progress: Progress) -> Iterator[Record]:
     vocabulary_size = teacher.architecture.vocabulary_size
     device = next(teacher.parameters()).device
     passes: list[tuple[int, float]] = []  # tokens that the encoder read, seconds
+
+    def predict(context: Tensor, end: Tensor) -> Tensor:
+        return teacher.read(teacher.encoder.encode_at(context, end)[:, 0])
+
     for tokens in TOKENS:
         cost = teacher.encoder.pass_cost(tokens)
         expected = forecast(passes, cost.tokens)
@@ -109,13 +113,9 @@ def measure_teacher(teacher: Teacher, progress: Progress) -> Iterator[Record]:
             continue
         context = _random_tokens(vocabulary_size, tokens, device).view(1, -1)
         end = torch.tensor([[tokens]], device=device)
-
-        def predict(context: Tensor = context, end: Tensor = end) -> Tensor:
-            return teacher.read(teacher.encoder.encode_at(context, end)[:, 0])
-
         if expected < _WARM_UP_SECONDS:
-            predict()
-        seconds, peak, _ = _timed(predict, device)
+            predict(context, end)
+        seconds, peak, _ = _timed(predict, context, end)
         passes.append((cost.tokens, seconds))
         progress.update("timing the teacher", tokens, TOKENS[-1])
         yield Record("teacher", tokens, seconds, cost.layer_bytes, peak)
@@ -160,15 +160,16 @@ def _reason_to_skip(seconds: float, needed: int, free: int | None) -> str | None
     return None
 
 
-def _timed(work: Callable[[], Tensor], device: torch.device) -> tuple[float, int | None, Tensor]:
+def _timed(work: Callable[..., Tensor], *inputs: Tensor) -> tuple[float, int | None, Tensor]:
     """Seconds, peak bytes beyond those allocated before (CUDA only), and the result."""
+    device = inputs[0].device
     on_cuda = device.type == "cuda"
     if on_cuda:
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device) if on_cuda else 0
     started = time.perf_counter()
-    result = work()
+    result = work(*inputs)
     if on_cuda:
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - started

@@ -1,11 +1,14 @@
 """Means of nll and accuracy over the targets of windows: by position, distance and length.
 
+Scores of a predictor are float64 (2, B, L + 1): its nll in nats, and 1 where the target is the
+likeliest token, else 0. NaN where there is no target or no prediction; n-gram models have no
+accuracy, so that their second part is all NaN.
+
 B: windows, L: tokens per window, T: the window the RNN was trained on.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,21 +19,8 @@ from smtkit.corpus.seeded import IntArray
 
 FloatArray = NDArray[np.float64]
 Records = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of one predictor, each (B, L + 1); NaN where there is no target or no prediction.
-
-    nll: in nats. correct: 1 where the target is the likeliest token, else 0; all NaN for a
-    predictor that is not evaluated for it.
-    """
-
-    nll: FloatArray
-    correct: FloatArray
-
-    def __getitem__(self, index: Any) -> "Scores":
-        return Scores(self.nll[index], self.correct[index])
+Scores = Mapping[str, FloatArray]
+"""The scores of each predictor."""
 
 
 def position_ranges(window: int, lengths: int = 4) -> list[tuple[str, int, int]]:
@@ -45,23 +35,23 @@ def position_ranges(window: int, lengths: int = 4) -> list[tuple[str, int, int]]
     return ranges
 
 
-def summarize(scores: Mapping[str, Scores], window: int, byte_lengths: IntArray | None) -> Records:
+def summarize(scores: Scores, window: int, byte_lengths: IntArray | None) -> Records:
     """One record per predictor and range of positions in which it has scores.
 
     byte_lengths (B, L + 1): bytes of text that each target stands for; None if unknown.
     """
-    columns = max(values.nll.shape[1] for values in scores.values())
+    columns = max(values.shape[-1] for values in scores.values())
     ranges = position_ranges(window, math.ceil(columns / window))
     groups = [(_labels(*each), np.s_[:, each[1] : each[2] + 1]) for each in ranges]
     return _records(scores, groups, partial(_all_metrics, byte_lengths=byte_lengths))
 
 
-def summarize_overall(scores: Mapping[str, Scores], byte_lengths: IntArray | None) -> Records:
+def summarize_overall(scores: Scores, byte_lengths: IntArray | None) -> Records:
     """One record per predictor over the targets at all positions but 0; as `summarize`."""
     return _records(scores, [({}, np.s_[:, 1:])], partial(_all_metrics, byte_lengths=byte_lengths))
 
 
-def summarize_by_distance(scores: Mapping[str, Scores], distance: IntArray) -> Records:
+def summarize_by_distance(scores: Scores, distance: IntArray) -> Records:
     """One record per predictor and range of distances: 0, 1, 2, 3-4, 5-8, ...
 
     distance (B, L + 1): tokens from where the answer was written to each target; -1, in no range,
@@ -75,7 +65,7 @@ def summarize_by_distance(scores: Mapping[str, Scores], distance: IntArray) -> R
     return _records(scores, groups, _means)
 
 
-def summarize_by_length(scores: Mapping[str, Scores], length: IntArray) -> Records:
+def summarize_by_length(scores: Scores, length: IntArray) -> Records:
     """One record per predictor and length of a row; length (B,)."""
     groups = [({"length": tokens}, length == tokens) for tokens in np.unique(length).tolist()]
     return _records(scores, groups, _means)
@@ -86,9 +76,9 @@ def _labels(name: str, first: int, last: int) -> dict[str, Any]:
 
 
 def _records(
-    scores: Mapping[str, Scores],
+    scores: Scores,
     groups: Sequence[tuple[dict[str, Any], Any]],
-    metrics: Callable[[Scores, Any], dict[str, Any]],
+    metrics: Callable[[FloatArray, Any], dict[str, Any]],
 ) -> Records:
     """Metrics of each predictor on each group of targets (labels, index) where it has scores."""
     return [
@@ -99,9 +89,9 @@ def _records(
     ]
 
 
-def _means(scores: Scores, index: Any) -> dict[str, Any]:
+def _means(scores: FloatArray, index: Any) -> dict[str, Any]:
     """Number of targets, mean nll and accuracy; empty if no target has a score."""
-    nll, correct = scores.nll[index], scores.correct[index]
+    nll, correct = (part[index] for part in scores)
     scored = ~np.isnan(nll)
     if not scored.any():
         return {}
@@ -113,22 +103,20 @@ def _means(scores: Scores, index: Any) -> dict[str, Any]:
     }
 
 
-def _all_metrics(scores: Scores, index: Any, byte_lengths: IntArray | None) -> dict[str, Any]:
+def _all_metrics(scores: FloatArray, index: Any, byte_lengths: IntArray | None) -> dict[str, Any]:
     """All metrics of the targets in some columns; empty if none has a score."""
     means = _means(scores, index)
     if not means:
         return {}
-    nll = scores.nll[index]
+    nll = scores[0][index]
     bits = means["nll"] / math.log(2)
     size = 0 if byte_lengths is None else int(byte_lengths[index][~np.isnan(nll)].sum())
     return {
-        "targets": means["targets"],
-        "nll": means["nll"],
+        **means,
         "nll_standard_error": _standard_error(nll),
         "bits_per_token": bits,
         "bits_per_byte": bits * means["targets"] / size if size else None,
         "perplexity": math.exp(min(means["nll"], 700)),
-        "accuracy": means["accuracy"],
     }
 
 

@@ -14,7 +14,7 @@ from smtkit.evaluation import free_running
 from smtkit.evaluation.drift import Drift
 from smtkit.evaluation.free_running import Readout, rollout_in_pieces, score_targets
 from smtkit.evaluation.memory_sample import MemorySample
-from smtkit.evaluation.metrics import Scores
+from smtkit.evaluation.metrics import FloatArray
 from smtkit.evaluation.ngrams import NgramModel
 from smtkit.evaluation.subject import Subject
 from smtkit.methods.bptt import SequenceBatch
@@ -45,9 +45,8 @@ class Predictors:
             readout = [TEACHER_READOUT] if subject.teacher.readout is not None else []
             names[-1:] = TEACHER_DECODER, *readout, ONE_STEP, FREE_RUNNING
             sampled = [TEACHER, FREE_RUNNING]
-        shape = (count, length + 1)
         # Zeros, so that a sum over ranks joins the windows of all.
-        self.scores = {name: Scores(np.zeros(shape), np.zeros(shape)) for name in names}
+        self.scores = {name: np.zeros((2, count, length + 1)) for name in names}
         slots, slot_width = subject.network.empty_memory.shape
         self.drift = Drift(subject.window, slots * slot_width)
         longest = min(subject.window, length)
@@ -58,13 +57,13 @@ class Predictors:
         """Scores the windows number `first`, `first` + 1, ... by every predictor."""
         batch = SequenceBatch.of(windows)
         index = np.arange(first, first + len(windows.tokens))
-        scores = {name: values[first : index[-1] + 1] for name, values in self.scores.items()}
+        scores = {name: values[:, index[0] : index[-1] + 1] for name, values in self.scores.items()}
         for values in scores.values():
-            values.nll[:] = values.correct[:] = np.nan
+            values[:] = np.nan
         inputs, targets = batch.tokens.numpy(), batch.targets.numpy()
         for order, name in enumerate(BASELINES, start=1):
             nll = self._ngrams.negative_log_likelihood(inputs, targets, order)
-            scores[name].nll[:, : nll.shape[1]] = nll
+            scores[name][0, :, : nll.shape[1]] = nll
         device = self._subject.device
         batch = SequenceBatch(batch.tokens.to(device), batch.targets.to(device), batch.length)
         teacher, labels = self._subject.teacher, None
@@ -75,8 +74,8 @@ class Predictors:
     def share(self, ranks: Ranks) -> None:
         """Joins what all ranks have scored."""
         for name, values in self.scores.items():
-            summed = ranks.sum_tensors([torch.from_numpy(v) for v in (values.nll, values.correct)])
-            self.scores[name] = Scores(*(tensor.numpy() for tensor in summed))
+            (summed,) = ranks.sum_tensors([torch.from_numpy(values)])
+            self.scores[name] = summed.numpy()
         self.drift.share(ranks)
         for sample in self.samples.values():
             sample.share(ranks)
@@ -87,7 +86,7 @@ class Predictors:
         return {name: health for name, health in found.items() if health is not None}
 
     def _score_teacher(
-        self, teacher: Teacher, scores: dict[str, Scores], batch: SequenceBatch, index: IntArray
+        self, teacher: Teacher, scores: dict[str, FloatArray], batch: SequenceBatch, index: IntArray
     ) -> Tensor:
         """Scores the teacher, and one step of the RNN from each of the teacher's memories 0..T-1;
         returns these memories (B, L + 1, K, D)."""
@@ -106,7 +105,7 @@ class Predictors:
         return labels
 
     def _score_free_running(
-        self, scores: Scores, batch: SequenceBatch, labels: Tensor | None, index: IntArray
+        self, scores: FloatArray, batch: SequenceBatch, labels: Tensor | None, index: IntArray
     ) -> None:
         """Scores the rollout from the empty memory; drift is measured on windows of T tokens or
         more."""
@@ -142,7 +141,7 @@ def score_windows(
 
 
 def score_memories(
-    scores: Scores, readout: Readout, memories: Tensor, batch: SequenceBatch, first: int = 0
+    scores: FloatArray, readout: Readout, memories: Tensor, batch: SequenceBatch, first: int = 0
 ) -> None:
     """Writes scores of the targets at positions `first`, ..., each predicted from its memory.
 
@@ -150,8 +149,8 @@ def score_memories(
     """
     for piece in memories.split(free_running.POSITIONS, dim=1):
         here = slice(first, first + piece.shape[1])
-        found = score_targets(readout, piece, batch.targets[:, here]).cpu().numpy()
-        scores.nll[:, here], scores.correct[:, here] = found
+        found = score_targets(readout, piece, batch.targets[:, here])
+        scores[:, :, here] = found.cpu().numpy()
         first = here.stop
 
 

@@ -16,7 +16,7 @@ from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
 from smtkit.corpus.tokenizers import TextTokenizer, Tokenizer
 from smtkit.corpus.windows import RowWindows, WindowReader, open_windows
 from smtkit.errors import ArtifactError
-from smtkit.evaluation import gradients, gradients_figure, inference_cost, metrics
+from smtkit.evaluation import gradients, inference_cost, metrics
 from smtkit.evaluation.ngrams import count_ngrams
 from smtkit.evaluation.predictors import BASELINES, evenly_spaced, score_windows
 from smtkit.evaluation.subject import Subject, load_subject
@@ -91,7 +91,7 @@ def run(
 
 
 def _summaries(
-    scores: dict[str, metrics.Scores],
+    scores: metrics.Scores,
     windows: WindowReader,
     starts: IntArray,
     tokenizer: Tokenizer,
@@ -130,13 +130,13 @@ def _gradients(
     windows = open_windows(source, config.split, subject.window if is_stream(source) else None)
     count = min(gradients.SAMPLES, subject.windows_at_once(windows.window))
     records = gradients.measure(subject, windows.read(evenly_spaced(windows, count)), progress)
-    figure = gradients_figure.FIGURE
     try:
-        gradients_figure.draw(records, artifact.directory / figure)
+        gradients.draw(records, artifact.directory / gradients.FIGURE)
     except ImportError:
-        progress.warn(f"no {figure}: matplotlib is not installed (pip install 'smtkit[figures]')")
+        missing = "matplotlib is not installed (pip install 'smtkit[figures]')"
+        progress.warn(f"no {gradients.FIGURE}: {missing}")
     else:
-        artifact.add(figure)
+        artifact.add(gradients.FIGURE)
     return records
 
 
