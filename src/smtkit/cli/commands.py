@@ -170,15 +170,13 @@ class Command:
         self.run(import_module(f"smtkit.stages.{name}"), config, given)
 
 
-def _print_config(
-    config: schemas.Config, origins: dict[str, schemas.Origin], flags: dict[str, str]
-) -> None:
+def _print_config(config: schemas.Config, origins: dict[str, str], flags: dict[str, str]) -> None:
     """TOML of every setting, with its origin; commented out what is unset or has no effect."""
     reasons = schemas.without_effect(config)
     for key, value in schemas.flatten(config.model_dump(mode="json")):
         line = f"{key} = {'unset' if value is None else json.dumps(value)}"
         line = f"# {line}" if value is None or key in reasons else line
-        origin = with_flags(str(origins.get(key, "default")), flags)
+        origin = with_flags(origins.get(key, "default"), flags)
         print(f"{line:<48}  # {origin}" + (f"; {reasons[key]}" if key in reasons else ""))
 
 

@@ -5,7 +5,7 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -17,23 +17,6 @@ from smtkit.errors import UsageError
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 _LIMIT_HINT = "for example `training.max_steps` 1000, or `training.max_seconds` 600"
-
-
-class Origin(NamedTuple):
-    """Where a value was set; as a string, the beginning of an error message about it."""
-
-    layer: Literal["file", "override", "flag"]
-    name: str
-    """The path, the override as it was written, or the key of the flag."""
-
-    def __str__(self) -> str:
-        match self.layer:
-            case "file":
-                return self.name
-            case "override":
-                return f"`overrides` {self.name}"
-            case "flag":
-                return f"`{self.name}`"
 
 
 def resolve(
@@ -55,10 +38,11 @@ def layer(
     file: Path | None = None,
     overrides: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
-) -> tuple[ConfigT, dict[str, Origin]]:
-    """As `resolve`, with the origin of each key that was set."""
+) -> tuple[ConfigT, dict[str, str]]:
+    """As `resolve`, with the origin of each key that was set, with which messages about it begin:
+    the path of the file, the override as it was written, or the key of the flag in backticks."""
     values: dict[str, Any] = {}
-    origins: dict[str, Origin] = {}
+    origins: dict[str, str] = {}
     for origin, key, value in _given(file, overrides, flags or {}):
         _assign(values, key, value, origin)
         origins[key] = origin
@@ -73,23 +57,21 @@ def layer(
 
 def _given(
     file: Path | None, overrides: Sequence[str], flags: Mapping[str, Any]
-) -> Iterator[tuple[Origin, str, Any]]:
+) -> Iterator[tuple[str, str, Any]]:
+    """Origin, dotted key and value of everything that is set, the weakest first."""
     if file is not None:
         for key, value in flatten(_read_toml(file)):
-            yield Origin("file", str(file)), key, value
+            yield str(file), key, value
     for override in overrides:
-        origin = Origin("override", override)
+        origin = f"`overrides` {override}"
         key, equals, text = override.partition("=")
-        key = key.strip()
-        if not equals or not key:
+        if not equals or not key.strip():
             raise UsageError(f"{origin}: expected section.key=value")
-        value = _parse_value(text.strip())
-        inner = flatten(value, f"{key}.") if isinstance(value, dict) else None
-        for name, found in inner or [(key, value)]:
-            yield origin, name, found
+        for name, value in flatten({key.strip(): _parse_value(text.strip())}):
+            yield origin, name, value
     for key, value in flags.items():
         if value is not None:
-            yield Origin("flag", key), key, value
+            yield f"`{key}`", key, value
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -109,7 +91,7 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _assign(values: dict[str, Any], key: str, value: Any, origin: Origin) -> None:
+def _assign(values: dict[str, Any], key: str, value: Any, origin: str) -> None:
     *sections, name = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
@@ -119,7 +101,7 @@ def _assign(values: dict[str, Any], key: str, value: Any, origin: Origin) -> Non
 
 
 def _explain(
-    schema: type[Config], error: ValidationError, origins: Mapping[str, Origin]
+    schema: type[Config], error: ValidationError, origins: Mapping[str, str]
 ) -> UsageError:
     """The first error as one line; an unknown key only if there is no other error."""
     details = error.errors(include_url=False)
@@ -127,11 +109,7 @@ def _explain(
     key, message = _key(schema, detail["loc"]), _message(detail)
     # The message of a validator of several keys begins with one of them.
     subject = key or message.partition(" ")[0]
-    named = [
-        origin
-        for name, origin in origins.items()
-        if is_within(name, subject) or is_within(subject, name)
-    ]
+    named = [origins[k] for k in origins if is_within(k, subject) or is_within(subject, k)]
     where = f"{named[-1]}: " if named else ""
     if detail["type"] == "extra_forbidden":
         return UsageError(f"{where}unknown key {key}", _suggest(schema, key))
@@ -144,9 +122,8 @@ def _explain(
         found = "" if isinstance(detail["input"], dict) else f" = {detail['input']!r}"
         return UsageError(f"{where}{key}{found}: {message}" if key else where + message, hint)
     # For a union there is one error per member type.
-    likings = [_message(other) for other in details if _key(schema, other["loc"]) == key]
-    wanted = [liking.removeprefix("Input should be ") for liking in likings[1:]]
-    message = ", or ".join([likings[0], *wanted])
+    first, *others = [_message(other) for other in details if _key(schema, other["loc"]) == key]
+    message = ", or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
     return UsageError(f"{where}{key} = {detail['input']!r}: {message}")
 
 
@@ -170,11 +147,9 @@ def _key(schema: type[Config], location: Sequence[int | str]) -> str:
 
 def _suggest(schema: type[Config], key: str) -> str:
     known = [setting.key for setting in settings_of(schema)]
-    name = key.rpartition(".")[2]
+    section, _, name = key.rpartition(".")
     same_name = [k for k in known if k.rpartition(".")[2] == name]
-    close = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if close:
+    if close := same_name or difflib.get_close_matches(key, known, n=1):
         return f"did you mean {close[0]}?"
-    section = key.rpartition(".")[0]
     siblings = [k for k in known if k.rpartition(".")[0] == section] or known
     return "known keys: " + ", ".join(siblings)
