@@ -5,6 +5,7 @@ tensors on GPUs over nccl; other values travel as JSON over gloo. Nothing is pic
 """
 
 import contextlib
+import gc
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,6 +122,9 @@ def leave() -> None:
     if dist.is_initialized():
         Ranks(dist.get_rank(), dist.get_world_size()).barrier()
         dist.destroy_process_group()
+        # Reference cycles hold the group. Its threads must end before the interpreter does: at exit
+        # they would be ended while they run C++ code, and abort the process.
+        gc.collect()
 
 
 def choose_device(name: Device, local_rank: int | None = None) -> torch.device:
