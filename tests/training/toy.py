@@ -5,6 +5,7 @@
 writes to OUT/RANK.pt, for each of CASES, the gradients of every update and the final weights.
 """
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,3 +130,7 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    # As the command line ends a rank: torch's threads may abort a process that is torn down.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
