@@ -58,6 +58,7 @@ ROLLOUTS = {
     "sequential": RolloutConfig(kind="sequential"),
     "segments of 16": RolloutConfig(depth=16),
     "segments of 64": RolloutConfig(depth=64),
+    "segments of 16 with gradients": RolloutConfig(depth=16, backprop=16),
     "jacobi, 4 sweeps": RolloutConfig(kind="jacobi", sweeps=4),
 }
 

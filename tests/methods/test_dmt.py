@@ -10,7 +10,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from conftest import architecture, encoder_config, rnn_config
 from smtkit import IGNORE
-from smtkit.config import RolloutConfig, TransitionObjectiveConfig
+from smtkit.config import CellConfig, RolloutConfig, TransitionObjectiveConfig
 from smtkit.corpus.windows import Windows
 from smtkit.labels.format import LabelShape
 from smtkit.labels.reader import LabelShards
@@ -54,12 +54,13 @@ def _made(
     labels: LabelShards,
     rollout: dict,
     decoder: FutureDecoder | None = None,
+    cell: CellConfig | None = None,
     **objective: object,
 ) -> tuple[DaggerMemoryTraining, RolloutBatch]:
     """The method, on a network with random weights, and a batch of all eight rows."""
     settings = TransitionObjectiveConfig(**{"kl_positions": 3, "kl_future": 4, **objective})
     config = rnn_config()
-    parts = config.cell, config.readout, DECODER
+    parts = cell or config.cell, config.readout, DECODER
     network = RecurrentNetwork(architecture(VOCABULARY, SLOTS, SLOT_WIDTH, *parts))
     network.fix_empty_memory(torch.ones(SLOTS, SLOT_WIDTH))
     chains = RolloutConfig(**rollout)
@@ -275,7 +276,9 @@ def test_the_last_sweep_computes_only_steps_with_a_loss(labels, every):
     ]
 
 
-@pytest.mark.parametrize("rollout", [ROLLOUTS[1], ROLLOUTS[3]], ids=str)
+@pytest.mark.parametrize(
+    "rollout", [ROLLOUTS[1], ROLLOUTS[3], {"depth": 4, "backprop": 3, "loss_every": 2}], ids=str
+)
 def test_under_autocast_a_gradient_reaches_every_weight_of_the_cell(labels, rollout):
     """Steps without a graph cast the weights first; the casts must not be taken by the others."""
     method, batch = _made(labels, rollout)
@@ -304,6 +307,130 @@ def test_a_detached_readout_does_not_move_the_cell(labels):
         moved = [p.grad is not None for p in method.network.transition.parameters()]
         assert moved == [not detached] * len(moved)
         assert all(p.grad.any() for p in method.network.readout.parameters())
+
+
+# Gradients through the rollout.
+
+FUSED = [CellConfig(kind=kind, normalize="none", width=16) for kind in ("gru", "lstm")]
+CELLS = [None, *FUSED]
+
+
+def _truncated_sums(
+    network: RecurrentNetwork, batch: RolloutBatch, backprop: int
+) -> dict[str, Tensor]:
+    """Sums of a loop over chains, one step at a time; a memory is cut off every `backprop`."""
+    sums = {"dynamics": torch.zeros(()), "readout": torch.zeros(())}
+    chains, steps = batch.tokens.shape
+    numbers, after = batch.loss_steps.tolist(), batch.after_steps
+    for chain in range(chains):
+        memory = batch.start[chain]
+        for step in range(steps):
+            if step % backprop == 0:
+                memory = memory.detach()
+            if batch.restarts[chain, step]:
+                memory = network.empty_memory
+            memory = network.step(memory[None], batch.tokens[chain, step][None])[0]
+            if (number := chain * steps + step) in numbers:
+                target = batch.target[numbers.index(number)]
+                sums["dynamics"] += (memory - after[chain, step]).square().mean()
+                sums["readout"] += _nll(network, memory, target)
+    for target in batch.initial_target:
+        sums["readout"] += _nll(network, network.empty_memory, target)
+    return sums
+
+
+def _assert_truncated(
+    method: DaggerMemoryTraining, batch: RolloutBatch, backprop: int
+) -> dict[str, Tensor]:
+    """Compares losses and gradients with those of the slow loop."""
+    parameters = [p for p in method.network.parameters() if p.requires_grad]
+    sums = method.losses(batch), _truncated_sums(method.network, batch, backprop)
+    found, expected = (torch.autograd.grad(sum(each.values()), parameters) for each in sums)
+    for name, total in sums[1].items():
+        torch.testing.assert_close(sums[0][name], total, rtol=1e-4, atol=0)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    return sums[0]
+
+
+@pytest.mark.parametrize("backprop", [1, 3, 4, 50])
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_gradients_flow_back_through_blocks_of_steps(labels, cell, every, backprop):
+    rollout = {"depth": 4, "backprop": backprop, "loss_every": every}
+    _assert_truncated(*_made(labels, rollout, cell=cell), backprop)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("backprop", [3, 9])
+def test_gradients_flow_back_through_blocks_of_a_sequential_rollout(labels, backprop, every):
+    rollout = {"kind": "sequential", "backprop": backprop, "loss_every": every}
+    _assert_truncated(*_made(labels, rollout), backprop)
+
+
+@pytest.mark.parametrize("backprop", [2, 3, 9])
+@pytest.mark.parametrize("rollout", [{"depth": 4}, {"depth": 9}, ROLLOUTS[2]], ids=str)
+@pytest.mark.parametrize("cell", FUSED, ids=str)
+def test_the_kernel_computes_a_block_with_its_restarts(
+    labels, monkeypatch, cell, rollout, backprop
+):
+    """On a GPU; here it is used although steps are as fast."""
+    monkeypatch.setattr(DaggerMemoryTraining, "_uses_kernel", lambda *_: True)
+    calls = []
+    method, batch = _made(labels, {**rollout, "backprop": backprop, "loss_every": 2}, cell=cell)
+    method.network.transition.cell.unit.register_forward_hook(lambda *_: calls.append(1))
+    _assert_truncated(method, batch, backprop)
+
+    # A block, or no more than the steps of two blocks without a loss between, is one call.
+    assert 0 < len(calls) <= 2 * -(-batch.tokens.shape[1] // backprop)
+
+
+def test_chains_in_the_middle_of_a_block_restart(labels):
+    """The tests of blocks rely on restarts that are neither at a block's start nor padding."""
+    _, batch = _made(labels, {"depth": 4, "backprop": 4})
+    number = torch.arange(batch.tokens.numel()).view_as(batch.tokens)
+    has_loss = torch.isin(number, batch.loss_steps)
+
+    assert (batch.restarts & has_loss)[:, 1:].any()
+
+
+@pytest.mark.parametrize("rollout", ROLLOUTS[:3], ids=str)
+def test_blocks_of_one_step_are_dmt_without_gradients(labels, rollout):
+    found = []
+    for backprop in (0, 1):
+        torch.manual_seed(0)
+        method, batch = _made(labels, {**rollout, "backprop": backprop})
+        sums = method.losses(batch)
+        sum(sums.values()).backward()
+        gradients = [p.grad for p in method.network.parameters() if p.requires_grad]
+        found.append([*sums.values(), *gradients])
+
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(("backprop", "graph"), [(2, "00101111"), (5, "11100111")])
+def test_steps_before_a_loss_of_their_block_keep_their_graph(labels, backprop, graph):
+    method, batch = _made(labels, {"kind": "sequential", "backprop": backprop})
+    batch = _without_short_rows(batch)
+    steps = batch.tokens.shape[1]
+    chosen = torch.isin(batch.loss_steps % steps, torch.tensor([2, 5, 7]))
+    fields = {name: getattr(batch, name)[chosen] for name in ("loss_steps", "index", "target")}
+    calls = _calls_of_the_cell(method, dataclasses.replace(batch, **fields))
+
+    assert "".join(str(int(has_graph)) for has_graph, _ in calls) == graph
+
+
+def test_blocks_of_steps_roll_out_to_the_same_memories(labels):
+    """With noise too: gradients are all that `backprop` changes."""
+    found = []
+    for backprop in (0, 3, 4):
+        torch.manual_seed(0)
+        method, batch = _made(labels, {"depth": 4, "backprop": backprop}, noise=1.0)
+        method.observe(0, {"dynamics": torch.tensor(0.25)})
+        found.append(_predicted(method, batch))
+
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 # Divergence of the decoder's predictions.

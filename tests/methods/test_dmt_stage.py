@@ -138,6 +138,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "segments": {"rollout": {"depth": 5, "depth_ramp": 9}, "objective": OBJECTIVE},
     "jacobi": {"rollout": {"kind": "jacobi", "sweeps": 2}, "objective": OBJECTIVE},
     "sequential": {"rollout": {"kind": "sequential", "loss_every": 3}},
+    "backprop": {"rollout": {"depth": 5, "backprop": 3, "loss_every": 2}, "objective": OBJECTIVE},
     "smt": {"method": "smt", "rollout": {}, "objective": OBJECTIVE, "data": {"positions": 8}},
 }
 
@@ -185,7 +186,7 @@ def rows(tmp_path_factory) -> Path:
     return built.labels
 
 
-@pytest.mark.parametrize("variant", ["segments", "jacobi", "sequential"])
+@pytest.mark.parametrize("variant", ["segments", "jacobi", "sequential", "backprop"])
 def test_gradient_accumulation_equals_the_full_batch(rows, tmp_path, variant):
     changes = dict(VARIANTS[variant])
     if variant != "sequential":
@@ -403,6 +404,10 @@ _REFUSED: list[tuple[tuple[str, ...], str]] = [
         "a sequential rollout uses none",
     ),
     (("--method", "dmt", "--rollout", "parallel"), "--rollout: rollout.kind = 'parallel'"),
+    (
+        ("--method", "dmt", "--rollout", "jacobi", "--set", "rollout.backprop=4"),
+        "rollout.backprop = 4 is only used with rollout.kind segments or sequential; found",
+    ),
     (("--method", "dmt", "--depth", "0"), "--depth: rollout.depth = '0'"),
     (("--method", "tbptt"), "method = 'tbptt'"),
     (("--method", "dmt", "--init", "/nowhere"), "/nowhere: no such artifact"),

@@ -32,6 +32,9 @@ SMALL_SHARDS = ExtractLabelsConfig(shard_bytes=20_000, max_windows=200)
 DMT = rnn_config(
     method="dmt", data={"positions": 32}, rollout={"depth": 4}, objective={"noise": 0.5}
 )
+DMT_BACKPROP = rnn_config(
+    method="dmt", data={"positions": 32}, rollout={"depth": 4, "backprop": 4, "loss_every": 2}
+)
 BPTT = rnn_config(
     method="bptt", data={"window": 16, "positions": 32}, memory={"slots": 2, "slot_width": 8}
 )
@@ -105,6 +108,7 @@ def one(pipeline, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("one")
     train_encoder.run(ACCUMULATED, pipeline.tokens, out / "accumulated")
     train_rnn.run(DMT, pipeline.labels, out / "dmt")
+    train_rnn.run(DMT_BACKPROP, pipeline.labels, out / "dmt-backprop")
     train_rnn.run(BPTT, pipeline.tokens, out / "bptt")
     train_rnn.run(SMT_ACCUMULATED, pipeline.labels, out / "smt-accumulated")
     train_rnn.run(BPTT_ACCUMULATED, pipeline.tokens, out / "bptt-accumulated")
@@ -130,6 +134,7 @@ def two(pipeline, tmp_path_factory) -> Path:
         ("train_encoder", ACCUMULATED, tokens, out / "accumulated"),
         ("train_rnn", rnn_config(), pipeline.labels, out / "smt"),
         ("train_rnn", DMT, pipeline.labels, out / "dmt"),
+        ("train_rnn", DMT_BACKPROP, pipeline.labels, out / "dmt-backprop"),
         ("train_rnn", BPTT, tokens, out / "bptt"),
         ("train_rnn", SMT_ACCUMULATED, pipeline.labels, out / "smt-accumulated"),
         ("train_rnn", BPTT_ACCUMULATED, tokens, out / "bptt-accumulated"),
@@ -163,6 +168,7 @@ def two(pipeline, tmp_path_factory) -> Path:
         "smt-accumulated",
         "smt-fsdp",
         "dmt",
+        "dmt-backprop",
         "bptt",
         "bptt-accumulated",
         "bptt-fsdp",

@@ -109,6 +109,7 @@ class RolloutConfig(Config):
     requires = {
         "depth": {"kind": ("segments",)},
         "depth_ramp": {"kind": ("segments",)},
+        "backprop": {"kind": ("segments", "sequential")},
         "sweeps": {"kind": ("jacobi",)},
     }
 
@@ -120,6 +121,10 @@ class RolloutConfig(Config):
     """Steps per chain. Raise it if the free-running RNN drifts on long sequences."""
     depth_ramp: NonNegative = 0
     """Updates over which the depth grows from 1, by a constant factor; 0: full depth at once."""
+    backprop: NonNegative = 0
+    """Steps of a chain through which gradients flow back: its memory is detached every `backprop`
+    steps. 0 or 1: each step learns from a detached memory; `depth` or more: backpropagation through
+    the whole chain. Raise it if the free-running RNN is much worse than one step from a label."""
     sweeps: Annotated[Positive, Flag(metavar="K")] = 4
     """Number of sweeps; after K of them, a memory is K steps away from a label."""
     loss_every: Positive = 1

@@ -17,12 +17,16 @@ At the beginning of a window a chain *restarts* from the empty memory. All chain
 padded to the same number of steps. The loss is taken at the last of every `loss_every` steps of a
 chain, but not at padding, nor where the last chain of a window reads its first tokens again.
 
+With `backprop` = n > 1, only the memories before steps 0, n, 2n, ... of a chain are detached:
+gradients flow back through the *block* of up to n steps that a loss is in, but not past a restart.
+
 B: windows, C: chains, L: steps per chain, N: steps with a loss, K: slots, D: slot width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -126,6 +130,7 @@ class DaggerMemoryTraining(TransitionMethod):
     ) -> None:
         super().__init__(network, config, decoder)
         self._rollout = rollout
+        self._block = max(1, rollout.backprop)  # steps between two detached memories
 
     def losses(self, batch: RolloutBatch) -> dict[str, Tensor]:
         """Sum of each term over the steps with a loss."""
@@ -133,9 +138,9 @@ class DaggerMemoryTraining(TransitionMethod):
         return self._sums(predicted, batch)
 
     def _roll(self, batch: RolloutBatch) -> Tensor:
-        """Memories (N, K, D) after the steps with a loss: all chains, step by step.
+        """Memories (N, K, D) after the steps with a loss: all chains, block by block.
 
-        Steps at which no chain has a loss build no graph, and their memories are not kept.
+        Steps of a block after its last loss, and blocks without a loss, build no graph.
         """
         steps = batch.tokens.shape[1]
         chain, offset = batch.loss_steps // steps, batch.loss_steps % steps
@@ -143,20 +148,59 @@ class DaggerMemoryTraining(TransitionMethod):
         memory = self._with_noise(batch.start, batch.noise)
         predicted: list[Tensor] = []
         done = 0
-        for i in kept.tolist():
-            if done < i:
+        for block, group in groupby(kept.tolist(), lambda i: i // self._block):
+            first, with_loss = block * self._block, list(group)
+            if done < first:
                 with _no_graph():
-                    for skipped in range(done, i):
-                        memory = self._step(batch, memory, skipped)
-            predicted.append(self._step(batch, memory, i))
-            memory, done = predicted[-1].detach(), i + 1
+                    memory = self._advance(batch, memory, done, first)[-1]
+            memories = self._advance(batch, memory, first, with_loss[-1] + 1)
+            predicted += [memories[i - first] for i in with_loss]
+            memory, done = memories[-1].detach(), with_loss[-1] + 1
         return torch.stack(predicted, dim=1)[chain, torch.searchsorted(kept, offset)]
 
-    def _step(self, batch: RolloutBatch, memory: Tensor, i: int) -> Tensor:
-        """Step i of every chain, (C, K, D) -> (C, K, D)."""
-        restarts = batch.restarts[:, i, None, None]
-        before = torch.where(restarts, self.network.empty_memory, memory)
-        return self.network.step(before, batch.tokens[:, i])
+    def _advance(
+        self, batch: RolloutBatch, memory: Tensor, first: int, stop: int
+    ) -> Sequence[Tensor]:
+        """Memories (C, K, D) of all chains after each of the steps `first`..`stop` - 1."""
+        tokens, restarts = batch.tokens[:, first:stop], batch.restarts[:, first:stop]
+        if self._uses_kernel(memory):
+            return self._advance_fused(memory, tokens, restarts).unbind(1)
+        memories = []
+        for step_tokens, step_restarts in zip(tokens.unbind(1), restarts.unbind(1), strict=True):
+            before = torch.where(step_restarts[:, None, None], self.network.empty_memory, memory)
+            memory = self.network.step(before, step_tokens)
+            memories.append(memory)
+        return memories
+
+    def _uses_kernel(self, memory: Tensor) -> bool:
+        """Whether a block is one call of the cell's kernel. On a CPU, steps are as fast."""
+        return self._block > 1 and memory.is_cuda and self.network.transition.cell.fused
+
+    def _advance_fused(self, memory: Tensor, tokens: Tensor, restarts: Tensor) -> Tensor:
+        """Memories (C, n, K, D) after each of n tokens (C, n), in one call.
+
+        The kernel cannot restart a chain within: what follows a restart (C, n) is rolled out as a
+        further chain. A chain restarts once at most, apart from its padding.
+        """
+        rollout, start = self.network.transition.rollout, self.network.start
+        memory = torch.where(restarts[:, 0, None, None], self.network.empty_memory, memory)
+        (split,) = restarts[:, 1:].any(1).nonzero(as_tuple=True)  # (S,)
+        if not len(split):
+            return rollout(memory, tokens)
+        steps = torch.arange(tokens.shape[1], device=tokens.device)
+        restart = 1 + restarts[split, 1:].int().argmax(1, keepdim=True)  # (S, 1)
+        following = (restart + steps).clamp(max=len(steps) - 1)  # (S, n); the last step is repeated
+        memories = rollout(
+            torch.cat((memory, start(len(split)).to(memory.dtype))),
+            torch.cat((tokens, tokens[split[:, None], following])),
+        )
+        whole, further = memories.split((len(tokens), len(split)))
+        since = steps - restart  # (S, n)
+        row = torch.arange(len(split), device=tokens.device)[:, None]
+        joined = torch.where(
+            (since < 0)[:, :, None, None], whole[split], further[row, since.clamp(min=0)]
+        )
+        return whole.index_copy(0, split, joined)
 
     def _sweep(self, batch: RolloutBatch) -> Tensor:
         """Memories (N, K, D) after the steps with a loss: all steps at once, `sweeps` times.

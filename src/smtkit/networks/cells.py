@@ -24,6 +24,13 @@ class Cell(nn.Module, ABC):
     """Base of all cells: `update`, then slot normalisation if `normalize`."""
 
     normalize: bool = True
+    has_kernel: bool = False
+    """Whether a kernel exists that computes all steps of a rollout without normalisation."""
+
+    @property
+    def fused(self) -> bool:
+        """Whether `rollout` computes all steps in one kernel."""
+        return self.has_kernel and not self.normalize
 
     @abstractmethod
     def update(self, memory: Tensor, inputs: Tensor) -> Tensor:
@@ -84,6 +91,8 @@ class TransformerCell(Cell):
 class GruCell(Cell):
     """A gated recurrent unit (Cho et al. 2014) whose hidden state is the whole memory."""
 
+    has_kernel = True
+
     def __init__(self, slots: int, slot_width: int, width: int) -> None:
         super().__init__()
         self.unit = nn.GRU(width, slots * slot_width, batch_first=True)
@@ -93,7 +102,7 @@ class GruCell(Cell):
         return torch.gru_cell(inputs, memory.flatten(1), *weights).view_as(memory)
 
     def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        if self.normalize:  # between steps, which the fused kernel cannot do
+        if not self.fused:
             return super().rollout(memory, inputs)
         hidden, _ = self.unit(inputs, memory.flatten(1)[None].contiguous())  # (N, T, Z)
         return hidden.unflatten(-1, memory.shape[1:])
@@ -101,6 +110,8 @@ class GruCell(Cell):
 
 class LstmCell(Cell):
     """Long short-term memory (Hochreiter & Schmidhuber 1997): the memory's Z numbers are h, c."""
+
+    has_kernel = True
 
     def __init__(self, slots: int, slot_width: int, width: int) -> None:
         super().__init__()
@@ -119,7 +130,7 @@ class LstmCell(Cell):
         return torch.cat(updated, dim=1).view_as(memory)
 
     def rollout(self, memory: Tensor, inputs: Tensor) -> Tensor:
-        if self.normalize:  # between steps, which the fused kernel cannot do
+        if not self.fused:
             return super().rollout(memory, inputs)
         h, c = memory.flatten(1).chunk(2, dim=1)  # (N, Z / 2) each
         all_h, _ = self.unit(inputs, (h[None].contiguous(), c[None].contiguous()))  # (N, T, Z / 2)
