@@ -3,29 +3,28 @@
 import glob
 import gzip
 import io
+import math
 import os
 import shutil
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import xxhash
 
 from smtkit.errors import InputOutputError, UsageError
+from smtkit.storage.files import named_errors
 
 BLOCK_BYTES = 2**20
 STDIN = "-"
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_MAGIC = {b"\x1f\x8b\x08": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
+COMPRESSIONS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
+"""Suffixes of compressed files, and the bytes that these begin with."""
 _SNIFFED_BYTES = 8192
 _ALWAYS_ALLOWED_BYTES = 2**26  # of a compressed file, expanded
-_METER_BYTES = 2**23
 
 
 def expand(inputs: Sequence[str]) -> Iterator[Path]:
@@ -49,20 +48,32 @@ def expand(inputs: Sequence[str]) -> Iterator[Path]:
         yield from (Path(match) for match in matches)
 
 
-def walk(directory: Path, include: Sequence[str], exclude: Sequence[str]) -> Iterator[Path]:
+def walk(directory: Path, include: Sequence[str], exclude: Sequence[str]) -> list[Path]:
     """Files below a directory in order of path, without hidden ones and those of artifacts.
 
     `include` and `exclude` are globs that the path below the directory, or any part of it, matches.
     Raises InputOutputError.
     """
-    for path in sorted(_files_below(directory)):
+
+    def fail(error: OSError) -> None:
+        raise InputOutputError(f"{error.filename}: {error.strerror}") from None
+
+    def is_wanted(path: Path) -> bool:
         relative = path.relative_to(directory)
-        if any(part.startswith(".") for part in relative.parts):
-            continue
-        if include and not _matches(relative, include):
-            continue
-        if not _matches(relative, exclude):
-            yield path
+        names = (relative.as_posix(), *relative.parts)
+        included, excluded = (
+            any(fnmatch(name, pattern) for pattern in patterns for name in names)
+            for patterns in (include or ["*"], exclude)
+        )
+        return included and not excluded and path.is_file()
+
+    found: list[Path] = []
+    for parent, folders, names in os.walk(directory, onerror=fail):
+        shown = [Path(parent, name) for name in folders if not name.startswith(".")]
+        folders[:] = [folder.name for folder in shown if not _is_artifact(folder)]
+        files = [Path(parent, name) for name in names if not name.startswith(".")]
+        found += filter(is_wanted, files)
+    return sorted(found)
 
 
 def suffixes(path: Path) -> tuple[str, str]:
@@ -76,8 +87,8 @@ def suffixes(path: Path) -> tuple[str, str]:
 def spool(stream: BinaryIO, directory: Path) -> Path:
     """Copies a stream that can be read only once to a file, which gets the suffix of the
     compression that its first bytes show."""
-    start = stream.read(max(map(len, _MAGIC)))
-    suffix = next((end for magic, end in _MAGIC.items() if start.startswith(magic)), "")
+    start = stream.read(max(map(len, COMPRESSIONS.values())))
+    suffix = next((end for end, magic in COMPRESSIONS.items() if start.startswith(magic)), "")
     path = directory / f"stdin{suffix}"
     with path.open("xb") as file:
         file.write(start)
@@ -87,13 +98,8 @@ def spool(stream: BinaryIO, directory: Path) -> Path:
 
 def is_binary(path: Path) -> bool:
     """Whether a NUL byte is in the first 8 KiB, as git decides it. Raises InputOutputError."""
-    with _naming(path), path.open("rb") as file:
+    with named_errors(path), path.open("rb") as file:
         return b"\0" in file.read(_SNIFFED_BYTES)
-
-
-def total_size(paths: Sequence[Path]) -> int:
-    """Bytes of all files; standard input counts as none. Raises InputOutputError."""
-    return sum(_status(path).st_size for path in paths if str(path) != STDIN)
 
 
 def listing_digest(paths: Sequence[Path]) -> str:
@@ -105,7 +111,8 @@ def listing_digest(paths: Sequence[Path]) -> str:
         if str(path) == STDIN:
             checksum.update(os.urandom(16))
         else:
-            status = _status(path)
+            with named_errors(path):
+                status = path.stat()
             checksum.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return checksum.hexdigest()
 
@@ -134,41 +141,23 @@ class Reader:
                 yield block
 
 
-class Meter:
-    """Adds up byte counts from many threads, and reports the sum every 8 MiB."""
-
-    def __init__(self, report: Callable[[int], None]) -> None:
-        self._report = report
-        self._lock = threading.Lock()
-        self._total = self._reported = 0
-
-    def __call__(self, count: int) -> None:
-        with self._lock:
-            self._total += count
-            if self._total - self._reported >= _METER_BYTES:
-                self._reported = self._total
-                self._report(self._total)
-
-
 class _DecompressedFile(io.RawIOBase):
     """A file, decompressed. Errors are InputOutputErrors that name it."""
 
     def __init__(self, path: Path, name: str, reader: Reader) -> None:
-        self._name = name
-        self._reader = reader
+        self._name, self._reader = name, reader
         self._read = self._produced = 0
-        with _naming(name):
+        with named_errors(Path(name)):
             self._file = path.open("rb")
             size = os.fstat(self._file.fileno()).st_size
-        compression = COMPRESSIONS.get(suffixes(path)[1])
-        self._limit = max(_ALWAYS_ALLOWED_BYTES, int(reader.max_expansion * size))
-        self._bounded = compression is not None
-        self._stream: BinaryIO = self._file
-        if compression == "gzip":
-            self._stream = cast(BinaryIO, gzip.GzipFile(fileobj=self._file))
-        elif compression == "zstd":
-            source = pa.PythonFile(self._file, mode="r")
-            self._stream = cast(BinaryIO, pa.CompressedInputStream(source, "zstd"))
+        self._limit = math.inf
+        self._stream: Any = self._file
+        if compression := suffixes(path)[1]:
+            self._limit = max(_ALWAYS_ALLOWED_BYTES, reader.max_expansion * size)
+        if compression == ".gz":
+            self._stream = gzip.GzipFile(fileobj=self._file)
+        elif compression == ".zst":
+            self._stream = pa.CompressedInputStream(pa.PythonFile(self._file, mode="r"), "zstd")
 
     def readable(self) -> bool:
         return True
@@ -186,7 +175,7 @@ class _DecompressedFile(io.RawIOBase):
         self._reader.on_read(position - self._read)
         self._read = position
         self._produced += len(block)
-        if self._bounded and self._produced > self._limit:
+        if self._produced > self._limit:
             raise InputOutputError(
                 f"{self._name}: expands to more than {self._reader.max_expansion:g} times its size",
                 "`max_expansion` allows more",
@@ -200,36 +189,8 @@ class _DecompressedFile(io.RawIOBase):
         super().close()
 
 
-@contextmanager
-def _naming(name: object) -> Iterator[None]:
-    """Turns an OSError into an InputOutputError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise InputOutputError(f"{name}: {error.strerror}") from None
-
-
-def _status(path: Path) -> os.stat_result:
-    with _naming(path):
-        return path.stat()
-
-
-def _files_below(directory: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise InputOutputError(f"{error.filename}: {error.strerror}") from None
-
-    for parent, folders, names in os.walk(directory, onerror=fail):
-        folders[:] = [name for name in folders if not _is_artifact(Path(parent, name))]
-        yield from (path for name in names if (path := Path(parent, name)).is_file())
-
-
 def _is_artifact(directory: Path) -> bool:
     """Whether smtkit wrote the directory: an output below the inputs is no input."""
     return any(directory.glob("run-*/run.json")) or (
         (directory / "manifest.json").exists() and any(directory.glob("run-*/tokenizer.json"))
     )
-
-
-def _matches(relative: Path, patterns: Sequence[str]) -> bool:
-    names = (relative.as_posix(), *relative.parts)
-    return any(fnmatch(name, pattern) for pattern in patterns for name in names)

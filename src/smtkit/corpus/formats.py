@@ -6,7 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,10 +47,6 @@ class TextSource:
     reader: Reader
     name: str
     """How messages call the file."""
-
-    def at(self, path: Path) -> "TextSource":
-        """The same source, read from another path."""
-        return replace(self, path=path)
 
     def documents(self) -> Iterator[Document | SmtkitError]:
         """The documents in order; for a broken one, its error."""
@@ -140,7 +136,7 @@ def json_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
             found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             raise BrokenDocumentError(
                 f"{name}: no field {field}, found {found or 'nothing'}",
-                "`text_field` names another, `errors` skip passes over such rows",
+                f"`text_field` names another, {_SKIP}",
             )
         return row[field]
 
@@ -250,14 +246,13 @@ def find_sources(
             + (f" ({binary} binary files passed over)" if binary else ""),
             "check `include` and `exclude`" if filtered else None,
         )
+    sources = []
     for path in paths:
         name = settings.format or _format(path)
         if FORMATS[name].needs_seek and suffixes(path)[1]:
             raise UsageError(f"{path}: a {name} file is compressed inside, not outside")
-    return [
-        TextSource(path, settings, settings.format or _format(path), reader, str(path))
-        for path in paths
-    ], binary
+        sources.append(TextSource(path, settings, name, reader, str(path)))
+    return sources, binary
 
 
 def _format(path: Path) -> str:

@@ -9,9 +9,11 @@ from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +21,7 @@ import xxhash
 
 from smtkit.config import TokenizeConfig
 from smtkit.corpus import splits
-from smtkit.corpus.files import STDIN, Meter, Reader, spool, total_size
+from smtkit.corpus.files import STDIN, Reader, spool
 from smtkit.corpus.formats import Document, TextSource, find_sources
 from smtkit.corpus.parallel import Report, ordered_map
 from smtkit.corpus.seeded import random_key, uniform
@@ -29,6 +31,7 @@ from smtkit.corpus.splits import SPLITS, Fractions
 from smtkit.corpus.subwords import SentencePieceTokenizer
 from smtkit.corpus.tokenizers import ByteTokenizer, CharTokenizer, TextTokenizer, TokenArray
 from smtkit.errors import BrokenDocumentError, InputOutputError, SmtkitError, UsageError
+from smtkit.storage.files import file_size
 from smtkit.storage.run import Run
 
 
@@ -53,8 +56,8 @@ class TextCorpus:
         self._report = report
         self._workers = config.workers or os.cpu_count() or 1
         self._fractions = Fractions(config.validation_fraction, config.test_fraction)
-        meter = Meter(lambda done: report("reading", done, max(done, self._size)))
-        reader = Reader(config.max_expansion, meter)
+        self._read, self._lock = 0, Lock()
+        reader = Reader(config.max_expansion, self._count_read)
         self._sources, self._binary = find_sources(config.inputs, config, reader)
         self._given_test = 0
         if config.test_inputs:
@@ -63,7 +66,7 @@ class TextCorpus:
             # The test comes first: of equal documents, the one in train is removed.
             self._sources = test + self._sources
             self._fractions = Fractions(config.validation_fraction, 0.0)
-        self._size = total_size([source.path for source in self._sources])
+        self._size = sum(file_size(source.path) or 0 for source in self._sources)
 
     def files(self) -> list[Path]:
         """All files that the result depends on. Raises UsageError where the model is missing."""
@@ -82,7 +85,7 @@ class TextCorpus:
         """
         for index, source in enumerate(self._sources):
             if str(source.path) == STDIN:
-                self._sources[index] = source.at(spool(sys.stdin.buffer, directory))
+                self._sources[index] = replace(source, path=spool(sys.stdin.buffer, directory))
         with ThreadPoolExecutor(self._workers) as pool:
             surveys = list(ordered_map(pool, _survey, self._sources, 2 * self._workers))
         self._report("reading", self._size, self._size)
@@ -193,6 +196,13 @@ class TextCorpus:
             yield block
         if size != self.sizes[number]:
             raise InputOutputError(f"{document.name}: changed while it was read")
+
+    def _count_read(self, count: int) -> None:
+        """Reports bytes read from disk, by any thread, until every file was read once."""
+        with self._lock:
+            self._read += count
+            if self._read < self._size:
+                self._report("reading", self._read, self._size)
 
     def _reported(self, task: str) -> Iterator[Segment]:
         total, done = int(self.sizes[self.codes != splits.REMOVED].sum()), 0
