@@ -18,13 +18,12 @@ class Segment:
 
 def segments_of(document: int, split: int, blocks: Iterable[bytes]) -> Iterator[Segment]:
     """The segments of the part of a document that is in one split."""
-    pieces = cut_at_boundaries(blocks)
-    held = next(pieces, None)
-    for piece in pieces:
-        assert held is not None
-        yield Segment(document, split, held, last=False)
+    held = b""
+    for piece in cut_at_boundaries(blocks):
+        if held:
+            yield Segment(document, split, held, last=False)
         held = piece
-    if held is not None:
+    if held:
         yield Segment(document, split, held, last=True)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from smtkit.corpus.seeded import IntArray
@@ -61,8 +62,8 @@ def rows_schema(vocabulary_size: int, *, distance: bool, label: bool) -> pa.Sche
 class SplitWriter:
     """Writes the rows of one split to shards `SPLIT-00000.arrow`, `SPLIT-00001.arrow`, ...
 
-    There is at least one. A shard is finished, and added to the run, when it has `SHARD_TOKENS` or
-    more. `rows` and `tokens` count all shards together. Use as a context manager.
+    There is at least one. A new one begins when the last has `SHARD_TOKENS` or more. `rows` and
+    `tokens` count all shards together. Use as a context manager.
     """
 
     def __init__(self, run: Run, split: str, schema: pa.Schema) -> None:
@@ -71,9 +72,9 @@ class SplitWriter:
         self.rows = self.tokens = 0
         self._run = run
         self._shards = 0
-        self._open_shard: ExitStack | None = None
 
     def __enter__(self) -> Self:
+        self._open()
         return self
 
     def append(self, columns: Mapping[str, Column]) -> None:
@@ -82,32 +83,29 @@ class SplitWriter:
         batch = pa.record_batch(arrays, schema=self.schema)
         if not batch.num_rows:
             return
-        shard = self._open_shard or self._open()
+        if self.tokens - self._tokens_before >= SHARD_TOKENS:
+            self._finish()
+            self._open()
         with named_errors(self._path):
             self._writer.write_batch(batch)
         self.rows += batch.num_rows
         self.tokens += len(columns["tokens"][0])
-        if self.tokens - self._tokens_before >= SHARD_TOKENS:
-            self._finish(shard)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is None:
-            if self._open_shard or not self._shards:
-                self._finish(self._open_shard or self._open())
-        elif self._open_shard:
+            self._finish()
+        else:
             with suppress(Exception):  # `error` is the one to raise
-                self._open_shard.__exit__(type(error), error, error.__traceback__)
+                self._shard.__exit__(type(error), error, error.__traceback__)
 
-    def _open(self) -> ExitStack:
+    def _open(self) -> None:
         self._path = self._run.directory / f"{self.split}-{self._shards:05d}.arrow"
-        self._open_shard = ExitStack()
-        self._writer = self._open_shard.enter_context(shard_writer(self._path, self.schema))
+        self._shard = ExitStack()
+        self._writer = self._shard.enter_context(shard_writer(self._path, self.schema))
         self._rows_before, self._tokens_before = self.rows, self.tokens
-        return self._open_shard
 
-    def _finish(self, shard: ExitStack) -> None:
-        self._open_shard = None
-        shard.close()
+    def _finish(self) -> None:
+        self._shard.close()
         self._shards += 1
         self._run.add(self._path.name, self.rows - self._rows_before)
 
@@ -117,7 +115,6 @@ class DocumentWriter(SplitWriter):
 
     def __init__(self, run: Run, split: str, vocabulary_size: int) -> None:
         super().__init__(run, split, stream_schema(vocabulary_size))
-        self.documents = 0
         self._chunks: list[tuple[int, int, NDArray[Any]]] = []
         self._pending = 0
 
@@ -156,64 +153,38 @@ class TokenShards:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        readers = [read_shard(path) for path in paths]
-        self._batches = [
-            reader.get_batch(index)
-            for reader in readers
-            for index in range(reader.num_record_batches)
-        ]
-        self._row_ends = np.cumsum([batch.num_rows for batch in self._batches], dtype=np.int64)
-        self._parts: list[NDArray[Any]] = [
-            batch.column("tokens").flatten().to_numpy(zero_copy_only=True)
-            for batch in self._batches
-        ]
-        self._token_ends = np.cumsum([len(part) for part in self._parts], dtype=np.int64)
-        self.rows = int(self._row_ends[-1]) if self._batches else 0
-        self.tokens = int(self._token_ends[-1]) if self._batches else 0
-
-    @property
-    def columns(self) -> list[str]:
-        return list(self._batches[0].schema.names) if self._batches else []
+        tables = [read_shard(path).read_all() for path in paths]
+        self._table = pa.concat_tables(tables or [stream_schema(0).empty_table()])
+        kind = self._table.schema.field("tokens").type.value_type
+        chunks = self._table["tokens"].chunks
+        self._stream = pa.chunked_array([chunk.flatten() for chunk in chunks], kind)
+        self.columns: list[str] = self._table.column_names
+        self.rows: int = self._table.num_rows
+        self.tokens = len(self._stream)
 
     def lengths(self) -> IntArray:
         """(rows,) tokens of each row."""
-        ends = [batch.column("tokens").offsets.to_numpy() for batch in self._batches]
-        return np.concatenate([np.empty(0, dtype=np.int64), *map(np.diff, ends)])
+        lengths: IntArray = pc.list_value_length(self._table["tokens"]).to_numpy()
+        return lengths
 
     def column(self, name: str, rows: IntArray) -> list[NDArray[Any]]:
-        """The values of a column in each of `rows`, without a copy."""
-        return [self._value(name, int(row)) for row in rows]
+        """The values of a column in each of `rows`, one in a column without lists."""
+        column = self._table[name]
+        if pa.types.is_large_list(column.type):
+            return [column[int(row)].values.to_numpy() for row in rows]
+        return [np.array([column[int(row)].as_py()]) for row in rows]
 
     def row_blocks(self) -> Iterator[tuple[NDArray[Any], IntArray, NDArray[Any]]]:
         """(tokens, ends, targets) of many rows at a time, joined: `ends` are those of the rows in
         `tokens`."""
-        for batch, tokens in zip(self._batches, self._parts, strict=True):
-            ends = batch.column("tokens").offsets.to_numpy()
-            yield tokens, ends[1:] - ends[0], batch.column("targets").flatten().to_numpy()
+        for batch in self._table.to_batches():
+            tokens, targets = batch.column("tokens"), batch.column("targets")
+            ends = tokens.offsets.to_numpy()
+            yield tokens.flatten().to_numpy(), ends[1:] - ends[0], targets.flatten().to_numpy()
 
     def read(self, start: int, count: int) -> NDArray[Any]:
         """Up to `count` tokens of the stream from `start`; fewer only at its end."""
-        pieces = []
-        index = int(np.searchsorted(self._token_ends, start, side="right"))
-        while count > 0 and index < len(self._parts):
-            part = self._parts[index]
-            first = start - (int(self._token_ends[index]) - len(part))
-            piece = part[first : first + count]
-            pieces.append(piece)
-            start, count, index = start + len(piece), count - len(piece), index + 1
-        if len(pieces) == 1:
-            return pieces[0]
-        return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.uint16)
-
-    def _value(self, name: str, row: int) -> NDArray[Any]:
-        index = int(np.searchsorted(self._row_ends, row, side="right"))
-        batch = self._batches[index]
-        column = batch.column(name)
-        inner = row - int(self._row_ends[index]) + batch.num_rows
-        if not pa.types.is_large_list(column.type):
-            return column.slice(inner, 1).to_numpy()
-        start, stop = column.offsets[inner].as_py(), column.offsets[inner + 1].as_py()
-        return column.values.slice(start, stop - start).to_numpy(zero_copy_only=True)
+        return self._stream.slice(min(start, self.tokens), count).to_numpy()
 
 
 def is_stream(tokens: Artifact) -> bool:
