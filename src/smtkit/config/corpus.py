@@ -37,6 +37,16 @@ class PixelConfig(Config):
     binarize: Annotated[Annotated[float, Field(ge=0, le=1)] | None, Flag()] = None
     """Threshold, as a share of white, from which a pixel becomes 1, else 0; unset: grey levels."""
 
+    @property
+    def level_count(self) -> int:
+        return self.levels or (256 if self.binarize is None else 2)
+
+    @model_validator(mode="after")
+    def _binary_images_have_two_levels(self) -> Self:
+        if self.binarize is not None and self.level_count != 2:
+            raise ValueError("pixel.binarize is only allowed with pixel.levels 2")
+        return self
+
 
 class TokenizeConfig(Config):
     """Turn text or images into train, validation and test tokens.

@@ -1,6 +1,6 @@
 """A corpus of images: one image per row, read in passes that hold only some blocks in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,9 @@ from smtkit import IGNORE
 from smtkit.config import TokenizeConfig
 from smtkit.corpus import splits
 from smtkit.corpus.images import ImageBlock, ImageSet
-from smtkit.corpus.levels import level_count
-from smtkit.corpus.parallel import Report
 from smtkit.corpus.shards import Column, SplitWriter, rows_schema, without_padding
 from smtkit.corpus.splits import SPLITS, Fractions
-from smtkit.corpus.tokenizers import PixelTokenizer, Tokenizer
+from smtkit.corpus.tokenizers import PixelTokenizer
 from smtkit.errors import UsageError
 from smtkit.storage.run import Run
 
@@ -25,11 +23,13 @@ from smtkit.storage.run import Run
 class ImageCorpus:
     """All images of the inputs. Raises UsageError where the test images do not match the others."""
 
-    def __init__(self, config: TokenizeConfig, report: Report) -> None:
+    def __init__(self, config: TokenizeConfig, report: Callable[[str, float, float], None]) -> None:
         self._config = config
         self._report = report
         self._images = ImageSet(config.inputs, config.pixel)
         self._sets = [self._images]
+        height, width = self._images.height, self._images.width
+        self.tokenizer = PixelTokenizer(config.pixel.level_count, height, width)
         self._given_test = 0
         if config.test_inputs:
             test = ImageSet(config.test_inputs, config.pixel)
@@ -58,14 +58,10 @@ class ImageCorpus:
             by_position=False,
         )
 
-    def make_tokenizer(self) -> PixelTokenizer:
-        levels = level_count(self._config.pixel)
-        return PixelTokenizer(levels, self._images.height, self._images.width)
-
-    def write(self, run: Run, tokenizer: Tokenizer) -> dict[str, Any]:
+    def write(self, run: Run) -> dict[str, Any]:
         """Writes the pixels of all splits; returns the statistics for the manifest."""
         images = self._images
-        schema = rows_schema(tokenizer.vocabulary_size, distance=False, label=images.labelled)
+        schema = rows_schema(self.tokenizer.vocabulary_size, distance=False, label=images.labelled)
         done = 0
         with ExitStack() as stack:
             writers = [stack.enter_context(SplitWriter(run, split, schema)) for split in SPLITS]
@@ -83,7 +79,7 @@ class ImageCorpus:
             "label_names": images.label_names,
             "images": len(self.codes),
             "duplicate_images": int((self.codes == splits.REMOVED).sum()),
-            "vocabulary_size": tokenizer.vocabulary_size,
+            "vocabulary_size": self.tokenizer.vocabulary_size,
             "splits": {w.split: {"rows": w.rows, "tokens": w.tokens} for w in writers},
         }
 

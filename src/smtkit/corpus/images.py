@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from smtkit.config import PixelConfig
 from smtkit.corpus.arrays import IDX_NAME, StoredArray, reading
-from smtkit.corpus.levels import level_count, to_levels
+from smtkit.corpus.levels import to_levels
+from smtkit.corpus.pictures import import_pillow
 from smtkit.corpus.seeded import IntArray
 from smtkit.errors import InputOutputError, UsageError
 
@@ -95,7 +96,6 @@ class ImageSet:
     def __init__(self, inputs: Sequence[str], settings: PixelConfig) -> None:
         if not inputs:
             raise UsageError("no images are named")
-        level_count(settings)
         self.sources = [_open_source(Path(name), settings) for name in inputs]
         first = self.sources[0]
         self.height, self.width = first.size
@@ -121,11 +121,10 @@ def _open_source(path: Path, settings: PixelConfig) -> ImageSource:
             raise UsageError(f"{path}: no such file or directory")
         if path.is_dir():
             return open_pictures(path, settings)
-        for image_format in FORMATS:
-            if image_format.name.search(path.name):
-                return image_format.open(path, settings)
-    allowed = ", ".join(image_format.shown for image_format in FORMATS)
-    raise UsageError(f"{path}: unknown kind of file: allowed are {allowed} and directories")
+        for name, open_source in FORMATS.items():
+            if name.search(path.name):
+                return open_source(path, settings)
+    raise UsageError(f"{path}: unknown kind of file: allowed are {_ALLOWED}")
 
 
 def open_pictures(path: Path, settings: PixelConfig) -> ImageSource:
@@ -169,20 +168,14 @@ def open_archive(path: Path, settings: PixelConfig) -> ImageSource:
     return _source_of(StoredArray(path, *images), labels, settings)
 
 
-class ImageFormat(NamedTuple):
-    """A kind of image file: how messages call it, the names of such files, and how to open one."""
-
-    shown: str
-    name: re.Pattern[str]
-    open: Callable[[Path, PixelConfig], ImageSource]
-
-
-FORMATS = (
-    ImageFormat("*-idx3-ubyte, *-idx3-ubyte.gz", IDX_NAME, open_array),
-    ImageFormat(".npy", re.compile(r"\.npy$"), open_array),
-    ImageFormat(".npz", re.compile(r"\.npz$"), open_archive),
-    ImageFormat(_PICTURES, _PICTURE_NAME, open_pictures),
-)
+FORMATS: dict[re.Pattern[str], Callable[[Path, PixelConfig], ImageSource]] = {
+    IDX_NAME: open_array,
+    re.compile(r"\.npy$"): open_array,
+    re.compile(r"\.npz$"): open_archive,
+    _PICTURE_NAME: open_pictures,
+}
+"""How to open the files whose names match."""
+_ALLOWED = f"*-idx3-ubyte, *-idx3-ubyte.gz, .npy, .npz, {_PICTURES} and directories"
 
 
 def _source_of(
@@ -209,12 +202,9 @@ def _read_labels(labels: StoredArray, count: int) -> IntArray:
 
 
 def _read_picture(path: Path) -> NDArray[np.uint8]:
+    pillow = import_pillow(path)
     try:
-        from PIL import Image
-    except ImportError:
-        raise UsageError(f"{path}: pictures need Pillow", "pip install 'smtkit[images]'") from None
-    try:
-        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+        with pillow.open(path, formats=("PNG", "JPEG")) as picture:
             if picture.mode[0] in "IF":
                 raise ValueError("more than 8 bits per pixel: an .npy file can hold them")
             return np.asarray(picture.convert("L"))

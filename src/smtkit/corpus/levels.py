@@ -10,18 +10,7 @@ from numpy.typing import NDArray
 
 from smtkit.config import PixelConfig
 from smtkit.corpus.seeded import IntArray
-from smtkit.errors import InputOutputError, UsageError
-
-
-def level_count(settings: PixelConfig) -> int:
-    """How many grey levels there are. Raises UsageError where `binarize` does not fit."""
-    if settings.binarize is None:
-        return settings.levels or 256
-    if settings.levels not in (None, 2):
-        raise UsageError(
-            f"`pixel.binarize` is {settings.binarize}: only allowed with `pixel.levels` 2"
-        )
-    return 2
+from smtkit.errors import InputOutputError
 
 
 def to_levels(values: NDArray[Any], settings: PixelConfig, where: str, first: int) -> IntArray:
@@ -32,7 +21,6 @@ def to_levels(values: NDArray[Any], settings: PixelConfig, where: str, first: in
     `maximum` is 255 for integers, 1 for floats and booleans, if it is unset. Raises
     InputOutputError for a value that is not in [0, maximum].
     """
-    levels = level_count(settings)
     is_integer = values.dtype.kind != "f"
     maximum = settings.maximum or (255.0 if values.dtype.kind in "iu" else 1.0)
     real = values.astype(np.float64)
@@ -46,8 +34,8 @@ def to_levels(values: NDArray[Any], settings: PixelConfig, where: str, first: in
         real, is_integer = resample(real, *settings.size), False
     if settings.binarize is not None:
         return (real / maximum >= settings.binarize).astype(np.int64)
-    quantised = np.floor(real * levels / (maximum + is_integer)).astype(np.int64)
-    return np.minimum(quantised, levels - 1)
+    quantised = np.floor(real * settings.level_count / (maximum + is_integer)).astype(np.int64)
+    return np.minimum(quantised, settings.level_count - 1)
 
 
 def resample(values: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:

@@ -4,15 +4,15 @@ H, W: height and width of an image. Levels are in 0..white.
 """
 
 import math
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from smtkit.errors import InputOutputError, UsageError
-from smtkit.storage.files import publish
+from smtkit.errors import UsageError
+from smtkit.storage.files import atomic_file
 
 Levels = NDArray[np.int64]
 
@@ -23,15 +23,21 @@ BETWEEN = 96
 """The grey between pictures, of 255."""
 
 
+def import_pillow(path: Path) -> Any:
+    """The module `PIL.Image`. Raises UsageError, which names the file it is for, without Pillow."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise UsageError(f"{path}: pictures need Pillow", "pip install 'smtkit[images]'") from None
+    return Image
+
+
 def write_grid(images: Sequence[Levels], white: int, path: Path) -> None:
     """Writes images (H, W) as one PNG, as square a grid as can be; replaces `path` atomically.
 
     Raises UsageError without Pillow, InputOutputError where the file cannot be written.
     """
-    try:
-        from PIL import Image
-    except ImportError:
-        raise UsageError(f"{path}: pictures need Pillow", "pip install 'smtkit[images]'") from None
+    pillow = import_pillow(path)
     height, width = (size + _GAP for size in images[0].shape)
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
@@ -40,15 +46,9 @@ def write_grid(images: Sequence[Levels], white: int, path: Path) -> None:
         row, column = divmod(number, columns)
         cell = grid[row * height :, column * width :]
         cell[: image.shape[0], : image.shape[1]] = 255 * image // white
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+    with atomic_file(path) as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(grid).save(temporary, format="PNG")
-        publish(temporary, path)
-    except OSError as error:
-        raise InputOutputError(f"{path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        pillow.fromarray(grid).save(temporary, format="PNG")
 
 
 def shades(image: Levels, white: int) -> str:

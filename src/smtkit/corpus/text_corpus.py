@@ -6,15 +6,17 @@ The passes: content digests (for duplicates and splits), the tokenizer's vocabul
 import os
 import sys
 from array import array
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import groupby
+from functools import cached_property
+from itertools import groupby, repeat
 from operator import itemgetter
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import xxhash
@@ -23,7 +25,6 @@ from smtkit.config import TokenizeConfig
 from smtkit.corpus import splits
 from smtkit.corpus.files import STDIN, Reader, spool
 from smtkit.corpus.formats import Document, TextSource, find_sources
-from smtkit.corpus.parallel import Report, ordered_map
 from smtkit.corpus.seeded import random_key, uniform
 from smtkit.corpus.segments import Segment, batches_of, segments_of
 from smtkit.corpus.shards import DocumentWriter
@@ -33,6 +34,9 @@ from smtkit.corpus.tokenizers import ByteTokenizer, CharTokenizer, TextTokenizer
 from smtkit.errors import BrokenDocumentError, InputOutputError, SmtkitError, UsageError
 from smtkit.storage.files import file_size
 from smtkit.storage.run import Run
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 
 class Survey(NamedTuple):
@@ -51,8 +55,13 @@ class TextCorpus:
     `splits` returns them.
     """
 
-    def __init__(self, config: TokenizeConfig, report: Report) -> None:
+    def __init__(self, config: TokenizeConfig, report: Callable[[str, float, float], None]) -> None:
+        """`report` takes the name of a task, and how much of it is done out of how much.
+
+        Raises UsageError where an input does not exist, or `tokenizer_model` is no model.
+        """
         self._config = config
+        self._model = _existing_model(config.tokenizer_model) if config.tokenizer_model else None
         self._report = report
         self._workers = config.workers or os.cpu_count() or 1
         self._fractions = Fractions(config.validation_fraction, config.test_fraction)
@@ -69,13 +78,10 @@ class TextCorpus:
         self._size = sum(file_size(source.path) or 0 for source in self._sources)
 
     def files(self) -> list[Path]:
-        """All files that the result depends on. Raises UsageError where the model is missing."""
-        given = self._given_test
-        paths = [source.path for source in self._sources[given:] + self._sources[:given]]
+        """All files that the result depends on."""
         model = self._config.tokenizer_model
-        if model is not None and not Path(model).is_file():
-            raise UsageError(f"`tokenizer_model` {model}: no such file")
-        return paths if model is None else [*paths, Path(model)]
+        models = [] if model is None else [Path(model)]
+        return [source.path for source in self._sources] + models
 
     def assign_splits(self, directory: Path) -> None:
         """Reads all documents once, finds duplicates, and assigns each document to a split.
@@ -87,7 +93,7 @@ class TextCorpus:
             if str(source.path) == STDIN:
                 self._sources[index] = replace(source, path=spool(sys.stdin.buffer, directory))
         with ThreadPoolExecutor(self._workers) as pool:
-            surveys = list(ordered_map(pool, _survey, self._sources, 2 * self._workers))
+            surveys = list(_ordered_map(pool, _survey, self._sources, 2 * self._workers))
         self._report("reading", self._size, self._size)
         self._counts = [len(survey.sizes) for survey in surveys]
         self._broken = sum(survey.broken for survey in surveys)
@@ -108,35 +114,37 @@ class TextCorpus:
                 f"{inputs}: nothing is left for train", "the test inputs hold all of it"
             )
 
-    def make_tokenizer(self) -> TextTokenizer:
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
         """The tokenizer of the config, fitted on train if it needs to be. Raises UsageError."""
         config = self._config
         if config.tokenizer == "byte":
             return ByteTokenizer()
         if config.tokenizer == "char":
             return CharTokenizer.fit(segment.data for segment in self._train_segments())
-        if config.tokenizer_model is not None:
-            return _existing_model(config.tokenizer_model)
-        return SentencePieceTokenizer.fit(self._sample(), config.vocabulary_size, config.model_type)
+        return self._model or SentencePieceTokenizer.fit(
+            self._sample(), config.vocabulary_size, config.model_type
+        )
 
-    def write(self, run: Run, tokenizer: TextTokenizer) -> dict[str, Any]:
+    def write(self, run: Run) -> dict[str, Any]:
         """Writes the tokens of all splits; returns the statistics for the manifest."""
+        tokenizer = self.tokenizer
         byte_lengths = tokenizer.byte_lengths()
         is_byte = isinstance(tokenizer, ByteTokenizer)
-        lacking = -1 if tokenizer.unknown is None else tokenizer.unknown
+        unknown = -1 if tokenizer.unknown is None else tokenizer.unknown
 
-        def encode(batch: list[Segment]) -> list[tuple[Segment, TokenArray, int, int]]:
+        def encode(batch: list[Segment]) -> list[tuple[Segment, TokenArray, tuple[int, int, int]]]:
             encoded = []
             for segment in batch:
                 tokens = tokenizer.encode(segment.data)
                 size = len(tokens) if is_byte else int(byte_lengths[tokens].sum())
-                unknown = int((tokens == lacking).sum())
+                count = (int(segment.last), size, int((tokens == unknown).sum()))
                 if segment.last:
                     tokens = np.append(tokens, np.int32(tokenizer.end_of_document))
-                encoded.append((segment, tokens, size, unknown))
+                encoded.append((segment, tokens, count))
             return encoded
 
-        counts = [{"documents": 0, "tokens": 0, "bytes": 0, "unknown_tokens": 0} for _ in SPLITS]
+        counts = np.zeros((len(SPLITS), 3), dtype=np.int64)
         current, offset = -1, 0
         with ExitStack() as stack, ThreadPoolExecutor(self._workers) as pool:
             writers = [
@@ -144,17 +152,22 @@ class TextCorpus:
                 for split in SPLITS
             ]
             batches = batches_of(self._reported("tokenizing"))
-            for batch in ordered_map(pool, encode, batches, 2 * self._workers):
-                for segment, tokens, size, unknown in batch:
+            for batch in _ordered_map(pool, encode, batches, 2 * self._workers):
+                for segment, tokens, count in batch:
                     if segment.document != current:
                         current, offset = segment.document, 0
                     writers[segment.split].extend(current, offset, tokens)
                     offset += len(tokens)
-                    count = counts[segment.split]
-                    count["documents"] += segment.last
-                    count["tokens"] += len(tokens)
-                    count["bytes"] += size
-                    count["unknown_tokens"] += unknown
+                    counts[segment.split] += count
+        of_splits = {}
+        for writer, (documents, size, unknowns) in zip(writers, counts.tolist(), strict=True):
+            of_splits[writer.split] = {
+                "documents": documents,
+                "tokens": writer.tokens,
+                "bytes": size,
+                "bytes_per_token": size / writer.tokens if writer.tokens else None,
+                "unknown_tokens": unknowns,
+            }
         empty = int((self.sizes == 0).sum())
         return {
             "layout": "stream",
@@ -164,20 +177,22 @@ class TextCorpus:
             "broken_documents": self._broken,
             "binary_files_passed_over": self._binary,
             "vocabulary_size": tokenizer.vocabulary_size,
-            "splits": dict(zip(SPLITS, map(_with_ratio, counts), strict=True)),
+            "splits": of_splits,
         }
 
     def segments(self) -> Iterator[Segment]:
         """The bytes of all documents that are in a split, in order."""
         for number, document in enumerate(self._documents()):
-            code = int(self.codes[number])
+            code, size = int(self.codes[number]), int(self.sizes[number])
+            if code == splits.REMOVED:
+                continue
+            blocks = _blocks(document, size)
             if code == splits.BY_POSITION:
-                boundaries = self._fractions.boundaries(int(self.sizes[number]))
-                parts = splits.cut(self._blocks(number, document), boundaries)
-                for split, part in groupby(parts, key=itemgetter(0)):
-                    yield from segments_of(number, split, map(itemgetter(1), part))
-            elif code != splits.REMOVED:
-                yield from segments_of(number, code, self._blocks(number, document))
+                parts = splits.cut(blocks, self._fractions.boundaries(size))
+            else:
+                parts = zip(repeat(code), blocks)
+            for split, part in groupby(parts, key=itemgetter(0)):
+                yield from segments_of(number, split, map(itemgetter(1), part))
 
     def _documents(self) -> Iterator[Document]:
         for source, expected in zip(self._sources, self._counts, strict=True):
@@ -188,14 +203,6 @@ class TextCorpus:
                 count += isinstance(found, Document)
             if count != expected:
                 raise InputOutputError(f"{source.name}: changed while it was read")
-
-    def _blocks(self, number: int, document: Document) -> Iterator[bytes]:
-        size = 0
-        for block in document.blocks():
-            size += len(block)
-            yield block
-        if size != self.sizes[number]:
-            raise InputOutputError(f"{document.name}: changed while it was read")
 
     def _count_read(self, count: int) -> None:
         """Reports bytes read from disk, by any thread, until every file was read once."""
@@ -250,10 +257,33 @@ def _survey(source: TextSource) -> Survey:
     return Survey(sizes, digests, broken)
 
 
-def _with_ratio(count: dict[str, int]) -> dict[str, int | float | None]:
-    unknown = count.pop("unknown_tokens")
-    ratio = count["bytes"] / count["tokens"] if count["tokens"] else None
-    return {**count, "bytes_per_token": ratio, "unknown_tokens": unknown}
+def _blocks(document: Document, size: int) -> Iterator[bytes]:
+    """The bytes of a document. Raises InputOutputError where they are not `size`."""
+    for block in document.blocks():
+        size -= len(block)
+        yield block
+    if size:
+        raise InputOutputError(f"{document.name}: changed while it was read")
+
+
+def _ordered_map(
+    pool: Executor, function: Callable[[ItemT], ResultT], items: Iterable[ItemT], ahead: int
+) -> Iterator[ResultT]:
+    """`map(function, items)` on the pool, at most `ahead` results ahead of the reader.
+
+    The items are drawn in the reader's thread. An exception of the function is raised here.
+    """
+    waiting: deque[Future[ResultT]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def _existing_model(path: str) -> SentencePieceTokenizer:

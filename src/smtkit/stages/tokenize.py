@@ -3,9 +3,10 @@
 from typing import Unpack
 
 from smtkit.config import TokenizeConfig
-from smtkit.corpus.corpus import open_corpus
 from smtkit.corpus.files import listing_digest
+from smtkit.corpus.image_corpus import ImageCorpus
 from smtkit.corpus.subwords import SentencePieceTokenizer
+from smtkit.corpus.text_corpus import TextCorpus
 from smtkit.storage.location import PathOrURI
 from smtkit.storage.manifest import Manifest
 from smtkit.storage.run import Existing, Run
@@ -25,18 +26,19 @@ def run(
     broken or not UTF-8.
     """
     progress = progress or Silent()
-    corpus = open_corpus(config, progress.update)
+    kind = ImageCorpus if config.tokenizer == "pixel" else TextCorpus
+    corpus = kind(config, progress.update)
     with Run(
         out, "tokens", config, **existing, inputs={"input files": listing_digest(corpus.files())}
     ) as artifact:
         if artifact.finished:
             return artifact.finished
         corpus.assign_splits(artifact.directory)
-        tokenizer = corpus.make_tokenizer()
+        tokenizer = corpus.tokenizer
         if isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.unknown is not None:
             progress.warn(
                 f"{config.tokenizer_model}: does not decode every text to itself (no byte "
                 "fallback, or it normalises): no bits per byte will be computed"
             )
         tokenizer.save(artifact)
-        return artifact.commit(corpus.write(artifact, tokenizer))
+        return artifact.commit(corpus.write(artifact))
