@@ -86,6 +86,8 @@ def test_every_section_refuses_unknown_keys(schema: type[Config]) -> None:
         ("training.precision", "float8"),
         ("training.compile", "maybe"),
         ("objective.dynamics_weight", "nan"),
+        ("cell.gate_bias", "-3"),
+        ("cell.gate_bias", "[-3, inf]"),
     ],
 )
 def test_a_wrong_value_is_named_with_key_and_origin(key: str, value: str) -> None:
@@ -194,6 +196,9 @@ def test_missing_inputs_are_named() -> None:
         (["encoder.width=100", "encoder.heads=8"], ["encoder", "width (100)", "2 * heads (16)"]),
         (["decoder.heads=3"], ["decoder", "width (128)", "2 * heads (6)"]),
         (["cell.kind=transformer", "cell.heads=5"], ["cell", "width (192)", "2 * heads (10)"]),
+        (["cell.gate=true"], ["gate = true needs normalize = none"]),
+        (["cell.gate_bias=[-3, 1]"], ["gate_bias with kind = mlp needs gate = true"]),
+        (["cell.gate_bias=[-3, 1]", "cell.kind=transformer"], ["kind = transformer needs gate"]),
         (["training.batch_size=10", "training.accumulation=3"], ["(10)", "accumulation (3)"]),
         (["training.batch_size=12"], ["objective.uniformity_group (8)", "(12)"]),
         (

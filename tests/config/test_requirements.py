@@ -92,6 +92,12 @@ def test_every_key_can_be_set_by_an_override(schema: type[Config]) -> None:
             "cell.kind transformer; found cell.kind gru",
         ),
         (
+            TrainRnnConfig,
+            ["cell.kind=gru", "cell.gate=true", "cell.normalize=none"],
+            1,
+            "cell.kind mlp or transformer; found cell.kind gru",
+        ),
+        (
             TrainEncoderConfig,
             ["readout.kind=decoder", "readout.hidden=4"],
             1,

@@ -36,6 +36,7 @@ CELLS = [
     for kind in ("mlp", "transformer", "gru", "lstm")
     for normalize in ("slot", "none")
 ]
+CELLS.append(CellConfig(kind="mlp", normalize="none", gate=True, gate_bias=(-2, 1), width=16))
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,7 @@ def _seed() -> None:
 
 
 def _named(cell: CellConfig) -> str:
-    return f"{cell.kind}-{cell.normalize}"
+    return f"{cell.kind}-{cell.normalize}" + ("-gated" if cell.gate else "")
 
 
 def _network(cell: CellConfig, readout: str = "mlp") -> RecurrentNetwork:

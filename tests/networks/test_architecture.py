@@ -63,6 +63,20 @@ def test_a_saved_rnn_is_loaded_as_it_was(tmp_path, cell, readout):
     loaded.rollout(tokens).sum().backward()
 
 
+@pytest.mark.parametrize("cell", ["mlp", "transformer"])
+def test_a_saved_rnn_with_gates_is_loaded_as_it_was(tmp_path, cell):
+    gates = {"gate": True, "gate_bias": (-4, 1.5), "normalize": "none"}
+    plain = _architecture(cell)
+    changed = plain.cell.model_copy(update=gates)
+    network = RecurrentNetwork(plain.model_copy(update={"cell": changed}))
+    network.save(tmp_path / "model")
+    loaded = RecurrentNetwork.load(tmp_path / "model")
+    tokens = torch.randint(VOCABULARY, (3, 5))
+
+    _assert_equal(loaded, network)
+    assert torch.equal(loaded.rollout(tokens), network.rollout(tokens))
+
+
 @pytest.mark.parametrize(
     "encoder", [{}, {"memory": "registers"}, {"kind": "bidirectional", "context_length": 4}]
 )

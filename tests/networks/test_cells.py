@@ -27,6 +27,12 @@ def _cell(kind: str, normalize: str = "none") -> Cell:
     return build_cell(config, SLOTS, SLOT_WIDTH).double()
 
 
+def _gated(kind: str, gate_bias: tuple[float, float] | None = None, slot_width: int = 6) -> Cell:
+    settings = {"normalize": "none", "width": WIDTH, "layers": 1, "heads": 2}
+    config = CellConfig(kind=kind, gate=kind != "gru", gate_bias=gate_bias, **settings)
+    return build_cell(config, SLOTS, slot_width).double()
+
+
 def _memory(count: int = 3) -> Tensor:
     return torch.randn(count, SLOTS, SLOT_WIDTH, dtype=torch.float64)
 
@@ -278,3 +284,95 @@ def test_a_new_cell_normalises_its_slots_by_default():
 
     torch.testing.assert_close(network.rollout(tokens)[:, -1], memory)
     torch.testing.assert_close(memory.square().mean(-1), torch.ones(4, SLOTS), rtol=1e-4, atol=0)
+
+
+# Gates.
+
+GATED = ["mlp", "transformer", "gru"]
+
+
+@pytest.mark.parametrize("kind", GATED[:2])
+def test_a_gate_replaces_a_share_of_each_number(kind):
+    cell, memory, inputs = _gated(kind), _memory(), _inputs(3)
+    outputs: list[Tensor] = []
+    cell.to_memory.register_forward_hook(lambda *call: outputs.append(call[-1]))
+    updated = cell(memory, inputs)
+    (output,) = outputs
+    slots, numbers = (1, SLOTS * SLOT_WIDTH) if kind == "mlp" else (SLOTS, SLOT_WIDTH)
+    found, before = (values.reshape(3, slots, numbers) for values in (updated, memory))
+    for n in range(3):
+        for slot in range(slots):
+            row = output.reshape(3, slots, 2 * numbers)[n, slot].tolist()
+            for j in range(numbers):
+                gate = 1 / (1 + math.exp(-row[j]))
+                expected = (1 - gate) * before[n, slot, j] + gate * math.tanh(row[numbers + j])
+                assert found[n, slot, j].item() == pytest.approx(expected.item())
+
+
+def _without_candidates(cell: Cell) -> None:
+    """Makes the cell replace by zeros."""
+    if isinstance(cell, GruCell):
+        affected, candidate = list(cell.unit.parameters()), slice(2 * cell.unit.hidden_size, None)
+    else:
+        affected = list(cell.to_memory.parameters())
+        candidate = slice(cell.to_memory.out_features // 2, None)
+    with torch.no_grad():
+        for parameter in affected:
+            parameter[candidate] = 0
+
+
+def _replaced_share(cell: Cell, memory: Tensor, inputs: Tensor) -> Tensor:
+    """Share of each number of the memory that a step replaces, (N, K, D)."""
+    _without_candidates(cell)
+    return 1 - cell(memory, inputs) / memory
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [-3.0, 0.0, 1.5])
+@pytest.mark.parametrize("kind", GATED)
+def test_initially_gates_open_as_far_as_their_bias(kind, bias):
+    cell = _gated(kind, (bias, bias), slot_width=512)
+    memory = torch.randn(200, SLOTS, 512, dtype=torch.float64)
+    share = _replaced_share(cell, memory, _inputs(200))
+
+    assert share.logit().mean().item() == pytest.approx(bias, abs=0.1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", GATED)
+def test_biases_are_spread_over_the_numbers_of_each_slot(kind):
+    cell = _gated(kind, (-4, 1.5))
+    for name, parameter in cell.named_parameters():
+        if "weight" in name and ("unit" in name or "to_memory" in name):
+            parameter.zero_()
+    share = _replaced_share(cell, _memory(), _inputs(3))
+    expected = [1 / (1 + math.exp(4 - 5.5 * j / 5)) for j in range(6)]
+
+    torch.testing.assert_close(share, torch.tensor(expected).double().expand_as(share))
+
+
+@pytest.mark.parametrize("kind", GATED[:2])
+def test_gates_are_half_open_unless_a_bias_is_given(kind):
+    cell = _gated(kind)
+
+    assert not cell.to_memory.bias[: cell.to_memory.out_features // 2].any()
+
+
+def test_without_a_bias_the_gru_starts_from_the_weights_of_torch():
+    torch.manual_seed(1)
+    cell = build_cell(CellConfig(kind="gru", width=WIDTH), SLOTS, SLOT_WIDTH)
+    torch.manual_seed(1)
+    unit = nn.GRU(WIDTH, SLOTS * SLOT_WIDTH)
+
+    for name, values in unit.state_dict().items():
+        assert torch.equal(cell.unit.state_dict()[name], values)
+
+
+@pytest.mark.parametrize("kind", GATED[:2])
+def test_a_gated_memory_stays_between_minus_one_and_one(kind):
+    cell = _gated(kind, (3.0, 3.0))
+    memory, inputs = _memory().tanh(), 10 * _inputs(3, 20)
+    memories = cell.rollout(memory, inputs)
+
+    assert memories.abs().max() < 1
+    torch.testing.assert_close(memories, _steps(cell, memory, inputs))

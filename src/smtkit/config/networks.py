@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from smtkit.config.base import Config, Flag, NonNegative, Positive
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class MemoryConfig(Config):
@@ -74,7 +76,12 @@ class CellConfig(_AttentionConfig):
     """The transition cell. `gru` and `lstm` have one layer, whose state is the memory; the memory
     of `lstm` is its hidden state h, then its cell state c."""
 
-    requires = {"layers": {"kind": ("mlp", "transformer")}, "heads": {"kind": ("transformer",)}}
+    requires = {
+        "layers": {"kind": ("mlp", "transformer")},
+        "heads": {"kind": ("transformer",)},
+        "gate": {"kind": ("mlp", "transformer")},
+        "gate_bias": {"kind": ("mlp", "transformer", "gru")},
+    }
 
     kind: Annotated[Literal["mlp", "transformer", "gru", "lstm"], Flag("cell")] = "mlp"
     """Architecture of the recurrent cell."""
@@ -83,6 +90,25 @@ class CellConfig(_AttentionConfig):
     width: Positive = 192
     """Width of the residual stream, or of the token embedding of `gru` and `lstm`. Raise it for a
     stronger cell."""
+    gate: bool = False
+    """Replace a gated share of each number of the memory, as `gru` does, instead of adding to it.
+    Needs `normalize` = none. Set it for labels of `gated` memories."""
+    gate_bias: tuple[_Finite, _Finite] | None = None
+    """Initial biases of the gates of `gru`, or with `gate`, spread evenly from the first to the
+    second over the numbers of a slot; a step replaces a share of sigmoid(bias). Unset: 0, and for
+    `gru` small random numbers. Lower both where memories must be held for long."""
+
+    @model_validator(mode="after")
+    def _gates_exist(self) -> Self:
+        if self.gate and self.normalize == "slot":
+            raise ValueError(
+                "gate = true needs normalize = none: normalising a slot changes all of its numbers"
+            )
+        if self.gate_bias is not None and not (self.gate or self.kind == "gru"):
+            raise ValueError(
+                f"gate_bias with kind = {self.kind} needs gate = true: without it, nothing is gated"
+            )
+        return self
 
     def _attends(self) -> bool:
         return self.kind == "transformer"

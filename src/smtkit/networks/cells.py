@@ -49,10 +49,46 @@ class Cell(nn.Module, ABC):
         return torch.stack(memories, dim=1)
 
 
-class MlpCell(Cell):
-    """A residual MLP over the whole memory plus the input; its output is added to the memory."""
+def spread_biases(bias: tuple[float, float], slots: int, slot_width: int) -> Tensor:
+    """Initial gate biases (Z,), from the first to the second of `bias` within each slot, so that
+    its numbers have different time scales (chrono initialisation, Tallec & Ollivier 2018)."""
+    return torch.linspace(*bias, slot_width).repeat(slots)
 
-    def __init__(self, slots: int, slot_width: int, width: int, layers: int) -> None:
+
+def build_writer(width: int, size: int, gate_bias: Tensor | None) -> nn.Linear:
+    """The map from features (..., width) to what `write` takes: `size` numbers to add or, with
+    gate_bias (size,), as many logits of gates, then as many candidates."""
+    if gate_bias is None:
+        return nn.Linear(width, size)
+    writer = nn.Linear(width, 2 * size)
+    with torch.no_grad():
+        writer.bias[:size] = gate_bias
+    return writer
+
+
+def write(memory: Tensor, output: Tensor) -> Tensor:
+    """The memory (N, K, D) plus `output`, of as many numbers; or, where the output has twice as
+    many, the memory with a share of sigmoid(gate) replaced by tanh(candidate)."""
+    if output.numel() == memory.numel():
+        return memory + output.view_as(memory)
+    gate, candidate = (half.reshape(memory.shape) for half in output.chunk(2, dim=-1))
+    return memory + gate.sigmoid() * (candidate.tanh() - memory)
+
+
+class MlpCell(Cell):
+    """A residual MLP over the whole memory plus the input, whose output is written to the memory.
+
+    gate_bias (Z,): initial biases of the gates; None: no gates.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        slot_width: int,
+        width: int,
+        layers: int,
+        gate_bias: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.from_memory = nn.Linear(slots * slot_width, width)
         self.blocks = nn.ModuleList(
@@ -65,37 +101,59 @@ class MlpCell(Cell):
             for _ in range(layers)
         )
         self.norm = nn.RMSNorm(width, eps=NORM_EPS)
-        self.to_memory = nn.Linear(width, slots * slot_width)
+        self.to_memory = build_writer(width, slots * slot_width, gate_bias)
 
     def update(self, memory: Tensor, inputs: Tensor) -> Tensor:
         hidden = self.from_memory(memory.flatten(1)) + inputs  # (N, E)
         for block in self.blocks:
             hidden = hidden + block(hidden)
-        return memory + self.to_memory(self.norm(hidden)).view_as(memory)
+        return write(memory, self.to_memory(self.norm(hidden)))
 
 
 class TransformerCell(Cell):
-    """A transformer over K slots and the input; its outputs at the slots are added to them."""
+    """A transformer over K slots and the input, whose output at a slot is written to it.
 
-    def __init__(self, slot_width: int, width: int, layers: int, heads: int) -> None:
+    gate_bias (D,): initial biases of the gates of every slot; None: no gates.
+    """
+
+    def __init__(
+        self,
+        slot_width: int,
+        width: int,
+        layers: int,
+        heads: int,
+        gate_bias: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.from_memory = nn.Linear(slot_width, width)
         self.transformer = Transformer(width, layers, heads, causal=False)
-        self.to_memory = nn.Linear(width, slot_width)
+        self.to_memory = build_writer(width, slot_width, gate_bias)
 
     def update(self, memory: Tensor, inputs: Tensor) -> Tensor:
         sequence = torch.cat((self.from_memory(memory), inputs[:, None]), dim=1)  # (N, K + 1, E)
-        return memory + self.to_memory(self.transformer(sequence)[:, :-1])
+        return write(memory, self.to_memory(self.transformer(sequence)[:, :-1]))
 
 
 class GruCell(Cell):
-    """A gated recurrent unit (Cho et al. 2014) whose hidden state is the whole memory."""
+    """A gated recurrent unit (Cho et al. 2014) whose hidden state is the whole memory.
+
+    gate_bias (Z,): initial biases, of which the sigmoid is the share that a step replaces; None:
+    those of torch.
+    """
 
     has_kernel = True
 
-    def __init__(self, slots: int, slot_width: int, width: int) -> None:
+    def __init__(
+        self, slots: int, slot_width: int, width: int, gate_bias: Tensor | None = None
+    ) -> None:
         super().__init__()
-        self.unit = nn.GRU(width, slots * slot_width, batch_first=True)
+        size = slots * slot_width
+        self.unit = nn.GRU(width, size, batch_first=True)
+        if gate_bias is not None:
+            _, _, input_bias, hidden_bias = self.unit.all_weights[0]
+            with torch.no_grad():  # torch's update gate is the share that is kept
+                input_bias[size : 2 * size] = -gate_bias
+                hidden_bias[size : 2 * size] = 0
 
     def update(self, memory: Tensor, inputs: Tensor) -> Tensor:
         weights = self.unit.all_weights[0]
@@ -160,13 +218,18 @@ class LstmCell(Cell):
 def build_cell(config: CellConfig, slots: int, slot_width: int) -> Cell:
     """The cell of `config.kind` with random weights, for inputs of `config.width`."""
     cell: Cell
+    width, layers, heads = config.width, config.layers, config.heads
+    gate_bias = None
+    if config.gate or config.gate_bias:
+        gate_bias = spread_biases(config.gate_bias or (0, 0), slots, slot_width)
     if config.kind == "mlp":
-        cell = MlpCell(slots, slot_width, config.width, config.layers)
+        cell = MlpCell(slots, slot_width, width, layers, gate_bias)
     elif config.kind == "transformer":
-        cell = TransformerCell(slot_width, config.width, config.layers, config.heads)
+        of_slot = None if gate_bias is None else gate_bias[:slot_width]
+        cell = TransformerCell(slot_width, width, layers, heads, of_slot)
     elif config.kind == "gru":
-        cell = GruCell(slots, slot_width, config.width)
+        cell = GruCell(slots, slot_width, width, gate_bias)
     else:
-        cell = LstmCell(slots, slot_width, config.width)
+        cell = LstmCell(slots, slot_width, width)
     cell.normalize = config.normalize == "slot"
     return cell
