@@ -64,6 +64,18 @@ def naive_drift(rolled: np.ndarray, label: np.ndarray) -> list[float]:
     ]
 
 
+def naive_drift_between_sequences(rolled: np.ndarray, label: np.ndarray) -> list[float]:
+    """Drift by position of memories (B, T, Z), over the variance at that position."""
+    rows, window, _ = label.shape
+    found = []
+    for i in range(window):
+        mean = np.mean(label[:, i], axis=0)
+        spread = np.mean([((label[b, i] - mean) ** 2).sum() for b in range(rows)])
+        error = np.mean([((rolled[b, i] - label[b, i]) ** 2).sum() for b in range(rows)])
+        found.append(error / spread)
+    return found
+
+
 def evaluated(pipeline: Pipeline, out: Path, **changes) -> dict:
     """The content of `evaluation.json`; `changes` are settings, and other tokens or encoder."""
     tokens = changes.pop("tokens", pipeline.tokens)

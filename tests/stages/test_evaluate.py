@@ -34,6 +34,16 @@ def test_an_rnn_is_evaluated_without_its_teacher(pipeline, evaluation, tmp_path)
     assert by_range(alone, "rnn, free-running") == by_range(evaluation, "rnn, free-running")
 
 
+def test_drift_is_shown_over_both_variances(pipeline, command: Command, tmp_path):
+    arguments = ["--tokens", pipeline.tokens, "--encoder", pipeline.encoder, "--out", tmp_path]
+    lines = command("eval", pipeline.rnn, *arguments).stdout.splitlines()
+    statistics = Artifact.open(tmp_path).manifest.statistics
+    first = next(n for n, line in enumerate(lines) if "drift of the free-running memory" in line)
+    for line, key in zip(lines[first:], ("drift", "drift_between_sequences"), strict=False):
+        shown = ", ".join(f"{statistics[key][i - 1]:.3f} at {i}" for i in (1, 4, 8, 16))
+        assert line.endswith(f": {shown}")
+
+
 def test_a_split_shorter_than_the_window_has_no_drift(pipeline, tmp_path):
     tokens = tokenized(write_text(tmp_path / "text.txt", 20), tmp_path / "tokens")
     assert len(split_tokens(tokens, "test")) < WINDOW

@@ -114,9 +114,11 @@ def _print_evaluation(statistics: Record) -> None:
             _rows_by_predictor(_answered(results), "range", ranges, _accuracy),
         )
     if statistics["drift"]:
-        marks = sorted({1, window // 4, window // 2, window} - {0})
-        values = ", ".join(f"{statistics['drift'][i - 1]:.3f} at {i}" for i in marks)
-        print(f"  drift of the free-running memory from the teacher's: {values}")
+        drift = _drift_at_marks(statistics["drift"])
+        print(f"  drift of the free-running memory from the teacher's: {drift}")
+    if statistics.get("drift_between_sequences"):
+        drift = _drift_at_marks(statistics["drift_between_sequences"])
+        print(f"  ... over the variance between sequences at one position: {drift}")
     for name, health in (statistics.get("memory") or {}).items():
         print(f"  memory of {name}: {_joined(health)}")
     for key, title in (("by_distance", "distance"), ("by_length", "length")):
@@ -126,6 +128,14 @@ def _print_evaluation(statistics: Record) -> None:
         _print_gradients(statistics["gradients"])
     if statistics.get("cost"):
         _print_cost(statistics["cost"])
+
+
+def _drift_at_marks(drift: Sequence[float | None]) -> str:
+    """Drift at a few of the positions 1..T."""
+    window = len(drift)
+    marks = sorted({1, window // 4, window // 2, window} - {0})
+    shown = ((i, drift[i - 1]) for i in marks)
+    return ", ".join(f"{'-' if value is None else f'{value:.3f}'} at {i}" for i, value in shown)
 
 
 def _print_accuracy_by(title: str, records: list[Record]) -> None:

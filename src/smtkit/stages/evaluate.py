@@ -77,6 +77,7 @@ def run(
                 "tokens": tokenizer.description()["kind"],
                 **_summaries(scored.scores, windows, starts, tokenizer, subject.window),
                 "drift": scored.drift.by_position(),
+                "drift_between_sequences": scored.drift.between_sequences(),
                 "memory": scored.health(),
                 "gradients": None,
                 "cost": None,
