@@ -373,40 +373,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return run
 
 
-_RANK = """
-import importlib, json, os, signal, sys
-import torch
-from smtkit import config
-from smtkit.training import distributed, loop
-from smtkit.errors import InterruptedRunError
-
-torch.set_num_threads(1)
-read = loop.Trainer._read
-
-def read_after_a_signal(trainer):
-    if trainer.state.step == stop_at and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGTERM)
-    return read(trainer)
-
-loop.Trainer._read = read_after_a_signal
-for stage, schema, settings, arguments in json.loads(sys.argv[1]):
-    run = importlib.import_module(f"smtkit.stages.{stage}").run
-    keywords = arguments[-1] if isinstance(arguments[-1], dict) else {}
-    paths = [argument for argument in arguments if isinstance(argument, str)]
-    stop_at = keywords.pop("stop_at", None)
-    try:
-        run(getattr(config, schema).model_validate(settings), *paths, **keywords)
-    except InterruptedRunError as error:
-        # In one piece: the ranks share what they write to.
-        os.write(1, f"{os.environ['RANK']}: {error}\\n".encode())
-distributed.leave()
-# As the command line ends a rank: torch's threads may abort a process that is torn down.
-os._exit(0)
-"""
-
-
 def on_ranks(count: int, *jobs: tuple[str, Config, Any]) -> str:
-    """Runs stages on ranks of torchrun, one after the other; returns what they print.
+    """Runs stages on `count` ranks, one after the other; returns what they print.
 
     A job is (stage, config, paths, keywords of `run`). With the keyword `stop_at`, rank 1 receives
     SIGTERM at that step.
@@ -415,10 +383,13 @@ def on_ranks(count: int, *jobs: tuple[str, Config, Any]) -> str:
         (stage, type(config).__name__, config.model_dump(exclude_unset=True), arguments)
         for stage, config, *arguments in jobs
     ]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    rank = [sys.executable, "-c", _RANK]
     process = subprocess.run(
-        [sys.executable, *launcher, "--no-python", *rank, json.dumps(content, default=str)],
+        [
+            sys.executable,
+            Path(__file__).with_name("ranks.py"),
+            str(count),
+            json.dumps(content, default=str),
+        ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

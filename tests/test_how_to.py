@@ -7,10 +7,11 @@ by its context and `+` lines, and the commands of an `sh` block are run.
 
 import gzip
 import json
+import multiprocessing
 import os
 import re
+import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,23 +25,6 @@ INTRODUCTION, *SECTIONS = re.split(
     r"^## ", (ROOT / "docs/how-to.md").read_text(encoding="utf-8"), flags=re.MULTILINE
 )
 BY_TITLE = {section.split("\n")[0]: section for section in SECTIONS}
-
-_RUN_COMMANDS = """
-import shlex, sys
-import smtkit, torch
-from smtkit.cli.app import main
-
-source, *commands = sys.argv[1:]
-assert smtkit.__file__.startswith(source), smtkit.__file__
-torch.set_num_threads(1)
-for command in commands:
-    sys.argv = shlex.split(command)
-    try:
-        main()
-    except SystemExit as end:
-        if end.code:
-            raise
-"""
 
 
 def blocks(section: str, language: str) -> list[str]:
@@ -82,17 +66,40 @@ def apply(section: str, root: Path) -> None:
 
 def run_commands(section: str, source: Path, directory: Path, assertions: str = "") -> None:
     """Runs the commands of a section in `directory`, with smtkit imported from `source`, and then
-    `assertions` on the package."""
-    process = subprocess.run(
-        [sys.executable, "-c", _RUN_COMMANDS + assertions, str(source), *commands(section)],
-        env={**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"},
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
+    `assertions` on the package: in a process that is forked from one that has imported torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo"])  # optimizers import it
+    output = directory / "output.txt"
+    arguments = str(source), directory, commands(section), assertions, output
+    process = context.Process(target=_run_in_process, args=arguments, daemon=True)
+    process.start()
+    process.join(timeout=300)
+    assert process.exitcode == 0, output.read_text(encoding="utf-8")
+
+
+def _run_in_process(
+    source: str, directory: Path, commands: list[str], assertions: str, output: Path
+) -> None:
+    with output.open("wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.chdir(directory)
+    sys.path.insert(0, source)
+    import torch
+
+    import smtkit
+    from smtkit.cli.app import main
+
+    assert smtkit.__file__.startswith(source), smtkit.__file__
+    torch.set_num_threads(1)
+    for command in commands:
+        sys.argv = shlex.split(command)
+        try:
+            main()
+        except SystemExit as end:
+            if end.code:
+                raise
+    exec(assertions, {})
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +113,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def follow(title: str, tmp_path: Path, artifacts: Path, assertions: str = "") -> None:
     """Follows a section of the page in `tmp_path`, then runs `assertions` on the edited package."""
     apply(BY_TITLE[title], tmp_path)
-    for artifact in artifacts.iterdir():
+    for artifact in filter(Path.is_dir, artifacts.iterdir()):
         (tmp_path / artifact.name).symlink_to(artifact)
     run_commands(BY_TITLE[title], tmp_path / "src", tmp_path, assertions)
 

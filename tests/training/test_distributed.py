@@ -125,7 +125,7 @@ def one(pipeline, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(pipeline, tmp_path_factory) -> Path:
-    """Results of two ranks of torchrun."""
+    """Results of two ranks."""
     out = tmp_path_factory.mktemp("two")
     tokens = pipeline.tokens
     on_ranks(

@@ -18,22 +18,32 @@ from smtkit.config import Config
 Results = dict[tuple[int, str, int], list[Any]]
 
 
+def torchrun(ranks: int, out: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    process = subprocess.run(
+        [sys.executable, *launcher, toy.__file__, str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Results:
     """What each rank computed, by (ranks, sharding, accumulation)."""
     found: Results = {}
     for ranks in (1, 2, 3):
         out = tmp_path_factory.mktemp("toy")
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        process = subprocess.run(
-            [sys.executable, *launcher, toy.__file__, str(out)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert process.returncode == 0, process.stderr
+        if ranks == 1:
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+                    patch.setenv(name, value)
+                toy.main(out)
+        else:
+            torchrun(ranks, out)
         by_rank = [torch.load(out / f"{rank}.pt") for rank in range(ranks)]
         for case in toy.CASES:
             found[ranks, *case] = [results[case] for results in by_rank]
