@@ -116,6 +116,17 @@ def test_nothing_to_read_is_a_usage_error(tmp_path: Path) -> None:
     assert "`include`" in caught.value.hint
 
 
+def test_a_directory_of_images_names_their_tokenizer(tmp_path: Path) -> None:
+    write_files(tmp_path / "in", {"image.png": b"\0", "other.bin": b"\0"})
+    with pytest.raises(UsageError, match="2 binary files passed over") as caught:
+        run(tmp_path / "out", tmp_path / "in")
+    assert caught.value.hint == "`tokenizer` pixel reads images"
+    (tmp_path / "in/image.png").unlink()
+    with pytest.raises(UsageError, match="1 binary files passed over") as caught:
+        run(tmp_path / "out", tmp_path / "in")
+    assert caught.value.hint is None
+
+
 def test_files_that_are_all_empty_are_refused(tmp_path: Path) -> None:
     write_files(tmp_path / "in", {"a.txt": "", "b.txt": ""})
     with pytest.raises(UsageError, match="no text in it") as caught:

@@ -1,5 +1,6 @@
 """The tokenize stage: where each byte goes, counts, failures, and peak memory."""
 
+import gzip
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import Recorder
 from corpora import (
     MULTIBYTE,
     chunks,
@@ -258,6 +260,41 @@ def test_resume_keeps_the_tokens_and_notices_new_files(tmp_path: Path) -> None:
         tokenize.run(config, tmp_path / "out", resume=True)
     anew = tokenize.run(config, tmp_path / "out", resume=True, overwrite=True)
     assert anew.statistics["documents"] == first.statistics["documents"] + 1
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "empty"),
+    [
+        ({"a.txt": "ab"}, {}, ["validation", "test"]),
+        ({"a.txt": "ab"}, {"validation_fraction": 0}, ["test"]),
+        ({"a.txt": "ab"}, {"validation_fraction": 0, "test_fraction": 0}, []),
+        ({"a.txt": "ab" * 500}, {}, []),
+    ],
+)
+def test_splits_that_are_empty_against_the_settings_are_warned_of(
+    tmp_path: Path, files: dict[str, str | bytes], options: dict[str, float], empty: list[str]
+) -> None:
+    recorder = Recorder()
+    flags = {"inputs": [str(write_files(tmp_path / "in", files))], **options}
+    tokenize.run(resolve(TokenizeConfig, flags=flags), tmp_path / "out", progress=recorder)
+    assert [warning.split()[1] for warning in recorder.warnings] == empty
+    assert all("split is empty" in warning for warning in recorder.warnings)
+    for split in empty:
+        assert chunks(Artifact.open(tmp_path / "out"), split) == []
+
+
+@pytest.mark.parametrize("name", ["a.png", "b.npy", "c.npz", "t10k-images-idx3-ubyte.gz"])
+def test_images_that_are_read_as_text_are_warned_of(tmp_path: Path, name: str) -> None:
+    packed = name.endswith(".gz")
+    content = b"\0\x89PNG\0" * 100
+    write_files(tmp_path, {name: gzip.compress(content) if packed else content, "z.txt": "text"})
+    recorder = Recorder()
+    inputs = [str(tmp_path / "z.txt"), str(tmp_path / name)]
+    config = resolve(TokenizeConfig, flags={"inputs": inputs})
+    tokenize.run(config, tmp_path / "out", progress=recorder)
+    (warning,) = recorder.warnings
+    assert warning.startswith(f"{tmp_path / name}: ")
+    assert "pixel tokenizer" in warning
 
 
 def test_progress_reaches_its_end(tmp_path: Path) -> None:

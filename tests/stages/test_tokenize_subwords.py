@@ -31,6 +31,7 @@ from conftest import (
 from smtkit.config import ExtractLabelsConfig, GenerateConfig, TokenizeConfig, resolve
 from smtkit.corpus.stored_tokenizer import load_tokenizer
 from smtkit.corpus.subwords import MODEL_FILE, ModelType, SentencePieceTokenizer
+from smtkit.corpus.text_corpus import TextCorpus
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.stages import evaluate, extract_labels, generate, tokenize
 from smtkit.storage.artifact import Artifact
@@ -136,6 +137,40 @@ def test_training_draws_its_text_by_the_seed(sources: Path, tmp_path: Path) -> N
     ]
     assert models[0] == models[1]
     assert models[0] != models[2]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_part_of_one_file_is_drawn_for_every_seed(tmp_path: Path, seed: int) -> None:
+    """The file is smaller than a segment, and the part is about a tenth of it."""
+    (tmp_path / "one.txt").write_bytes(b"".join(TEXTS))
+    config = TokenizeConfig(
+        inputs=[str(tmp_path / "one.txt")],
+        tokenizer="sentencepiece",
+        vocabulary_size=400,
+        training_bytes=20_000,
+        seed=seed,
+    )
+    corpus = TextCorpus(config, lambda task, done, total: None)
+    corpus.assign_splits(tmp_path)
+    drawn = list(corpus._sample())
+    whole = b"".join(TEXTS)
+    train = whole[: round(len(whole) * 0.9)]
+    assert all(piece in train for piece in drawn)
+    assert 4_000 < sum(map(len, drawn)) < 60_000
+    assert corpus.tokenizer.vocabulary_size == 400
+
+
+def test_the_smallest_part_is_one_piece(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_bytes(b"".join(TEXTS))
+    options = {"training_bytes": 1, "model_type": "bpe"}
+    model = model_of(run(tmp_path / "out", tmp_path / "one.txt", **options))
+    assert processor_of(model).vocab_size() == 399
+
+
+def test_a_train_split_without_words_is_not_blamed_on_the_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "blank.txt").write_text(" \n" * 1000)
+    with pytest.raises(UsageError, match=r"`tokenizer` sentencepiece: .* holds no words"):
+        run(tmp_path / "out", tmp_path / "blank.txt")
 
 
 def test_a_model_is_trained_on_train_alone(tmp_path: Path) -> None:

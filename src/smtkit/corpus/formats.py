@@ -16,6 +16,7 @@ import pyarrow.parquet
 
 from smtkit.config import TokenizeConfig
 from smtkit.corpus.files import Reader, expand, is_binary, suffixes, walk
+from smtkit.corpus.images import is_image
 from smtkit.errors import BrokenDocumentError, InputOutputError, SmtkitError, UsageError
 
 LONGEST_ROW = 2**28
@@ -229,22 +230,24 @@ def find_sources(
     Raises UsageError where a path does not exist or nothing is found.
     """
     paths: dict[Path, None] = {}
-    binary = 0
+    binary: list[Path] = []
     for path in expand(inputs):
         if not path.is_dir():
             paths[path] = None
             continue
         for file in walk(path, settings.include, settings.exclude):
             if _format(file) == "text" and not suffixes(file)[1] and is_binary(file):
-                binary += 1
+                binary.append(file)
             else:
                 paths[file] = None
     if not paths:
-        filtered = settings.include or settings.exclude
+        hint = "check `include` and `exclude`" if settings.include or settings.exclude else None
+        if any(map(is_image, binary)):
+            hint = "`tokenizer` pixel reads images"
         raise UsageError(
             f"{', '.join(inputs)}: no text files found"
-            + (f" ({binary} binary files passed over)" if binary else ""),
-            "check `include` and `exclude`" if filtered else None,
+            + (f" ({len(binary)} binary files passed over)" if binary else ""),
+            hint,
         )
     sources = []
     for path in paths:
@@ -252,7 +255,7 @@ def find_sources(
         if FORMATS[name].needs_seek and suffixes(path)[1]:
             raise UsageError(f"{path}: a {name} file is compressed inside, not outside")
         sources.append(TextSource(path, settings, name, reader, str(path)))
-    return sources, binary
+    return sources, len(binary)
 
 
 def _format(path: Path) -> str:

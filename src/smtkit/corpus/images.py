@@ -178,6 +178,11 @@ FORMATS: dict[re.Pattern[str], Callable[[Path, PixelConfig], ImageSource]] = {
 _ALLOWED = f"*-idx3-ubyte, *-idx3-ubyte.gz, .npy, .npz, {_PICTURES} and directories"
 
 
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image file."""
+    return any(name.search(path.name) for name in FORMATS)
+
+
 def _source_of(
     images: StoredArray, labels: Sequence[StoredArray], settings: PixelConfig
 ) -> ImageSource:

@@ -3,6 +3,7 @@
 import codecs
 import io
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -49,12 +50,16 @@ class SentencePieceTokenizer(TextTokenizer):
     ) -> "SentencePieceTokenizer":
         """Trains a model with byte fallback on UTF-8 bytes; the same for the same segments.
 
-        Raises UsageError where the vocabulary is too small or too large for the text.
+        Raises UsageError where there is no text but spaces, or the vocabulary is too small or too
+        large for the text.
         """
-        model = io.BytesIO()
+        model, lines = io.BytesIO(), _lines(segments)
+        first = next(lines, None)
+        if first is None:
+            raise UsageError("`tokenizer` sentencepiece: train holds no words to learn from")
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_lines(segments),
+                sentence_iterator=chain([first], lines),
                 model_writer=model,
                 vocab_size=vocabulary_size - 1,
                 model_type=model_type,

@@ -15,6 +15,7 @@ from functools import cached_property
 from itertools import groupby, repeat
 from operator import itemgetter
 from pathlib import Path
+from random import Random
 from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,8 +26,8 @@ from smtkit.config import TokenizeConfig
 from smtkit.corpus import splits
 from smtkit.corpus.files import STDIN, Reader, spool
 from smtkit.corpus.formats import Document, TextSource, find_sources
-from smtkit.corpus.seeded import random_key, uniform
-from smtkit.corpus.segments import Segment, batches_of, segments_of
+from smtkit.corpus.seeded import random_key
+from smtkit.corpus.segments import Segment, batches_of, cut_at_boundaries, segments_of
 from smtkit.corpus.shards import DocumentWriter
 from smtkit.corpus.splits import SPLITS, Fractions
 from smtkit.corpus.subwords import SentencePieceTokenizer
@@ -34,6 +35,9 @@ from smtkit.corpus.tokenizers import ByteTokenizer, CharTokenizer, TextTokenizer
 from smtkit.errors import BrokenDocumentError, InputOutputError, SmtkitError, UsageError
 from smtkit.storage.files import file_size
 from smtkit.storage.run import Run
+
+SAMPLE_BYTES = 2**12
+"""Largest piece of text that is drawn for the training of a tokenizer."""
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -222,17 +226,18 @@ class TextCorpus:
         return (s for s in self._reported("vocabulary") if s.split == splits.TRAIN)
 
     def _sample(self) -> Iterator[bytes]:
-        """Segments of train, all equally likely, of about `training_bytes` together."""
-        config = self._config
-        train = int(self.sizes[self.codes == splits.TRAIN].sum()) + round(
-            int(self.sizes[self.codes == splits.BY_POSITION].sum())
-            * (1 - config.validation_fraction - config.test_fraction)
-        )
-        share = config.training_bytes / max(train, 1)
-        key = random_key(config.seed, "tokenizer")
-        for number, segment in enumerate(self._train_segments()):
-            if share >= 1 or uniform(key, np.array([number]), 1)[0, 0] < share:
-                yield segment.data
+        """Pieces of train, all equally likely, of about `training_bytes` together; at least one."""
+        by_position = self.sizes[self.codes == splits.BY_POSITION].tolist()
+        train = int(self.sizes[self.codes == splits.TRAIN].sum())
+        train += sum(self._fractions.boundaries(size)[0] for size in by_position)
+        share = self._config.training_bytes / max(train, 1)
+        draw = Random(random_key(self._config.seed, "tokenizer"))
+        left = draw.randrange(max(train, 1))  # bytes before the one that is drawn in any case
+        for segment in self._train_segments():
+            for piece in cut_at_boundaries([segment.data], SAMPLE_BYTES):
+                if draw.random() < share or 0 <= left < len(piece):
+                    yield piece
+                left -= len(piece)
 
 
 def _survey(source: TextSource) -> Survey:

@@ -5,6 +5,7 @@ from typing import Unpack
 from smtkit.config import TokenizeConfig
 from smtkit.corpus.files import listing_digest
 from smtkit.corpus.image_corpus import ImageCorpus
+from smtkit.corpus.images import is_image
 from smtkit.corpus.subwords import SentencePieceTokenizer
 from smtkit.corpus.text_corpus import TextCorpus
 from smtkit.storage.location import PathOrURI
@@ -28,6 +29,10 @@ def run(
     progress = progress or Silent()
     kind = ImageCorpus if config.tokenizer == "pixel" else TextCorpus
     corpus = kind(config, progress.update)
+    images = [str(path) for path in corpus.files() if is_image(path)]
+    if images and config.tokenizer != "pixel":
+        more = f" and {len(images) - 1} more" if images[1:] else ""
+        progress.warn(f"{images[0]}{more}: images, read as text; the pixel tokenizer reads images")
     with Run(
         out, "tokens", config, **existing, inputs={"input files": listing_digest(corpus.files())}
     ) as artifact:
@@ -41,4 +46,10 @@ def run(
                 "fallback, or it normalises): no bits per byte will be computed"
             )
         tokenizer.save(artifact)
-        return artifact.commit(corpus.write(artifact))
+        statistics = corpus.write(artifact)
+        shares = {"train": 1.0, "validation": config.validation_fraction}
+        shares["test"] = 1.0 if config.test_inputs else config.test_fraction
+        for split, counts in statistics["splits"].items():
+            if shares[split] and not counts["tokens"]:
+                progress.warn(f"the {split} split is empty: there is too little to split")
+        return artifact.commit(statistics)
