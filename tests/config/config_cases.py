@@ -33,6 +33,7 @@ SITUATIONS: dict[type[Config], list[dict[str, Any]]] = {
     TokenizeConfig: [{"tokenizer": "sentencepiece"}, {"tokenizer": "pixel"}, {}],
     TrainEncoderConfig: [
         {"cell.kind": "transformer", "objective.dynamics_start": "auto"},
+        {"encoder.memory": "gated", "decoder.kind": "handoff"},
         {"cell.kind": "gru"},
         {},
     ],

@@ -11,6 +11,7 @@ from smtkit.networks import encoders
 from smtkit.networks.encoders import (
     BidirectionalEncoder,
     CausalEncoder,
+    GatedEncoder,
     MemoryEncoder,
     RegisterQueries,
     build_encoder,
@@ -23,6 +24,7 @@ CONTEXT = 3
 EVERY_ENCODER = {
     "projection": {},
     "registers": {"memory": "registers"},
+    "gated": {"memory": "gated"},
     "bidirectional": {"kind": "bidirectional"},
     "short-context": {"kind": "bidirectional", "context_length": CONTEXT},
 }
@@ -229,11 +231,14 @@ def test_sequences_of_a_batch_are_encoded_independently(encoder):
     torch.testing.assert_close(encoder(tokens), alone)
 
 
-def test_slots_of_memory_differ_and_have_a_root_mean_square_of_one(encoder):
+def test_slots_of_memory_differ_and_are_normalised_or_bounded(encoder):
     memory = encoder(_tokens(2, WINDOW))
     mean_square = memory.square().mean(-1)
 
-    torch.testing.assert_close(mean_square, torch.ones_like(mean_square), rtol=0, atol=1e-4)
+    if isinstance(encoder, GatedEncoder):
+        assert memory.abs().max() < 1
+    else:
+        torch.testing.assert_close(mean_square, torch.ones_like(mean_square), rtol=0, atol=1e-4)
     for position in range(WINDOW + 1):
         assert _differs(memory[:, position, 0], memory[:, position, 1])
 
@@ -276,6 +281,56 @@ def test_compiling_an_encoder_compiles_what_every_method_calls(settings):
     torch.testing.assert_close(encoder(tokens), memory)
 
 
+def _gated_by_hand(
+    encoder: GatedEncoder, tokens: torch.Tensor, start: torch.Tensor
+) -> torch.Tensor:
+    """Memories (T + 1, K, D) of one sequence (T,), step by step, from `start` (K, D)."""
+    slots = start @ encoder.from_memory.weight.T + encoder.from_memory.bias
+    sequence = torch.cat((slots + encoder.slot_embedding, encoder.input(tokens)))
+    memories = [start]
+    for i in range(len(tokens)):
+        feature = encoder.trunk(sequence[None, : SLOTS + i + 1])[0, -1]
+        gate, candidate = encoder.gate_and_candidate(feature).view(2, SLOTS, SLOT_WIDTH)
+        gate = 1 / (1 + torch.exp(-gate))
+        memories.append((1 - gate) * memories[-1] + gate * torch.tanh(candidate))
+    return torch.stack(memories)
+
+
+@pytest.mark.parametrize("begins", ["empty", "start"])
+def test_gated_memory_is_kept_or_overwritten_step_by_step(begins, convolution):
+    encoder, tokens = _encoder(memory="gated", convolution=convolution), _tokens(3, WINDOW)
+    start = torch.rand(3, SLOTS, SLOT_WIDTH).double() if begins == "start" else None
+    memory = encoder.encode(tokens, start)
+
+    for row in range(3):
+        first = encoder.initial if start is None else start[row]
+        torch.testing.assert_close(memory[row], _gated_by_hand(encoder, tokens[row], first))
+
+
+@pytest.mark.parametrize(("bias", "kept"), [((-30.0, -30.0), True), ((30.0, 30.0), False)])
+def test_the_bias_of_the_gates_sets_what_is_kept(bias, kept):
+    """Shut gates keep the memory exactly; open ones leave nothing of it."""
+    encoder, tokens = _encoder(memory="gated", gate_bias=bias), _tokens(2, WINDOW)
+    starts = torch.rand(2, 2, SLOTS, SLOT_WIDTH).double()
+    with torch.no_grad():  # only the bias decides
+        encoder.gate_and_candidate.weight.zero_()
+    one, other = (encoder.encode(tokens, start) for start in starts)
+
+    if kept:
+        torch.testing.assert_close(one, starts[0][:, None].expand_as(one))
+    else:
+        torch.testing.assert_close(one[:, 1:], other[:, 1:])
+
+
+def test_biases_of_the_gates_are_spread_over_a_slot():
+    encoder = _encoder(memory="gated", gate_bias=(-4.0, 1.5))
+    bias = encoder.gate_and_candidate.bias[: SLOTS * SLOT_WIDTH].view(SLOTS, SLOT_WIDTH)
+
+    assert (bias[0] == bias[2]).all()
+    assert (bias[0, 0], bias[0, -1]) == (-4.0, 1.5)
+    torch.testing.assert_close(bias[0].diff(), torch.full((SLOT_WIDTH - 1,), 5.5 / 7).double())
+
+
 @pytest.mark.parametrize("settings", EVERY_ENCODER)
 def test_an_encoder_is_rebuilt_from_its_tensors(settings):
     encoder, other = _encoder(**EVERY_ENCODER[settings]), _encoder(**EVERY_ENCODER[settings])
@@ -292,6 +347,7 @@ def test_causal_encoders_alone_give_all_memories_in_one_pass():
     assert parallel == {
         "projection": True,
         "registers": True,
+        "gated": True,
         "bidirectional": False,
         "short-context": False,
     }

@@ -45,6 +45,10 @@ class PredictiveStateConfig(Config):
     micro-batch."""
     decoding_weight: Weight = 1.0
     """Weight of the decoder's cross-entropy at the anchors."""
+    own_memory: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the anchors at which a `handoff` starts from the memory of the co-trained cell's own
+    rollout in place of the encoder's, ramped in like `dynamics_weight`. Raise it if the
+    free-running RNN drifts."""
     dense_weight: Weight = 1.0
     """Weight of the readout's cross-entropy at `dense_positions`."""
     dense_positions: Positive | None = None

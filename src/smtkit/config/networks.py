@@ -41,11 +41,18 @@ class _AttentionConfig(Config):
 class EncoderConfig(_AttentionConfig, MemoryConfig):
     """The memory encoder, and with it the shape of memory: `slots` (K) of `slot_width` (D)."""
 
+    requires = {"gate_bias": {"memory": ("gated",)}}
+
     kind: Literal["causal", "bidirectional"] = "causal"
     """`causal` computes all memories in one pass; `bidirectional` one per pass, as in the paper."""
-    memory: Literal["projection", "registers"] = "projection"
-    """How the `causal` encoder takes a memory from the output of its trunk: a linear projection of
-    position i, or K register queries that attend to positions up to i."""
+    memory: Literal["projection", "registers", "gated"] = "projection"
+    """How the `causal` encoder takes a memory from the output of its trunk. `projection`: a linear
+    map of the output at position i; `registers`: K queries that attend to the outputs up to i;
+    `gated`: the output at i sets what is kept of memory i - 1 and what is written, so that a cell
+    can follow and the encoder can start from any memory."""
+    gate_bias: tuple[float, float] = (-4.0, 1.5)
+    """Initial biases of the gates of `gated` memory, spread evenly from the first to the second
+    over the numbers of a slot. Lower both where memories must be held for long."""
     context_length: Positive | None = None
     """Tokens from which the `bidirectional` encoder computes a memory, the last ones before it;
     unset: all of the window."""
@@ -56,9 +63,9 @@ class EncoderConfig(_AttentionConfig, MemoryConfig):
 
     @model_validator(mode="after")
     def _kind_has_these(self) -> Self:
-        if self.kind == "bidirectional" and self.memory == "registers":
+        if self.kind == "bidirectional" and self.memory != "projection":
             raise ValueError(
-                "memory = registers is for kind = causal; with bidirectional, use projection"
+                f"memory = {self.memory} is for kind = causal; with bidirectional, use projection"
             )
         if self.kind == "causal" and self.context_length is not None:
             raise ValueError(
@@ -69,7 +76,16 @@ class EncoderConfig(_AttentionConfig, MemoryConfig):
 
 
 class DecoderConfig(_AttentionConfig):
-    """The future decoder."""
+    """The future decoder, which predicts what comes after a memory from that memory alone."""
+
+    requires = {key: {"kind": ("transformer",)} for key in ("width", "layers", "heads")}
+
+    kind: Literal["transformer", "handoff"] = "transformer"
+    """`transformer`: a network of its own; `handoff`: the encoder itself, started from the memory,
+    with the readout. `handoff` needs encoder.memory = gated."""
+
+    def _attends(self) -> bool:
+        return self.kind == "transformer"
 
 
 class CellConfig(_AttentionConfig):

@@ -126,6 +126,7 @@ class TrainEncoderConfig(_SeedAndDevice):
         "encoder.slots",
         "encoder.slot_width",
     )
+    requires = {"objective.own_memory": {"decoder.kind": ("handoff",)}}
 
     data: WindowConfig = WindowConfig()
     encoder: EncoderConfig = EncoderConfig()

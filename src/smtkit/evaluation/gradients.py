@@ -64,7 +64,7 @@ def measure(subject: Subject, windows: Windows, progress: Progress) -> list[dict
         paths: dict[str, tuple[GradientPath, Callable[[Tensor], Tensor], int]] = {}
         if teacher is not None:
             furthest = longest if future == "rest" else min(future, longest)
-            paths["decoder"] = through_decoder(teacher.decoder), teacher.encoder, furthest
+            paths["decoder"] = through_decoder(teacher.decode), teacher.encoder, furthest
         paths["cell"] = through_cell(network.step, network.readout), network.rollout, longest
         for name, (path, encode, furthest) in paths.items():
             with torch.no_grad():

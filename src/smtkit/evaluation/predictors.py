@@ -42,8 +42,9 @@ class Predictors:
         self._ngrams = ngrams
         names, sampled = [*BASELINES, FREE_RUNNING], [FREE_RUNNING]
         if subject.teacher is not None:
+            decoder = [TEACHER_DECODER] if subject.teacher.decoder is not None else []
             readout = [TEACHER_READOUT] if subject.teacher.readout is not None else []
-            names[-1:] = TEACHER_DECODER, *readout, ONE_STEP, FREE_RUNNING
+            names[-1:] = *decoder, *readout, ONE_STEP, FREE_RUNNING
             sampled = [TEACHER, FREE_RUNNING]
         # Zeros, so that a sum over ranks joins the windows of all.
         self.scores = {name: np.zeros((2, count, length + 1)) for name in names}
@@ -92,7 +93,8 @@ class Predictors:
         returns these memories (B, L + 1, K, D)."""
         network = self._subject.network
         labels = teacher.encoder(batch.tokens)
-        score_memories(scores[TEACHER_DECODER], teacher.decoder.read, labels, batch)
+        if teacher.decoder is not None:
+            score_memories(scores[TEACHER_DECODER], teacher.decoder.read, labels, batch)
         if teacher.readout is not None:
             score_memories(scores[TEACHER_READOUT], teacher.readout, labels, batch)
         self.samples[TEACHER].add(labels, 0, index, batch.length.numpy())

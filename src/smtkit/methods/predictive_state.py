@@ -5,7 +5,8 @@ the readout on the memories themselves. A new term needs its positions and targe
 and `TeacherSampler.batch`, and its weight, count and sum in `PredictiveState`.
 
 B: windows, T: longest window of the batch, A: anchors, F: future tokens, Q: dense positions,
-P: transitions, U: compared memories, K: slots, D: slot width, V: vocabulary.
+P: transitions, H: transitions per anchor after a hand-off, U: compared memories, K: slots,
+D: slot width, V: vocabulary.
 """
 
 import operator
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 
 from smtkit import IGNORE
 from smtkit.config import PredictiveStateConfig
-from smtkit.corpus.seeded import IntArray, random_key, stratified
+from smtkit.corpus.seeded import IntArray, random_key, stratified, uniform
 from smtkit.methods import losses
 from smtkit.methods.base import WindowSampler
 from smtkit.methods.plateau import PlateauGate
+from smtkit.networks.encoders import select
 from smtkit.networks.teacher import Teacher
 
 
@@ -33,9 +35,11 @@ class TeacherBatch:
     and leads to memory i + 1. Targets past the end of a window are IGNORE.
 
     decoding: at anchors (B, A) the decoder reads future (B, A, F) to predict future_targets
-    (B, A, F + 1). dense: dense_positions (B, Q), some of which lie past the end of short windows,
-    and dense_targets (B, Q). dynamics and readout: dynamics_positions (B, P), the tokens read there
-    (B, P), and the targets of the memories after them (B, P). uniformity_positions (B, U).
+    (B, A, F + 1). If the encoder is the decoder, handoff_positions (B, A, H) are transitions in the
+    future, and own (B, A), uniform in [0, 1), chooses whose memory it starts from. dense:
+    dense_positions (B, Q), some of which lie past the end of short windows, and dense_targets
+    (B, Q). dynamics and readout: dynamics_positions (B, P), the tokens read there (B, P), and the
+    targets of the memories after them (B, P). uniformity_positions (B, U).
     """
 
     tokens: Tensor
@@ -43,6 +47,8 @@ class TeacherBatch:
     anchors: Tensor
     future: Tensor
     future_targets: Tensor
+    own: Tensor
+    handoff_positions: Tensor
     dense_positions: Tensor
     dense_targets: Tensor
     dynamics_positions: Tensor
@@ -66,6 +72,7 @@ class TeacherSampler(WindowSampler):
 
     objective: PredictiveStateConfig
     parallel: bool = field(default=True, kw_only=True)
+    handoff: bool = field(default=False, kw_only=True)
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> TeacherBatch:
         """Slice `part` of `parts` of the batch of `step`."""
@@ -75,8 +82,10 @@ class TeacherSampler(WindowSampler):
         longest = int(length.max())
         targets = _mask_padding(windows.targets, length)
 
-        anchors = self._draw("anchors", samples, objective.anchors, length + 1)
-        ahead = longest if objective.future_length == "rest" else objective.future_length
+        anchors = self._anchors(step, samples, length)
+        ahead = objective.future_length
+        if ahead == "rest":
+            ahead = longest - int(anchors.min()) if self.handoff else longest
         future = anchors[:, :, None] + np.arange(ahead + 1)
 
         dense, count = np.tile(np.arange(longest + 1), (len(samples), 1)), self._dense_positions()
@@ -101,6 +110,8 @@ class TeacherSampler(WindowSampler):
             "anchors": anchors,
             "future": windows.tokens[row[:, None], future[:, :, :-1]],
             "future_targets": targets[row[:, None], future],
+            "own": uniform(random_key(self.seed, "own memory"), samples, objective.anchors),
+            "handoff_positions": self._handoff_positions(samples, anchors, length, ahead),
             "dense_positions": dense,
             "dense_targets": targets[row, dense],
             "dynamics_positions": dynamics,
@@ -109,6 +120,30 @@ class TeacherSampler(WindowSampler):
             "uniformity_positions": uniformity,
         }
         return TeacherBatch(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    def _anchors(self, step: int, samples: IntArray, length: IntArray) -> IntArray:
+        """(B, A). A hand-off reads at least one token; where it reads the rest of a row, all rows
+        of a batch are cut at the same share of their length, so that there is little padding."""
+        count = self.objective.anchors
+        if not self.handoff:
+            return self._draw("anchors", samples, count, length + 1)
+        if self.objective.future_length != "rest":
+            return self._draw("anchors", samples, count, length)
+        share = uniform(random_key(self.seed, "anchors"), np.array([step]), 1)
+        share = (np.arange(count) + share) / count  # (1, A)
+        return (share * length[:, None]).astype(np.int64)
+
+    def _handoff_positions(
+        self, samples: IntArray, anchors: IntArray, length: IntArray, ahead: int
+    ) -> IntArray:
+        """(B, A, H) positions of transitions in the `ahead` tokens after each anchor."""
+        batch, count = anchors.shape
+        draws = -(-self.objective.dynamics_positions // count) if self.handoff else 0
+        if not draws:
+            return np.empty((batch, count, 0), dtype=np.int64)
+        inside = np.minimum(ahead, length[:, None] - anchors).reshape(-1)
+        numbers = (samples[:, None] * count + np.arange(count)).reshape(-1)
+        return self._draw("hand-off", numbers, draws, inside).reshape(batch, count, draws)
 
     def _dense_positions(self) -> int | None:
         """Positions per window; None: all."""
@@ -137,6 +172,11 @@ _COLLAPSE = {
 }
 
 
+def _after_handoff(batch: TeacherBatch) -> Tensor:
+    """Targets (B, A, H) of the memories after the transitions of hand-offs."""
+    return batch.future_targets.gather(2, batch.handoff_positions + 1)
+
+
 class PredictiveState:
     """Trains encoder, decoder, cell and readout together.
 
@@ -158,6 +198,8 @@ class PredictiveState:
             assert unigram_nll is not None
             self._gate = PlateauGate(unigram_nll, config.plateau * unigram_nll)
             self.state = self._gate
+        if teacher.decoder is None:
+            self.state.register_buffer("own_memory", torch.zeros(()))  # share, ramped in
 
     def weights(self, step: int) -> dict[str, float]:
         """Weight of each term. Dynamics are ramped in: at full weight from the start they would
@@ -180,10 +222,12 @@ class PredictiveState:
 
     def counts(self, batch: TeacherBatch) -> dict[str, int]:
         """Number of terms in each sum of `losses`."""
+        transitions = batch.dynamics_positions.numel() + batch.handoff_positions.numel()
+        answers = (batch.dynamics_targets != IGNORE).sum() + (_after_handoff(batch) != IGNORE).sum()
         counts = {
             "decoding": int((batch.future_targets != IGNORE).sum()),
-            "dynamics": batch.dynamics_positions.numel(),
-            "readout": int((batch.dynamics_targets != IGNORE).sum()),
+            "dynamics": transitions,
+            "readout": int(answers),
             "uniformity": len(batch.tokens) // self._config.uniformity_group,
         }
         if batch.dense_positions.numel():
@@ -201,12 +245,24 @@ class PredictiveState:
             positions + 1,
             batch.uniformity_positions,
         )
-        future_logits = teacher.decoder(at_anchors.flatten(0, 1), batch.future.flatten(0, 1))
-        predicted = teacher.step(before.flatten(0, 1), batch.dynamics_tokens.flatten())
+        before, after = before.flatten(0, 1), after.flatten(0, 1)  # (N, K, D)
+        tokens, targets = batch.dynamics_tokens.flatten(), batch.dynamics_targets.flatten()
+        future = batch.future.flatten(0, 1)
+        if teacher.decoder is not None:
+            logits = teacher.decoder(at_anchors.flatten(0, 1), future)
+        else:
+            memories = teacher.hand_off(self._handed_over(at_anchors, batch), future)
+            logits = teacher.read(memories.flatten(0, 1))
+            inside = batch.handoff_positions.flatten(0, 1)  # (B A, H)
+            before = torch.cat((before, select(memories, inside).flatten(0, 1)))
+            after = torch.cat((after, select(memories, inside + 1).flatten(0, 1)))
+            tokens = torch.cat((tokens, future.gather(1, inside).flatten()))
+            targets = torch.cat((targets, _after_handoff(batch).flatten()))
+        predicted = teacher.step(before, tokens)
         sums = {
-            "decoding": losses.cross_entropy(future_logits, batch.future_targets),
-            "dynamics": losses.dynamics(predicted, after.flatten(0, 1)),
-            "readout": losses.cross_entropy(teacher.read(predicted), batch.dynamics_targets),
+            "decoding": losses.cross_entropy(logits, batch.future_targets),
+            "dynamics": losses.dynamics(predicted, after),
+            "readout": losses.cross_entropy(teacher.read(predicted), targets),
             "uniformity": self._uniformity(compared),
         }
         if batch.dense_positions.numel():
@@ -215,9 +271,13 @@ class PredictiveState:
         return sums
 
     def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
-        """Passes the decoding loss of an update to the gate that starts dynamics."""
+        """Passes the decoding loss of an update to the gate that starts dynamics, and sets the
+        share of hand-offs from the cell's own memory."""
         if self._gate and "decoding" in means:
             self._gate.observe(step, means["decoding"])
+        if self.network.decoder is None:
+            share = self._config.own_memory * self._ramp(step + 1)
+            self.state.get_buffer("own_memory").fill_(share)
 
     @torch.no_grad()
     def diagnostics(self, batch: TeacherBatch) -> dict[str, float]:
@@ -236,6 +296,24 @@ class PredictiveState:
                     "objective.uniformity_weight"
                 )
         return None
+
+    def _handed_over(self, memory: Tensor, batch: TeacherBatch) -> Tensor:
+        """The memories (B A, K, D) that hand-offs start from: those of the encoder (B, A, K, D) or,
+        in training, for a share of them those of the cell's own rollout.
+
+        The rollout has no gradient. Gradients pass straight through to the encoder's memory, which
+        is what the cell learns to produce.
+        """
+        share = self.state.get_buffer("own_memory")
+        if not self.network.training or not share:
+            return memory.flatten(0, 1)
+        teacher, longest = self.network, int(batch.anchors.max())
+        with torch.no_grad():
+            empty = teacher.encoder.empty_memory().expand(len(memory), -1, -1)
+            rolled = teacher.transition.rollout(empty, batch.tokens[:, : max(1, longest)])
+            rolled = select(torch.cat((empty[:, None], rolled), dim=1), batch.anchors)
+            difference = torch.where((batch.own < share)[..., None, None], rolled - memory, 0)
+        return (memory + difference).flatten(0, 1)
 
     def _encode(self, tokens: Tensor, *positions: Tensor) -> tuple[Tensor, ...]:
         """Memories (B, P, K, D) at each of the `positions` (B, P), from one call of the encoder."""

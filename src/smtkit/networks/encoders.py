@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from smtkit.config import EncoderConfig
 from smtkit.networks.cells import normalize_slots
 from smtkit.networks.inputs import TokenEmbedding, no_tokens
+from smtkit.networks.scan import linear_scan
 from smtkit.networks.transformer import NORM_EPS, GatedMlp, Transformer, rotary, rotate
 
 _TOKENS_AT_ONCE = 2**16
@@ -116,6 +117,54 @@ class CausalEncoder(MemoryEncoder):
         streams = 1 if self.registers is None else self.slots
         outputs = self.slots * self.slot_width * length
         return PassCost.estimate(tokens, length, len(self.bos), streams, outputs)
+
+
+class GatedEncoder(MemoryEncoder):
+    """A causal trunk whose output at i sets what the memory keeps and what is written.
+
+    `memory_i = (1 - z_i) * memory_{i-1} + z_i * c_i`, where gates z and candidates c are sigmoid and
+    tanh of linear maps of the trunk's output. What has been written stays where it is, as in a GRU,
+    so that a cell can follow. The trunk reads the K slots of the memory it starts from, then the
+    tokens: it can go on from any memory, without the tokens that led to it.
+    """
+
+    parallel = True
+
+    def __init__(self, config: EncoderConfig, vocabulary_size: int) -> None:
+        super().__init__()
+        self.slots, self.slot_width = config.slots, config.slot_width
+        self.initial = nn.Parameter(0.1 * torch.randn(config.slots, config.slot_width))
+        self.from_memory = nn.Linear(config.slot_width, config.width)
+        self.slot_embedding = nn.Parameter(0.5 * torch.randn(config.slots, config.width))
+        self.input = TokenEmbedding(vocabulary_size, config.width)
+        self.trunk = _build_trunk(config, causal=True)
+        self.gate_and_candidate = nn.Linear(config.width, 2 * config.slots * config.slot_width)
+        # Units of different time scales, as in chrono initialisation (Tallec & Ollivier 2018).
+        bias = torch.linspace(*config.gate_bias, config.slot_width).repeat(config.slots)
+        with torch.no_grad():
+            self.gate_and_candidate.bias[: len(bias)] = bias
+
+    def encode(self, tokens: Tensor, start: Tensor | None = None) -> Tensor:
+        """Memories of all prefixes, from the empty memory or from `start` (B, K, D)."""
+        if start is None:
+            start = self.initial.expand(len(tokens), -1, -1)
+        slots = self.from_memory(start) + self.slot_embedding
+        sequence = torch.cat((slots, self.input(tokens)), dim=1)  # (B, K + T, C)
+        features = self.trunk(sequence)[:, self.slots :]
+        written = _at_least_float32(self.gate_and_candidate(features))  # (B, T, 2 Z)
+        gate, candidate = written.chunk(2, dim=-1)
+        gate, start = gate.sigmoid(), _at_least_float32(start.flatten(1))
+        memory = linear_scan(1 - gate, gate * candidate.tanh(), start)
+        memory = torch.cat((start[:, None], memory), dim=1)  # (B, T + 1, Z)
+        return memory.unflatten(-1, (self.slots, self.slot_width))
+
+    def encode_at(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return select(self.encode(tokens), positions)
+
+    def pass_cost(self, tokens: int) -> PassCost:
+        outputs = 2 * self.slots * self.slot_width * tokens
+        width = self.slot_embedding.shape[1]
+        return PassCost.estimate(tokens, tokens + self.slots, width, 1, outputs)
 
 
 class RegisterQueries(nn.Module):
@@ -223,6 +272,8 @@ class BidirectionalEncoder(MemoryEncoder):
 
 def build_encoder(config: EncoderConfig, vocabulary_size: int, window: int) -> MemoryEncoder:
     """The encoder of `config.kind` with random weights; `window` is its default context length."""
+    if config.memory == "gated":
+        return GatedEncoder(config, vocabulary_size)
     if config.kind == "causal":
         return CausalEncoder(config, vocabulary_size)
     return BidirectionalEncoder(config, vocabulary_size, config.context_length or window)
@@ -233,6 +284,11 @@ def select(values: Tensor, positions: Tensor) -> Tensor:
     offsets = torch.arange(len(values), device=values.device)[:, None] * values.shape[1]
     chosen = values.flatten(0, 1).index_select(0, (offsets + positions).flatten())
     return chosen.unflatten(0, positions.shape)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    """Half precision would lose what rarely opened gates add."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _build_trunk(config: EncoderConfig, *, causal: bool) -> Transformer:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from smtkit.errors import UsageError
 from smtkit.networks.architecture import Architecture, Network
 from smtkit.networks.decoder import FutureDecoder
-from smtkit.networks.encoders import build_encoder
+from smtkit.networks.encoders import GatedEncoder, build_encoder
 from smtkit.networks.heads import MlpReadout
 from smtkit.networks.transition import Transition
 
@@ -23,9 +23,10 @@ class Teacher(Network):
         if encoder is None:
             raise UsageError("`encoder`: none in the architecture, a teacher has one")
         self.encoder = build_encoder(encoder, architecture.vocabulary_size, architecture.window)
-        self.decoder = FutureDecoder(architecture.decoder, *shape)
+        self.decoder = _decoder(architecture)
         self.transition = Transition(architecture.cell, *shape)
         self.readout = _dense_readout(architecture)
+        _check_parts(architecture)
 
     def step(self, memory: Tensor, tokens: Tensor) -> Tensor:
         """One step of the co-trained transition: (N, K, D), (N,) -> (N, K, D)."""
@@ -33,7 +34,24 @@ class Teacher(Network):
 
     def read(self, memory: Tensor) -> Tensor:
         """Logits of the dense readout or, without one, of the decoder: (N, K, D) -> (N, V)."""
-        return self.decoder.read(memory) if self.readout is None else self.readout(memory)
+        if self.readout is not None:
+            return self.readout(memory)
+        assert self.decoder is not None
+        return self.decoder.read(memory)
+
+    def decode(self, memory: Tensor, future: Tensor) -> Tensor:
+        """Logits of the target at a memory and after each token of its future, predicted from the
+        memory alone: (N, K, D), (N, F) -> (N, F + 1, V)."""
+        if self.decoder is not None:
+            return self.decoder(memory, future)
+        memories = self.hand_off(memory, future)
+        return self.read(memories.flatten(0, 1)).unflatten(0, memories.shape[:2])
+
+    def hand_off(self, memory: Tensor, future: Tensor) -> Tensor:
+        """Memories after each token, encoded from a memory in place of the tokens before it:
+        (N, K, D), (N, F) -> (N, F + 1, K, D)."""
+        assert isinstance(self.encoder, GatedEncoder)
+        return self.encoder.encode(future, memory)
 
 
 class LabelTeacher(Network):
@@ -44,7 +62,7 @@ class LabelTeacher(Network):
         super().__init__(architecture)
         shape = architecture.shape
         self.empty_memory = nn.Parameter(torch.zeros(shape[1:]))
-        self.decoder = FutureDecoder(architecture.decoder, *shape)
+        self.decoder = _decoder(architecture)
         self.transition = Transition(architecture.cell, *shape)
         self.readout = _dense_readout(architecture)
 
@@ -59,6 +77,28 @@ class LabelTeacher(Network):
         }
         parts.load_state_dict({**copied, "empty_memory": teacher.encoder.empty_memory()})
         return parts
+
+
+def _check_parts(architecture: Architecture) -> None:
+    """Raises UsageError where parts of a teacher do not fit together."""
+    encoder, decoder = architecture.encoder, architecture.decoder
+    gated = encoder is not None and encoder.memory == "gated"
+    if gated and architecture.cell.normalize != "none":
+        raise UsageError(
+            "`encoder.memory` = gated: its memories are not normalised",
+            "set `cell.normalize` = none",
+        )
+    if decoder.kind == "handoff" and not (gated and architecture.readout.kind == "mlp"):
+        raise UsageError(
+            "`decoder.kind` = handoff: needs `encoder.memory` = gated and `readout.kind` = mlp"
+        )
+
+
+def _decoder(architecture: Architecture) -> FutureDecoder | None:
+    """None where the encoder takes its place."""
+    if architecture.decoder.kind == "handoff":
+        return None
+    return FutureDecoder(architecture.decoder, *architecture.shape)
 
 
 def _dense_readout(architecture: Architecture) -> MlpReadout | None:

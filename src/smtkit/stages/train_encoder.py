@@ -102,6 +102,7 @@ def _sampler(
         batch_size=config.training.batch_size,
         seed=config.seed,
         parallel=teacher.encoder.parallel,
+        handoff=teacher.decoder is None,
         by_length=by_length,
     )
 

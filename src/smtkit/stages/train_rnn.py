@@ -173,7 +173,14 @@ def _prepare_labels(
     else:
         network = _new_network(config, teacher, rows.shape.window)
     network.fix_empty_memory(teacher.empty_memory)
-    decoder = teacher.decoder.to(device) if config.objective.kl_weight else None
+    decoder = None
+    if config.objective.kl_weight:
+        if teacher.decoder is None:
+            raise UsageError(
+                "`objective.kl_weight`: the teacher of these labels has no decoder of its own",
+                "leave it at 0, or train a teacher with `decoder.kind` = transformer",
+            )
+        decoder = teacher.decoder.to(device)
     method: Method[Any]
     sampler: Callable[..., Sampler[Any]]
     in_validation: dict[str, Any] = {"by_length": False}
@@ -220,6 +227,7 @@ def _new_network(config: TrainRnnConfig, teacher: LabelTeacher, window: int) -> 
     if cotrained:
         network.transition.load_state_dict(teacher.transition.state_dict())
     if isinstance(network.readout, DecoderReadout):
+        assert teacher.decoder is not None
         network.readout.decoder.load_state_dict(teacher.decoder.state_dict())
     elif cotrained and teacher.readout is not None:
         network.readout.load_state_dict(teacher.readout.state_dict())
