@@ -123,9 +123,9 @@ class GatedEncoder(MemoryEncoder):
     """A causal trunk whose output at i sets what the memory keeps and what is written.
 
     `memory_i = (1 - z_i) * memory_{i-1} + z_i * c_i`: gates z and candidates c are the sigmoid and
-    the tanh of linear maps of the trunk's output. What has been written stays where it is, as in a GRU,
-    so that a cell can follow. The trunk reads the K slots of the memory it starts from, then the
-    tokens: it can go on from any memory, without the tokens that led to it.
+    the tanh of linear maps of the trunk's output. What has been written stays where it is, as in a
+    GRU, so that a cell can follow. The trunk reads the K slots of the memory it starts from, then
+    the tokens: it can go on from any memory, without the tokens that led to it.
     """
 
     parallel = True
