@@ -87,7 +87,7 @@ def training_config(**changes) -> TrainingConfig:
 
 
 def trainer(
-    directory: Path, method, config: TrainingConfig, progress=None, clocks=CLOCKS
+    directory: Path, method, config: TrainingConfig, progress=None, clocks=CLOCKS, **options
 ) -> Trainer:
     sampler = RowSampler()
     return Trainer(
@@ -98,6 +98,7 @@ def trainer(
         directory,
         progress=progress,
         clocks=clocks,
+        **options,
     )
 
 

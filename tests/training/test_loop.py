@@ -271,6 +271,37 @@ def test_a_warning_is_shown_once_until_it_ceases(tmp_path):
     assert recorder.warnings == ["step 2: low", "step 5: low"]
 
 
+def test_a_review_of_the_validations_gives_one_warning(tmp_path):
+    seen: list[list[float]] = []
+
+    def review(records) -> str | None:
+        seen.append([record["step"] for record in records])
+        return "rising" if len(records) >= 2 else None
+
+    recorder, config = Recorder(), training_config(max_steps=4, validate_every=1)
+    trainer(tmp_path, Regression(), config, recorder, review=review).run()
+
+    assert seen == [[1], [1, 2]]
+    assert recorder.warnings == ["step 2: rising"]
+
+
+def test_a_resumed_run_reviews_the_validations_from_before(tmp_path):
+    reviewed: list[list[dict]] = []
+
+    def review(records) -> None:
+        reviewed.append([dict(record) for record in records])
+
+    config = training_config(max_steps=6, validate_every=2, checkpoint_every=3)
+    with pytest.raises(KilledError):
+        trainer(tmp_path, Regression(), config, Trap("training", 5, kill), review=review).run()
+    trainer(tmp_path, Regression(), config, review=review).run()
+    steps = [[record["step"] for record in records] for records in reviewed]
+
+    # The checkpoint is of step 3: the validation at step 4 was made again.
+    assert steps == [[2], [2, 4], [2, 4], [2, 4, 6]]
+    assert reviewed[-1] == reported(tmp_path, "validation")
+
+
 def test_tensors_move_to_a_device_from_pinned_memory_unless_empty(monkeypatch):
     pinned: list[int] = []
 

@@ -8,7 +8,7 @@ B: windows, T: window, N: transitions with a loss, C: of these, the ones compare
 decoder, F: future tokens, K: slots, D: slot width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,9 @@ from smtkit.methods import losses
 from smtkit.methods.base import QuietMethod, WindowSampler
 from smtkit.networks.decoder import FutureDecoder
 from smtkit.networks.rnn import RecurrentNetwork
+
+_READ_OFTEN = 2  # times
+_RISE, _LEAST_RISE = 0.02, 0.01  # of the validation loss: share of the smallest one, and nats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,3 +170,25 @@ class TransitionMethod(QuietMethod):
             return label
         error = self.state.get_buffer("squared").sqrt()
         return label + self._config.noise * error * noise.view_as(label)
+
+
+def overfitting_warning(
+    validations: Sequence[Mapping[str, float]],
+    weights: Mapping[str, float],
+    windows: int,
+    batch_size: int,
+) -> str | None:
+    """A warning where the labels were read more than twice and the validation loss has risen.
+
+    validations: the means of each term of `weights`, with `step`, so far. The loss has risen if it
+    is more than 2%, and 0.01, above its minimum.
+    """
+    totals = [sum(weights[name] * each.get(name, 0.0) for name in weights) for each in validations]
+    times = validations[-1]["step"] * batch_size / windows
+    last, best = totals[-1], min(totals)
+    if times <= _READ_OFTEN or last <= best + max(_RISE * best, _LEAST_RISE):
+        return None
+    return (
+        f"labels of {windows:,} windows were read {times:.1f} times, and the validation loss has "
+        f"risen from {best:.4g} to {last:.4g}; extract labels of more windows (`max_windows`)"
+    )

@@ -16,6 +16,7 @@ from smtkit.labels.reader import LabelShards
 from smtkit.methods.bptt import BackpropagationThroughTime, SequenceSampler
 from smtkit.methods.dmt import DaggerMemoryTraining, RolloutSampler
 from smtkit.methods.smt import SupervisedMemoryTraining, TransitionSampler
+from smtkit.methods.transitions import overfitting_warning
 from smtkit.networks.architecture import Architecture
 from smtkit.networks.decoder import DecoderReadout
 from smtkit.networks.loading import load_label_teacher, load_rnn
@@ -28,6 +29,7 @@ from smtkit.storage.run import Existing
 from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
 from smtkit.training.loop import Trainer
+from smtkit.training.metrics import Record
 from smtkit.training.prefetch import Prefetch
 from smtkit.training.progress import Progress
 from smtkit.training.protocols import Method, Sampler, Validation
@@ -74,6 +76,7 @@ def run(
                 ranks=ranks,
                 progress=progress,
                 on_checkpoint=artifact.keep,
+                review=training.review,
             )
             validated = trainer.run()
             weights = trainer.weights()
@@ -122,14 +125,15 @@ def _readers(config: TrainRnnConfig, device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class _Training:
-    """A method with its network, the samplers for training and validation, and the validation
-    split."""
+    """A method with its network, the samplers for training and validation, the validation split,
+    and the review of its validations."""
 
     method: Method[Any]
     network: RecurrentNetwork
     train: Sampler[Any]
     validation: Sampler[Any]
     held_out: WindowReader
+    review: Callable[[Sequence[Record]], str | None] = lambda _: None
 
     def validations(self, config: TrainRnnConfig) -> list[Validation[Any]]:
         """The method's own objective, and the RNN free-running."""
@@ -199,7 +203,13 @@ def _prepare_labels(
         seed=config.seed,
     )
     train, validation = sampler(rows), sampler(held_out, **in_validation)
-    return _Training(method, network, train, validation, held_out)
+    review = partial(
+        overfitting_warning,
+        weights=method.weights(0),
+        windows=rows.per_epoch,
+        batch_size=config.training.batch_size,
+    )
+    return _Training(method, network, train, validation, held_out, review)
 
 
 def _load_initial(config: TrainRnnConfig, initial: Artifact, window: int) -> RecurrentNetwork:

@@ -16,7 +16,7 @@ from smtkit.storage.manifest import METRICS
 from smtkit.training.checkpoint import TrainingState
 from smtkit.training.distributed import ALONE, Ranks
 from smtkit.training.interrupts import SIGNALS, stop_signals, stopped
-from smtkit.training.metrics import MetricsFile, Tally
+from smtkit.training.metrics import MetricsFile, Record, Tally
 from smtkit.training.optimizer import build_optimizer, schedule
 from smtkit.training.parallel import ParallelNetwork, full_tensors
 from smtkit.training.progress import Progress, Silent
@@ -33,6 +33,9 @@ class Trainer(Generic[BatchT]):
     The state of the run is saved to `directory`, and resumed from there. Each of the `ranks`
     computes a slice of every batch; all make the same updates, and rank 0 writes, after which it
     calls `on_checkpoint`.
+
+    `review` receives the records of all validations so far, and returns a warning for the user or
+    None; the first warning is shown.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Trainer(Generic[BatchT]):
         ranks: Ranks = ALONE,
         progress: Progress | None = None,
         on_checkpoint: Callable[[], None] = lambda: None,
+        review: Callable[[Sequence[Record]], str | None] = lambda _: None,
         clocks: Mapping[str, Callable[[], float]] = CLOCKS,
     ) -> None:
         config.micro_batch(ranks.size)
@@ -57,6 +61,7 @@ class Trainer(Generic[BatchT]):
         self._ranks = ranks
         self._progress = progress if progress and ranks.is_first else Silent()
         self._on_checkpoint = on_checkpoint
+        self._review = review
         self._clock = clocks[config.clock]
         method.network.to(ranks.device)
         method.state.to(ranks.device)
@@ -72,6 +77,8 @@ class Trainer(Generic[BatchT]):
         self._reached_accuracy = False
         self._validated_at = 0.0  # seconds
         self._has_warned = False
+        self._validated: list[Record] = []  # on rank 0
+        self._has_reviewed = False  # and has shown its warning
 
     def run(self) -> dict[str, float]:
         """Trains to the end; returns the means of the last validation.
@@ -131,6 +138,7 @@ class Trainer(Generic[BatchT]):
             )
         if self._ranks.is_first:
             self._metrics_file.truncate(self.state.step)
+            self._validated = self._metrics_file.records("validation")
 
     def _read(self) -> list[BatchT]:
         """This rank's slice of the step's batch, in `accumulation` parts."""
@@ -257,22 +265,26 @@ class Trainer(Generic[BatchT]):
         goal = self._config.stop_at_accuracy
         self._reached_accuracy = goal is not None and means.get(FREE_RUNNING_ACCURACY, 0.0) >= goal
         self._validated_at = self.state.seconds
-        self._write("validation", means)
+        record = self._write("validation", means)
+        if self._ranks.is_first and not self._has_reviewed:
+            self._validated.append(record)
+            if warning := self._review(self._validated):
+                self._progress.warn(f"step {self.state.step}: {warning}")
+                self._has_reviewed = True
         return means
 
-    def _write(self, split: str, metrics: Mapping[str, float], **more: float) -> None:
-        if not self._ranks.is_first:
-            return
-        self._metrics_file.append(
-            {
-                "step": self.state.step,
-                "split": split,
-                **metrics,
-                "tokens": self.state.tokens,
-                "seconds": round(self.state.seconds, 3),
-                **more,
-            }
-        )
+    def _write(self, split: str, metrics: Mapping[str, float], **more: float) -> Record:
+        record = {
+            "step": self.state.step,
+            "split": split,
+            **metrics,
+            "tokens": self.state.tokens,
+            "seconds": round(self.state.seconds, 3),
+            **more,
+        }
+        if self._ranks.is_first:
+            self._metrics_file.append(record)
+        return record
 
     def _save(self) -> None:
         self.state.save(self._directory, self._ranks)

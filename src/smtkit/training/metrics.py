@@ -5,11 +5,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from smtkit.storage.files import publish
 from smtkit.training.distributed import Ranks
+
+Record = Mapping[str, Any]
+"""A line of the metrics log: `step`, `split`, and metrics by name."""
 
 
 class MetricsFile:
@@ -18,19 +22,30 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def append(self, record: Mapping[str, float | str]) -> None:
+    def append(self, record: Record) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+    def records(self, split: str) -> list[Record]:
+        """The records of `split`, as far as they are whole."""
+        found = [json.loads(line) for line in self._lines()]
+        return [record for record in found if record["split"] == split]
 
     def truncate(self, step: int) -> None:
         """Drops records after `step`, which a run wrote that was killed before its next save."""
         if not self._path.exists():
             return
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
         temporary = self._path.with_name(f".{self._path.name}")
         temporary.write_text("".join(kept), encoding="utf-8")
         publish(temporary, self._path)
+
+    def _lines(self) -> list[str]:
+        """Whole lines; a run that was killed may have left a part of one."""
+        if not self._path.exists():
+            return []
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [line for line in lines if line.endswith("\n")]
 
 
 @dataclass
