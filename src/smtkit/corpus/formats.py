@@ -72,40 +72,35 @@ class TextSource:
                 ) from None
             position += len(block)
 
-    def decode(self, data: bytes, name: str, encoding: str = "utf-8") -> str:
-        """The text of a row, `name` in messages. Raises BrokenDocumentError."""
+    def decode(self, data: bytes, where: str = "", encoding: str = "utf-8") -> str:
+        """The text of a row, or of `where` in it. Raises BrokenDocumentError."""
         errors = "replace" if self.settings.errors == "replace" else "strict"
         try:
             return data.decode(encoding, errors)
         except UnicodeDecodeError as error:
-            message = f"{name}: byte {error.start}"
-            if encoding == "utf-8":
-                message += f" of {self.settings.text_field}"
-            raise BrokenDocumentError(
-                f"{message}: 0x{data[error.start]:02x} is not UTF-8", _SKIP
-            ) from None
+            wrong = f"byte {error.start}{where}: 0x{data[error.start]:02x} is not UTF-8"
+            raise BrokenDocumentError(wrong) from None
 
     def row(
-        self, number: int, read: Callable[[str, Any], object], stored: object
+        self, number: int, stored: Any, read: Callable[[Any], object] = lambda text: text
     ) -> Document | SmtkitError:
-        """The document of row `number`, or its error; `read(name, stored)` returns its text or
-        bytes, `name` being what messages call the row."""
-        name = f"{self.name}: row {number}"
-        field = self.settings.text_field
+        """The document of row `number`, or its error; `read` takes its text or bytes from what is
+        `stored`."""
+        name, field = f"{self.name}: row {number}", self.settings.text_field
         try:
-            text = read(name, stored)
+            text = read(stored)
             if isinstance(text, bytes):
-                text = self.decode(text, name)
+                text = self.decode(text, f" of {field}")
             if not isinstance(text, str):
                 found = "null" if text is None else type(text).__name__
-                raise BrokenDocumentError(f"{name}: {field} is {found}, expected text", _SKIP)
+                raise BrokenDocumentError(f"{field} is {found}, expected text")
             if self.settings.errors == "replace":
                 text = _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
             data = text.encode("utf-8")
         except UnicodeEncodeError:
             return BrokenDocumentError(f"{name}: {field} holds half a character", _SKIP)
         except BrokenDocumentError as error:
-            return error
+            return BrokenDocumentError(f"{name}: {error}", error.hint or _SKIP)
         return Document(name, lambda: iter([data]))
 
     def column(self, names: Sequence[str]) -> int:
@@ -128,25 +123,23 @@ def json_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
     """JSON lines: a field of each line."""
     field = source.settings.text_field
 
-    def read(name: str, line: bytes) -> object:
+    def read(line: bytes) -> object:
+        text = source.decode(line, encoding="utf-8-sig")
         try:
-            row = json.loads(source.decode(line, name, "utf-8-sig"))
+            row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise BrokenDocumentError(f"{name}: not JSON: {error}", _SKIP) from None
+            raise BrokenDocumentError(f"not JSON: {error}") from None
         if not isinstance(row, dict) or field not in row:
             found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise BrokenDocumentError(
-                f"{name}: no field {field}, found {found or 'nothing'}",
-                f"`text_field` names another, {_SKIP}",
-            )
+            missing = f"no field {field}, found {found or 'nothing'}"
+            raise BrokenDocumentError(missing, f"`text_field` names another, {_SKIP}")
         return row[field]
 
     with source.reader.open(source.path, source.name) as file:
-        number = 0
-        while line := file.readline(LONGEST_ROW):
-            number += 1
+        lines = iter(lambda: file.readline(LONGEST_ROW), b"")
+        for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield source.row(number, read, line)
+                yield source.row(number, line, read)
 
 
 def csv_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
@@ -158,12 +151,11 @@ def csv_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
         except csv.Error as error:
             return error
 
-    def read(name: str, row: list[str] | csv.Error) -> object:
+    def read(row: list[str] | csv.Error) -> object:
         if isinstance(row, csv.Error):
-            raise BrokenDocumentError(f"{name}: {row}", _SKIP)
+            raise BrokenDocumentError(str(row))
         if len(row) != len(header):
-            found = f"{len(row)} columns, the header has {len(header)}"
-            raise BrokenDocumentError(f"{name}: {found}", _SKIP)
+            raise BrokenDocumentError(f"{len(row)} columns, the header has {len(header)}")
         return row[column].encode("utf-8", "surrogateescape")
 
     csv.field_size_limit(LONGEST_ROW)
@@ -174,11 +166,10 @@ def csv_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
         if isinstance(first, csv.Error):
             raise InputOutputError(f"{source.name}: line {rows.line_num}: {first}")
         header = first
-        column, number = source.column(header), 0
-        while (row := next_row()) is not None:
-            if row != []:
-                number += 1
-                yield source.row(number, read, row)
+        column = source.column(header)
+        filled = (row for row in iter(next_row, None) if row != [])
+        for number, row in enumerate(filled, start=1):
+            yield source.row(number, row, read)
 
 
 def parquet_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
@@ -196,7 +187,7 @@ def parquet_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
                     texts = texts.cast(pa.large_binary())  # decoded row by row, to name the row
                 for text in texts.to_pylist():
                     number += 1
-                    yield source.row(number, lambda name, stored: stored, text)
+                    yield source.row(number, text)
     except (OSError, pa.ArrowException) as error:
         raise InputOutputError(f"{source.name}: cannot be read: {error}") from None
     source.reader.on_read(source.path.stat().st_size)

@@ -13,7 +13,7 @@ from smtkit import IGNORE
 from smtkit.config import TokenizeConfig
 from smtkit.corpus import splits
 from smtkit.corpus.images import ImageBlock, ImageSet
-from smtkit.corpus.shards import Column, SplitWriter, rows_schema, without_padding
+from smtkit.corpus.shards import Column, SplitWriter, rows_schema
 from smtkit.corpus.splits import SPLITS, Fractions
 from smtkit.corpus.tokenizers import PixelTokenizer
 from smtkit.errors import UsageError
@@ -110,10 +110,10 @@ def _append(writer: SplitWriter, block: ImageBlock, chosen: NDArray[np.bool_]) -
     tokens = block.pixels.reshape(len(block.pixels), -1)[chosen]
     # Nothing follows the last pixel: it has no target.
     targets = np.pad(tokens, ((0, 0), (0, 1)), constant_values=IGNORE)
-    lengths = np.full(len(tokens), tokens.shape[1], dtype=np.int64)
+    lengths = np.full(len(tokens), tokens.shape[1])
     columns: dict[str, Column] = {
-        "tokens": without_padding(tokens, lengths),
-        "targets": without_padding(targets, lengths + 1),
+        "tokens": (tokens.ravel(), lengths),
+        "targets": (targets.ravel(), lengths + 1),
     }
     if block.labels is not None:
         columns["label"] = block.labels[chosen]

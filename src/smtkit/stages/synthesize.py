@@ -1,6 +1,5 @@
 """`smtkit synthesize`: rows of a synthetic memory task, a `tokens` artifact."""
 
-from contextlib import ExitStack
 from typing import Unpack
 
 from smtkit.config import SynthesizeConfig
@@ -32,12 +31,10 @@ def run(
         tokenizer.save(artifact)
         schema = rows_schema(tokenizer.vocabulary_size, distance=True, label=False)
         block = max(1, _BLOCK_TOKENS // max(config.lengths))
-        with ExitStack() as stack:
-            writers = [SplitWriter(artifact, split, schema) for split in SPLITS]
-            for writer in writers:
-                stack.enter_context(writer)
-            for writer, count in zip(writers, counts, strict=True):
-                for rows in generate(config, config.seed, writer.split, count, block):
+        of_splits = {}
+        for split, count in zip(SPLITS, counts, strict=True):
+            with SplitWriter(artifact, split, schema) as writer:
+                for rows in generate(config, config.seed, split, count, block):
                     writer.append(
                         {
                             "tokens": without_padding(rows.tokens, rows.length),
@@ -45,12 +42,13 @@ def run(
                             "distance": without_padding(rows.distance, rows.length + 1),
                         }
                     )
-                    (progress or Silent()).update(f"writing {writer.split}", writer.rows, count)
+                    (progress or Silent()).update(f"writing {split}", writer.rows, count)
+            of_splits[split] = {"rows": writer.rows, "tokens": writer.tokens}
         return artifact.commit(
             {
                 "layout": "rows",
                 "length": max(config.lengths),
                 "vocabulary_size": tokenizer.vocabulary_size,
-                "splits": {w.split: {"rows": w.rows, "tokens": w.tokens} for w in writers},
+                "splits": of_splits,
             }
         )
