@@ -37,26 +37,21 @@ def token_type(vocabulary_size: int) -> pa.DataType:
 
 def stream_schema(vocabulary_size: int) -> pa.Schema:
     """Columns of a chunk: document, offset of its first token in the document, tokens."""
-    return pa.schema(
-        [
-            pa.field("document", pa.int64(), nullable=False),
-            pa.field("offset", pa.int64(), nullable=False),
-            pa.field("tokens", pa.large_list(token_type(vocabulary_size)), nullable=False),
-        ]
-    )
+    tokens = pa.large_list(token_type(vocabulary_size))
+    return _schema(document=pa.int64(), offset=pa.int64(), tokens=tokens)
 
 
 def rows_schema(vocabulary_size: int, *, distance: bool, label: bool) -> pa.Schema:
     """Columns of a whole row: tokens, targets; and, if wanted, distance (as targets) and label."""
-    fields = [
-        pa.field("tokens", pa.large_list(token_type(vocabulary_size)), nullable=False),
-        pa.field("targets", pa.large_list(pa.int32()), nullable=False),
-    ]
-    if distance:
-        fields.append(pa.field("distance", pa.large_list(pa.int32()), nullable=False))
-    if label:
-        fields.append(pa.field("label", pa.int32(), nullable=False))
-    return pa.schema(fields)
+    targets = pa.large_list(pa.int32())
+    columns = {"tokens": pa.large_list(token_type(vocabulary_size)), "targets": targets}
+    columns |= {"distance": targets} if distance else {}
+    columns |= {"label": pa.int32()} if label else {}
+    return _schema(**columns)
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
 
 class SplitWriter:

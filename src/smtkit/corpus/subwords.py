@@ -1,6 +1,5 @@
 """Subwords by sentencepiece, such that decoding is the exact inverse of encoding."""
 
-import codecs
 import io
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -9,9 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import sentencepiece
 import xxhash
-from numpy.typing import NDArray
 
-from smtkit.corpus.tokenizers import REPLACEMENT, TextTokenizer, TokenArray
+from smtkit.corpus.tokenizers import TextTokenizer, TokenArray
 from smtkit.errors import UsageError
 from smtkit.storage.run import Run
 
@@ -38,8 +36,7 @@ class SentencePieceTokenizer(TextTokenizer):
         size = self._processor.vocab_size()
         self.end_of_document = size
         self.vocabulary_size = size + 1
-        self._bytes = [self._bytes_of(token) for token in range(size)] + [b""]
-        self._lengths = np.array([len(piece) for piece in self._bytes], dtype=np.int64)
+        self.token_bytes = [self._bytes_of(token) for token in range(size)] + [b""]
         self._space_tokens = self._tokens_of_bytes(SPACE.encode())
         if not self._is_exact():
             self.unknown = int(self._processor.unk_id())
@@ -91,18 +88,6 @@ class SentencePieceTokenizer(TextTokenizer):
         for tokens in arrays[1:]:
             parts += [self._space_tokens, tokens]
         return np.concatenate(parts)
-
-    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for token in tokens:
-            lost = token == self.unknown
-            yield decoder.decode(self._bytes[token], lost or token == self.end_of_document)
-            if lost:
-                yield REPLACEMENT
-        yield decoder.decode(b"", True)
-
-    def byte_lengths(self) -> NDArray[np.int64]:
-        return self._lengths
 
     def description(self) -> dict[str, Any]:
         return {"kind": "sentencepiece", "model": xxhash.xxh3_128_hexdigest(self._model)}

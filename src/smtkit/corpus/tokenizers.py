@@ -46,15 +46,26 @@ class TextTokenizer(Tokenizer):
     end_of_document: int
     unknown: int | None = None
     """Token of characters that the vocabulary lacks; None where all text can be encoded."""
+    token_bytes: Sequence[bytes]
+    """The text that each token stands for, in UTF-8; a token may be a part of a character."""
 
     @abstractmethod
     def encode(self, data: bytes) -> TokenArray:
         """Tokens of UTF-8 bytes, without the end-of-document token. Bytes that are not UTF-8 count
         as U+FFFD, unless every byte is a token. May be called from many threads."""
 
-    @abstractmethod
+    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token in tokens:
+            lost = token == self.unknown
+            yield decoder.decode(self.token_bytes[token], lost or token == self.end_of_document)
+            if lost:
+                yield REPLACEMENT
+        yield decoder.decode(b"", True)
+
     def byte_lengths(self) -> NDArray[np.int64]:
         """(vocabulary,) bytes of text that each token stands for."""
+        return np.array([len(text) for text in self.token_bytes], dtype=np.int64)
 
 
 class ByteTokenizer(TextTokenizer):
@@ -62,21 +73,10 @@ class ByteTokenizer(TextTokenizer):
 
     vocabulary_size = 257
     end_of_document = 256
+    token_bytes = (*(bytes([byte]) for byte in range(256)), b"")
 
     def encode(self, data: bytes) -> TokenArray:
         return np.frombuffer(data, dtype=np.uint8)
-
-    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for token in tokens:
-            at_end = token == self.end_of_document
-            yield decoder.decode(b"" if at_end else bytes([token]), at_end)
-        yield decoder.decode(b"", True)
-
-    def byte_lengths(self) -> NDArray[np.int64]:
-        lengths = np.ones(self.vocabulary_size, dtype=np.int64)
-        lengths[self.end_of_document] = 0
-        return lengths
 
     def description(self) -> dict[str, Any]:
         return {"kind": "byte"}
@@ -92,6 +92,7 @@ class CharTokenizer(TextTokenizer):
         self.unknown: int = len(characters)
         self.end_of_document = len(characters) + 1
         self.vocabulary_size = len(characters) + 2
+        self.token_bytes = [*(character.encode() for character in characters), b"", b""]
         points = _code_points(characters)
         # One entry more than the highest code point: all higher ones are looked up there.
         self._tokens = np.full(int(points.max(initial=0)) + 2, self.unknown, dtype=np.int32)
@@ -108,17 +109,6 @@ class CharTokenizer(TextTokenizer):
     def encode(self, data: bytes) -> TokenArray:
         points = _code_points(data.decode("utf-8", "replace"))
         return self._tokens[np.minimum(points, len(self._tokens) - 1)]
-
-    def pieces(self, tokens: Iterable[int]) -> Iterator[str]:
-        for token in tokens:
-            if token == self.unknown:
-                yield REPLACEMENT
-            elif token != self.end_of_document:
-                yield self.characters[token]
-
-    def byte_lengths(self) -> NDArray[np.int64]:
-        lengths = [len(character.encode("utf-8")) for character in self.characters]
-        return np.array([*lengths, 0, 0], dtype=np.int64)
 
     def description(self) -> dict[str, Any]:
         return {"kind": "char", "characters": self.characters}
