@@ -12,15 +12,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "pipelines" / "results"))
 
 from study import cost, figures, report  # noqa: E402
-from study.matrix import (  # noqa: E402
-    Run,
-    final_runs,
-    load,
-    merged,
-    specify,
-    trial_runs,
-    trials_for,
-)
+from study.matrix import load, merged  # noqa: E402
+from study.runs import Run, final_runs, trial_runs, trials_for  # noqa: E402
+from study.specification import specify  # noqa: E402
 from study.store import Store, merit, total  # noqa: E402
 
 from smtkit.config import ExtractLabelsConfig, TrainEncoderConfig, TrainRnnConfig  # noqa: E402

@@ -4,7 +4,8 @@
 of an update (the backward pass doubles them for every method). *Operations* are an estimate: two
 per weight and token that passes through it, and two per product in attention (queries by keys,
 weights by values); three times as many in training (forward, and backward for inputs and weights).
-Element-wise operations are left out.
+Element-wise operations are left out, and so is the attention in a transformer cell, whose weights
+see every slot and the token.
 
 `lengths` are the tokens of each window of the train split; costs are means over them.
 """
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smtkit.config import TrainEncoderConfig, TrainRnnConfig
+from smtkit.config import CellConfig, TrainEncoderConfig, TrainRnnConfig
 from smtkit.corpus.shards import TokenShards, is_stream
 from smtkit.corpus.windows import DEFAULT_WINDOW
 from smtkit.storage.artifact import Artifact
@@ -64,7 +65,7 @@ def of_encoder(
         _encoded(config, weights, lengths)
         + objective.anchors * decoded * _weights(weights, "decoder.")
         + objective.anchors * _attended(decoder.width, decoder.layers, decoded)
-        + objective.dynamics_positions * _weights(weights, "transition.")
+        + objective.dynamics_positions * _transition(config.cell, weights, config.encoder.slots)
         + read * _weights(weights, "readout.")
     )
     return _TRAINING * _OPERATIONS * config.training.batch_size * float(np.mean(per_window))
@@ -83,9 +84,8 @@ def of_rnn(config: TrainRnnConfig, weights: Mapping[str, Tensor], lengths: Lengt
     passes = float(_TRAINING)
     if config.method == "dmt" and config.rollout.kind == "jacobi":
         passes += config.rollout.sweeps - 1
-    per_token = passes * _weights(weights, "transition.") + _TRAINING * _weights(
-        weights, "readout."
-    )
+    per_token = passes * _transition(config.cell, weights, config.memory.slots)
+    per_token += _TRAINING * _weights(weights, "readout.")
     return _OPERATIONS * config.training.batch_size * positions * per_token
 
 
@@ -98,6 +98,12 @@ def _encoded(config: TrainEncoderConfig, weights: Mapping[str, Tensor], lengths:
 def _attended(width: int, layers: int, symbols: Any) -> Any:
     """Products of causal attention over `symbols` positions."""
     return layers * width * symbols * symbols
+
+
+def _transition(cell: CellConfig, weights: Mapping[str, Tensor], slots: int) -> int:
+    """Products of the cell for one token."""
+    symbols = slots + 1 if cell.kind == "transformer" else 1
+    return symbols * _weights(weights, "transition.")
 
 
 def _weights(weights: Mapping[str, Tensor], prefix: str) -> int:

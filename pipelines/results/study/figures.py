@@ -2,11 +2,13 @@
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from study.matrix import Run, Table
+from study.matrix import Table
+from study.runs import Run
 from study.store import Store
 
 AXES = {
@@ -63,25 +65,39 @@ def write(store: Store, task: str, runs: list[Run], folder: Path) -> None:
         if (result := store.result(run))
         for point in learning_curve(run, result, budget)
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{task}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Point._fields)
-        writer.writerows(points)
+    save_rows(folder / f"{task}.csv", Point, points)
     _draw(store, task, points, folder / f"{task}.svg")
 
 
-def _draw(store: Store, task: str, points: list[Point], path: Path) -> None:
+@contextmanager
+def drawing(panels: int, arms: int, size: tuple[float, float]) -> Iterator[tuple[Any, Any, Any]]:
+    """A figure, its panels with one y-axis, and a color per arm.
+
+    It has no date and no random names, so that the same numbers give the same file.
+    """
     import matplotlib as mpl
 
     mpl.use("svg")
     from matplotlib import pyplot
 
-    declared = store.matrix.tasks[task]
-    # No date and no random names, so that the same numbers give the same file.
     with mpl.rc_context({"svg.hashsalt": "smtkit", "svg.fonttype": "none", "font.size": 9}):
-        figure, panels = pyplot.subplots(1, len(AXES), figsize=(14, 3.6), sharey=True)
-        colors = mpl.color_sequences["tab20" if len(declared.arms) > 10 else "tab10"]
+        figure, axes = pyplot.subplots(1, panels, figsize=size, sharey=True)
+        yield figure, axes, mpl.color_sequences["tab20" if arms > 10 else "tab10"]
+        pyplot.close(figure)
+
+
+def save_rows(path: Path, kind: Any, rows: Iterable[Any]) -> None:
+    """Writes named tuples of one kind as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(kind._fields)
+        writer.writerows(rows)
+
+
+def _draw(store: Store, task: str, points: list[Point], path: Path) -> None:
+    declared = store.matrix.tasks[task]
+    with drawing(len(AXES), len(declared.arms), (14, 3.6)) as (figure, panels, colors):
         for arm, color in zip(declared.arms, colors, strict=False):
             label: str | None = store.matrix.arms[arm].title
             for seed in dict.fromkeys(point.seed for point in points if point.arm == arm):
@@ -99,7 +115,6 @@ def _draw(store: Store, task: str, points: list[Point], path: Path) -> None:
         figure.suptitle(f"{declared.title}: the RNN on its own, on validation", fontsize=10)
         figure.tight_layout()
         figure.savefig(path, metadata={"Date": None})
-        pyplot.close(figure)
 
 
 def _line(

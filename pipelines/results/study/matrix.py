@@ -1,19 +1,16 @@
 """The declaration of the comparison in TOML: tasks, arms, settings, budgets and trials."""
 
-import hashlib
-import json
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Table = dict[str, Any]
 Stage = Literal["encoder", "labels", "smt", "dmt", "finetune", "bptt"]
 Positive = Annotated[float, Field(gt=0)]
-_VALIDATIONS = 40  # per budget
+Share = Annotated[float, Field(ge=0)]
 
 
 class _Declared(BaseModel):
@@ -31,6 +28,15 @@ class Longer(_Declared):
     """Number of rows or windows."""
 
 
+class Variant(_Declared):
+    """Settings that several arms have in common."""
+
+    network: Table = {}
+    settings: dict[Stage, Table] = {}
+    shares: dict[Stage, Share] = {}
+    """Shares of the budget; a stage of an `smt` arm with share 0 is left out."""
+
+
 class Task(_Declared):
     title: str
     tokens: Table
@@ -42,26 +48,36 @@ class Task(_Declared):
     """Validation accuracy at which a run stops; unset: it uses its whole budget."""
     budget: Positive
     """CPU-seconds of one thread."""
+    budgets: list[Positive] = [1.0]
+    """Multiples of the budget, each for a run of its own."""
     trial_budget: Positive | None = None
     """CPU-seconds per trial; unset: no trials, settings are those of the task `settings_of`."""
     settings_of: str | None = None
     shares: dict[Stage, Positive] = {}
     """Shares of the budget that differ from the matrix's."""
     arms: list[str]
+    amortised: dict[str, list[Positive]] = {}
+    """Arms of kind `amortised`, and the multiples of the budget for each."""
     settings: dict[Stage, Table] = {}
+    variants: dict[str, Variant] = {}
+    """What a variant has on this task beside its common settings."""
     network: Table = {}
 
 
 class Arm(_Declared):
     title: str
-    kind: Literal["smt", "bptt"]
+    kind: Literal["smt", "bptt", "amortised"]
     network: Table = {}
     """`memory`, `cell` and `readout`, the same for every stage."""
+    variants: list[str] = []
     settings: dict[Stage, Table] = {}
     trials: str
     """Name of a list of trials."""
     settings_of: str | None = None
     """For an ablation: the arm whose trials choose its settings."""
+    rivals: list[str] = []
+    """For kind `amortised`: `bptt` arms. One teacher, with the memory and cell of the first, serves
+    an RNN for each of their cells; the budget is that of all rivals together."""
 
 
 class Matrix(_Declared):
@@ -71,131 +87,46 @@ class Matrix(_Declared):
     """Shares of the budget for the stages of an `smt` arm; extraction has no limit."""
     network: Table
     settings: dict[Stage, Table]
+    variants: dict[str, Variant] = {}
     trials: dict[str, list[Table]]
     """Settings to try, each a table of `stage.key = value`."""
     arms: dict[str, Arm]
     tasks: dict[str, Task]
+    named: list[str]
+    """Tasks that the file itself names, which are run and reported; the tasks of a matrix that it
+    extends only lend their settings."""
+    bases: list[str]
+    """Names of the matrices that it extends: their raw results count too."""
 
-
-@dataclass(frozen=True)
-class Run:
-    """One training from start to end. `trial`: its number; None for a final run."""
-
-    task: str
-    arm: str
-    seed: int
-    trial: int | None = None
-
-    @property
-    def name(self) -> str:
-        last = f"seed-{self.seed}" if self.trial is None else f"trial-{self.trial}"
-        return f"{self.task}/{self.arm}/{last}"
+    @model_validator(mode="after")
+    def _rivals_are_run(self) -> Self:
+        for name, task in self.tasks.items():
+            for arm in task.amortised:
+                missing = set(self.arms[arm].rivals) - set(task.arms)
+                if missing:
+                    raise ValueError(
+                        f"tasks.{name}.arms: missing {', '.join(sorted(missing))}, rivals of {arm}"
+                    )
+        return self
 
 
 def load(path: Path, scale: float = 1.0) -> Matrix:
     """The matrix of a file, merged with the one it `extends`; budgets are multiplied by `scale`."""
-    declared = _read(path)
+    declared, bases = _read(path)
     for task in declared["tasks"].values():
         for name in task.keys() & {"budget", "trial_budget"}:
             task[name] *= scale
-    return Matrix(**declared)
+    named = tomllib.loads(path.read_text(encoding="utf-8"))["tasks"]
+    return Matrix(**declared, named=list(named), bases=bases)
 
 
-def _read(path: Path) -> Table:
+def _read(path: Path) -> tuple[Table, list[str]]:
     declared = tomllib.loads(path.read_text(encoding="utf-8"))
     base = declared.pop("extends", None)
-    return merged(_read(path.with_name(base)), declared) if base else declared
-
-
-def trial_runs(matrix: Matrix) -> Iterator[Run]:
-    for name, task in matrix.tasks.items():
-        for arm in task.arms if task.trial_budget else ():
-            for number in range(len(matrix.trials[matrix.arms[arm].trials])):
-                yield Run(name, arm, matrix.trial_seed, number)
-
-
-def final_runs(matrix: Matrix) -> Iterator[Run]:
-    """Final runs, seed by seed, so that every task has a result early."""
-    for seed in matrix.seeds:
-        for name, task in matrix.tasks.items():
-            for arm in task.arms:
-                yield Run(name, arm, seed)
-
-
-def trials_for(matrix: Matrix, run: Run) -> list[Run]:
-    """The trials that choose the settings of a run."""
-    task = matrix.tasks[run.task].settings_of or run.task
-    arm = matrix.arms[run.arm].settings_of or run.arm
-    return [one for one in trial_runs(matrix) if (one.task, one.arm) == (task, arm)]
-
-
-@dataclass(frozen=True)
-class Specification:
-    """Everything that determines the result of a run, in JSON types."""
-
-    task: Table
-    kind: str
-    seed: int
-    budget: float
-    evaluated: bool
-    stages: dict[str, Table]
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def specify(matrix: Matrix, run: Run, chosen: Mapping[str, Any]) -> Specification:
-    """The specification of a run with the settings `chosen`: its trial's, or the best trial's."""
-    task, arm = matrix.tasks[run.task], matrix.arms[run.arm]
-    network = merged(matrix.network, arm.network, task.network, arm.network)
-    names: tuple[Stage, ...] = ("encoder", "labels", "smt", "dmt", "finetune")
-    if arm.kind == "bptt":
-        names = ("bptt",)
-    budget = task.budget if run.trial is None else task.trial_budget
-    assert budget is not None
-    stages: dict[str, Table] = {
-        name: merged(
-            _network_of(name, network),
-            matrix.settings.get(name, {}),
-            task.settings.get(name, {}),
-            arm.settings.get(name, {}),
-            _nested(chosen).get(name, {}),
-            _limits(matrix, task, name, arm.kind, budget),
-        )
-        for name in names
-    }
-    return Specification(
-        task=task.model_dump(include={"tokens", "windows", "longer", "goal"}),
-        kind=arm.kind,
-        seed=run.seed,
-        budget=budget,
-        evaluated=run.trial is None,
-        stages=stages,
-    )
-
-
-def _network_of(stage: Stage, network: Table) -> Table:
-    """The network settings of a stage: only the teacher and bptt from scratch have any."""
-    if stage == "encoder":
-        parts: Table = {name: network[name] for name in ("cell", "readout") if name in network}
-        return {"encoder": network["memory"], **parts}
-    return network if stage == "bptt" else {}
-
-
-def _limits(matrix: Matrix, task: Task, stage: Stage, kind: str, budget: float) -> Table:
-    """Limits on CPU time; every stage of every arm is validated equally often in that time."""
-    if stage == "labels":
-        return {}
-    share = 1.0 if kind == "bptt" else {**matrix.shares, **task.shares}[stage]
-    limits: Table = {
-        "clock": "cpu",
-        "max_seconds": share * budget,
-        "validate_seconds": budget / _VALIDATIONS,
-    }
-    if task.goal is not None:
-        limits["stop_at_accuracy"] = task.goal
-    return {"training": limits}
+    if base is None:
+        return declared, []
+    extended, bases = _read(path.with_name(base))
+    return merged(extended, declared), [Path(base).stem, *bases]
 
 
 def merged(*tables: Mapping[str, Any]) -> Table:
@@ -207,13 +138,3 @@ def merged(*tables: Mapping[str, Any]) -> Table:
             both = isinstance(old, dict) and isinstance(value, dict)
             result[key] = merged(old, value) if both else value
     return {key: value for key, value in result.items() if value != "unset"}
-
-
-def _nested(settings: Mapping[str, Any]) -> Table:
-    """`{"a.b.c": 1}` -> `{"a": {"b": {"c": 1}}}`."""
-    tables: list[Table] = []
-    for dotted, value in settings.items():
-        for part in reversed(dotted.split(".")):
-            value = {part: value}
-        tables.append(value)
-    return merged(*tables)

@@ -4,22 +4,29 @@ import json
 import os
 from pathlib import Path
 
-from study.matrix import Matrix, Run, Specification, Table, specify, trials_for
+from study.matrix import Matrix, Table
+from study.runs import Run, trials_for
+from study.specification import Specification, specify
 
 
 class Store:
-    """Results of a matrix. A result counts only if its declaration has not changed since."""
+    """Results of a matrix. A result counts only if its declaration has not changed since.
+
+    Results of the matrices that it extends, in the folders beside it, count too.
+    """
 
     def __init__(self, matrix: Matrix, folder: Path) -> None:
         self.matrix = matrix
         self.folder = folder
+        self._folders = [folder, *(folder.with_name(base) for base in matrix.bases)]
 
     def result(self, run: Run) -> Table | None:
         """The result of a run; None if it is missing or its declaration has changed."""
-        found = self._read(run)
-        if found is None or not self.ready(run):
+        found = [one for folder in self._folders if (one := _read(folder / _file(run)))]
+        if not found or not self.ready(run):
             return None
-        return found if found["digest"] == self.specification(run).digest else None
+        digest = self.specification(run).digest
+        return next((one for one in found if one["digest"] == digest), None)
 
     def ready(self, run: Run) -> bool:
         """Whether all trials that choose the settings of a run have results."""
@@ -43,7 +50,7 @@ class Store:
         return best.trial
 
     def write(self, run: Run, result: Table) -> None:
-        path = self._path(run)
+        path = self.folder / _file(run)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -52,15 +59,16 @@ class Store:
     def _goal(self, run: Run) -> float | None:
         return self.matrix.tasks[run.task].goal
 
-    def _read(self, run: Run) -> Table | None:
-        path = self._path(run)
-        try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        except ValueError:
-            return None  # incomplete: is run again
 
-    def _path(self, run: Run) -> Path:
-        return self.folder / f"{run.name}.json"
+def _file(run: Run) -> str:
+    return f"{run.name}.json"
+
+
+def _read(path: Path) -> Table | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError:
+        return None  # incomplete: is run again
 
 
 def merit(result: Table, goal: float | None) -> tuple[int, float]:

@@ -1,10 +1,8 @@
 """One run of the matrix: its stages in order, with the cost and validation of each."""
 
 import json
-import os
 import platform
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,65 +13,20 @@ import smtkit
 from smtkit.config import (
     EvaluateConfig,
     ExtractLabelsConfig,
-    SynthesizeConfig,
-    TokenizeConfig,
     TrainEncoderConfig,
     TrainRnnConfig,
 )
 from smtkit.errors import NonFiniteLossError
-from smtkit.stages import evaluate, extract_labels, synthesize, tokenize, train_encoder, train_rnn
+from smtkit.stages import evaluate, extract_labels, train_encoder, train_rnn
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.manifest import METRICS, Kind, Manifest
 from smtkit.storage.tensors import MODEL, load_tensors
 from study import cost
-from study.matrix import Specification, Table, merged
+from study.matrix import Table, merged
+from study.specification import STUDENT, Specification
 from study.store import total
 
 _CURVE = ("step", "seconds", "tokens", "free_running_nll", "free_running_accuracy")
-
-
-def make_tokens(source: Table, out: Path) -> Path:
-    """Makes the `tokens` artifact that a task declares. Raises ValueError if it cannot be made."""
-    settings = dict(source)
-    kind = settings.pop("source")
-    if kind == "synthesize":
-        synthesize.run(SynthesizeConfig(**settings), out, overwrite=True, resume=True)
-    elif kind == "library":
-        # Python's standard library is text that every machine has.
-        inputs = [sysconfig.get_path("stdlib")]
-        settings |= {"inputs": inputs, "include": ["*.py"], "exclude": _LEFT_OUT}
-        tokenize.run(TokenizeConfig(**settings), out, overwrite=True, resume=True)
-    elif kind == "digits":
-        images = _digits(out.with_suffix(".npz"))
-        tokenize.run(TokenizeConfig(inputs=[images], **settings), out, overwrite=True, resume=True)
-    elif kind == "files":
-        settings["inputs"] = [_from_environment(name) for name in settings["inputs"]]
-        tokenize.run(TokenizeConfig(**settings), out, overwrite=True, resume=True)
-    else:
-        allowed = "synthesize, library, digits, files"
-        raise ValueError(f"tokens.source = {kind!r}; allowed: {allowed}")
-    return out
-
-
-# As in pipelines/quickstart: tests and encodings contain many near-duplicates.
-_LEFT_OUT = ["encodings", "test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"]
-
-
-def _from_environment(name: str) -> str:
-    """The value of a variable, such as `$IMAGES`."""
-    try:
-        return os.environ[name.removeprefix("$")]
-    except KeyError:
-        raise ValueError(f"{name} is not set; it must name the files of this task") from None
-
-
-def _digits(path: Path) -> str:
-    import numpy as np
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    np.savez(path, images=digits.images.astype("uint8"), labels=digits.target)
-    return str(path)
 
 
 class Work:
@@ -104,26 +57,47 @@ class Work:
                 self._train_rnn("bptt", "bptt", self._tokens, None)
                 self._evaluate_longer("bptt", None)
             else:
-                self._chain()
+                encoder = self._train_encoder()
+                labels = self._extract(encoder)
+                for rival in self._specification.rivals:
+                    self._amortise(rival, encoder, labels)
+                if not self._specification.rivals:
+                    self._chain("", encoder, labels)
         except NonFiniteLossError as error:
             self.result["failed"] = str(error)
         return self.result
 
-    def _chain(self) -> None:
-        """Trains teacher and RNN: smt, then dmt, then bptt, until the goal is reached.
+    def _amortise(self, rival: str, encoder: Path, labels: Path) -> None:
+        """Trains one of several RNNs of a teacher. If it diverges, its time counts, and the next
+        one is trained."""
+        started = time.process_time()
+        before = total(self.result, "seconds")
+        try:
+            self._chain(f"{rival}/", encoder, labels)
+        except NonFiniteLossError:
+            noted = total(self.result, "seconds") - before
+            lost = {"seconds": round(time.process_time() - started - noted, 2)}
+            costs = {"tokens": 0, "sequential": 0.0, "operations": 0.0}
+            self.result["stages"].append({"stage": f"{rival}/failed", **lost, **costs})
+
+    def _chain(self, prefix: str, encoder: Path, labels: Path) -> None:
+        """Trains an RNN by the stages that are specified: smt, then dmt, then bptt, until the goal
+        is reached. `prefix` tells the stages of several RNNs apart.
 
         A task with longer test sequences always runs dmt.
         """
-        encoder = self._train_encoder()
-        labels = self._extract(encoder)
-        last, reached = "smt", self._train_rnn("smt", "smt", labels, None, encoder)
-        self._evaluate_longer("smt", encoder)
-        if not reached or self._specification.task["longer"]:
-            last, reached = "dmt", self._train_rnn("dmt", "dmt", labels, "smt") or reached
-            self._evaluate_longer("dmt", encoder)
-        if not reached:
-            self._train_rnn("finetune", "bptt", self._tokens, last)
-            self._evaluate_longer("finetune", None)
+        last, reached = None, False
+        for stage in STUDENT:
+            name = f"{prefix}{stage}"
+            enough = reached and not (stage == "dmt" and self._specification.task["longer"])
+            if name not in self._specification.stages or enough:
+                continue
+            method, source = (stage, labels) if stage != "finetune" else ("bptt", self._tokens)
+            teacher = None if stage == "finetune" else encoder
+            tested = teacher if last is None else None
+            reached |= self._train_rnn(name, method, source, last, tested)
+            self._evaluate_longer(name, teacher)
+            last = name
 
     def _train_encoder(self) -> Path:
         config = TrainEncoderConfig(**self._settings("encoder"))
@@ -163,8 +137,9 @@ class Work:
         out = self._directory / stage
         initial = self._directory / init if init else None
         manifest = train_rnn.run(config, source, out, init=initial, overwrite=True, resume=True)
-        chain = cost.chain_of_rnn(config, self._lengths)
-        operations = cost.of_rnn(config, _weights(out, "rnn"), self._lengths)
+        trained = TrainRnnConfig(**manifest.config)  # with the cell of the labels or of `init`
+        chain = cost.chain_of_rnn(trained, self._lengths)
+        operations = cost.of_rnn(trained, _weights(out, "rnn"), self._lengths)
         self._note(stage, out, manifest, chain, operations)
         windows = self._specification.task["windows"]
         self._evaluate(stage, "test", self._tokens, encoder, windows=windows)
