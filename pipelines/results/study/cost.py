@@ -35,9 +35,22 @@ def lengths(tokens: Artifact, stages: Mapping[str, Any]) -> Lengths:
     return TokenShards(tokens.files("train-")).lengths()
 
 
-def chain_of_encoder(config: TrainEncoderConfig) -> int:
-    """Sequential steps of an update: the encoder, then the decoder, or the cell and the readout."""
-    return config.encoder.layers + max(config.decoder.layers, config.cell.layers + 1)
+def chain_of_encoder(config: TrainEncoderConfig, lengths: Lengths) -> float:
+    """Sequential steps of an update: the encoder, then the decoder, or the cell and the readout.
+
+    With a hand-off the encoder itself decodes. Where it starts from the cell's own memory, the
+    rollout of the cell up to the anchor, without gradient, comes first.
+    """
+    first, after = config.encoder.layers, config.cell.layers + 1
+    if config.decoder.kind != "handoff":
+        return first + max(config.decoder.layers, after)
+    rolled = _last_anchor(config, lengths).mean() * config.cell.layers
+    return float(max(first, rolled if config.objective.own_memory else 0)) + first + after
+
+
+def _last_anchor(config: TrainEncoderConfig, lengths: Lengths) -> Any:
+    """Expected position of the last anchor of each window: one lies in each of equal parts."""
+    return lengths * (1 - 0.5 / config.objective.anchors)
 
 
 def chain_of_rnn(config: TrainRnnConfig, lengths: Lengths) -> float:
@@ -57,15 +70,25 @@ def of_encoder(
 ) -> float:
     """Operations of an update of the teacher."""
     objective, decoder = config.objective, config.decoder
-    future = lengths if objective.future_length == "rest" else objective.future_length
-    decoded = config.encoder.slots + future  # positions of the decoder, per anchor
-    dense = lengths if objective.dense_weight else 0
-    read = dense + objective.dynamics_positions
+    cell = _transition(config.cell, weights, config.encoder.slots)
+    steps: Any = objective.dynamics_positions
+    read = steps + (lengths if objective.dense_weight else 0)
+    if decoder.kind == "handoff":
+        # The rest of a batch is decoded from its first anchor on, shorter ones with padding.
+        rest = objective.future_length == "rest"
+        future = _last_anchor(config, lengths) if rest else objective.future_length
+        decoded = _encoded(config, weights, config.encoder.slots + future)
+        read = read + steps + objective.anchors * future
+        rolled = _last_anchor(config, lengths) if objective.own_memory else 0
+        steps = 2 * steps + rolled / _TRAINING  # the rollout has no backward pass
+    else:
+        future = lengths if objective.future_length == "rest" else objective.future_length
+        decoded = _attended(decoder.width, decoder.layers, config.encoder.slots + future)
+        decoded += (config.encoder.slots + future) * _weights(weights, "decoder.")
     per_window = (
         _encoded(config, weights, lengths)
-        + objective.anchors * decoded * _weights(weights, "decoder.")
-        + objective.anchors * _attended(decoder.width, decoder.layers, decoded)
-        + objective.dynamics_positions * _transition(config.cell, weights, config.encoder.slots)
+        + objective.anchors * decoded
+        + steps * cell
         + read * _weights(weights, "readout.")
     )
     return _TRAINING * _OPERATIONS * config.training.batch_size * float(np.mean(per_window))

@@ -104,7 +104,8 @@ class Work:
         out = self._directory / "encoder"
         manifest = train_encoder.run(config, self._tokens, out, overwrite=True, resume=True)
         operations = cost.of_encoder(config, _weights(out, "encoder"), self._lengths)
-        self._note("encoder", out, manifest, cost.chain_of_encoder(config), operations)
+        chain = cost.chain_of_encoder(config, self._lengths)
+        self._note("encoder", out, manifest, chain, operations)
         return out
 
     def _extract(self, encoder: Path) -> Path:
