@@ -1,12 +1,11 @@
 """One teacher for several RNNs, against BPTT of the same cells: accounts and their table."""
 
-import math
 import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from study.matrix import Table
-from study.measures import RNN, at_full_length, bits, charged, last_test, table
+from study.measures import RNN, at_full_length, bits, charged, last_test, shown, table
 from study.runs import Run, final_runs
 from study.specification import STUDENT, budget_of
 from study.store import Store, total
@@ -84,9 +83,9 @@ def _table(store: Store, by_seed: dict[Run, list[Account]]) -> str:
             [
                 store.matrix.arms[same_cell[0].rival].title.removeprefix("BPTT, "),
                 f"{smt_seconds:.0f}",
-                _shown(smt, accurate=accurate),
+                shown(smt, accurate=accurate),
                 f"{bptt_seconds:.0f}",
-                _shown(bptt, accurate=accurate),
+                shown(bptt, accurate=accurate),
             ]
         )
     results = [found for one in by_seed if (found := store.result(one))]
@@ -119,9 +118,3 @@ def _accuracy(test: Table | None) -> float:
 
 def _bits(test: Table | None) -> float:
     return bits(test, RNN)
-
-
-def _shown(value: float, *, accurate: bool) -> str:
-    if accurate:
-        return f"{value:.1%}"
-    return "diverged" if math.isinf(value) else f"{value:.3f}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from study.figures import drawing, save_rows
-from study.measures import RNN, at_full_length, bits, charged, last_test, table
+from study.measures import RNN, at_full_length, bits, charged, last_test, shown, table
 from study.runs import final_runs
 from study.specification import budget_of
 from study.store import Store, total
@@ -62,8 +62,8 @@ def budgets_table(store: Store, task: str) -> str:
     for arm in declared.arms:
         cells = [[end for end in found if (end.arm, end.budget) == (arm, b)] for b in budgets]
         if any(cells):
-            shown = (_cell(some, accuracy=declared.goal is not None) for some in cells)
-            rows.append([store.matrix.arms[arm].title, *shown])
+            medians = (_cell(some, accurate=declared.goal is not None) for some in cells)
+            rows.append([store.matrix.arms[arm].title, *medians])
     metric = "Accuracy on rows of length T" if declared.goal is not None else "Bits per target"
     header = ["", *(f"{budget:g} s" for budget in budgets)]
     return (
@@ -72,13 +72,13 @@ def budgets_table(store: Store, task: str) -> str:
     )
 
 
-def _cell(some: list[End], *, accuracy: bool) -> str:
+def _cell(some: list[End], *, accurate: bool) -> str:
     if not some:
         return ""
-    if accuracy:
-        return f"{statistics.median(end.accuracy for end in some):.1%} ({len(some)})"
-    middle = statistics.median(_infinite(end.nll) for end in some)
-    return f"{middle / math.log(2):.3f} ({len(some)})"
+    middle = statistics.median(
+        end.accuracy if accurate else _infinite(end.nll) / math.log(2) for end in some
+    )
+    return f"{shown(middle, accurate=accurate)} ({len(some)})"
 
 
 def _infinite(nll: float) -> float:
@@ -91,7 +91,7 @@ def write(store: Store, task: str, folder: Path) -> None:
     points = list(ends(store, task))
     save_rows(folder / f"{task}-budgets.csv", End, points)
     declared = store.matrix.tasks[task]
-    accuracy = declared.goal is not None
+    accurate = declared.goal is not None
     with drawing(len(AXES), len(declared.arms), (11, 4.6)) as (figure, panels, colors):
         for arm, color in zip(declared.arms, colors, strict=False):
             some = [end for end in points if end.arm == arm]
@@ -99,12 +99,12 @@ def write(store: Store, task: str, folder: Path) -> None:
             style: dict[str, Any] = {"color": color, "linestyle": "--" if bptt else "-"}
             for panel, axis in zip(panels, AXES, strict=True):
                 label = store.matrix.arms[arm].title
-                _line(panel, axis, some, {**style, "label": label}, accuracy=accuracy)
+                _line(panel, axis, some, {**style, "label": label}, accurate=accurate)
         for panel, title in zip(panels, AXES.values(), strict=True):
             panel.set_xlabel(title)
             panel.set_xscale("log")
             panel.grid(alpha=0.3, which="both")
-        panels[0].set_ylabel("accuracy, rows of length T" if accuracy else "bits per target")
+        panels[0].set_ylabel("accuracy, rows of length T" if accurate else "bits per target")
         if points:
             panels[-1].legend(fontsize=7, bbox_to_anchor=(1.02, 1), loc="upper left")
         figure.suptitle(f"{declared.title}: the RNN on its own, on test", fontsize=10)
@@ -112,7 +112,7 @@ def write(store: Store, task: str, folder: Path) -> None:
         figure.savefig(folder / f"{task}-budgets.svg", metadata={"Date": None})
 
 
-def _line(panel: Any, axis: str, some: list[End], style: dict[str, Any], *, accuracy: bool) -> None:
+def _line(panel: Any, axis: str, some: list[End], style: dict[str, Any], *, accurate: bool) -> None:
     """Draws a dot for every seed, and a line through the medians of each budget."""
     if not some:
         return
@@ -120,11 +120,11 @@ def _line(panel: Any, axis: str, some: list[End], style: dict[str, Any], *, accu
     for budget in sorted({end.budget for end in some}):
         ended = [end for end in some if end.budget == budget]
         along.append(statistics.median(getattr(end, axis) for end in ended))
-        values.append(statistics.median(_heights(ended, accuracy=accuracy)))
+        values.append(statistics.median(_heights(ended, accurate=accurate)))
     panel.plot(along, values, linewidth=1.2, **style)
     dots = [getattr(end, axis) for end in some]
-    panel.plot(dots, list(_heights(some, accuracy=accuracy)), "o", color=style["color"], ms=3)
+    panel.plot(dots, list(_heights(some, accurate=accurate)), "o", color=style["color"], ms=3)
 
 
-def _heights(some: Iterable[End], *, accuracy: bool) -> Iterator[float]:
-    return (end.accuracy if accuracy else end.nll / math.log(2) for end in some)
+def _heights(some: Iterable[End], *, accurate: bool) -> Iterator[float]:
+    return (end.accuracy if accurate else end.nll / math.log(2) for end in some)

@@ -66,6 +66,13 @@ def bits(test: Table | None, predictor: str) -> float:
     return float(sum(one["nll"] * one["targets"] for one in some) / targets / math.log(2))
 
 
+def shown(value: float, *, accurate: bool) -> str:
+    """An accuracy, or bits per target, which are infinite after divergence."""
+    if accurate:
+        return f"{value:.1%}"
+    return "diverged" if math.isinf(value) else f"{value:.3f}"
+
+
 def parameters(results: list[Table | None]) -> str:
     found = [one["stages"][-1].get("parameters") for one in results if one and one["stages"]]
     return f"{found[0]:,}" if found and found[0] else ""
