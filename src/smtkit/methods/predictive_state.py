@@ -304,16 +304,25 @@ class PredictiveState:
         The rollout has no gradient. Gradients pass straight through to the encoder's memory, which
         is what the cell learns to produce.
         """
-        share = self.state.get_buffer("own_memory")
-        if not self.network.training or not share:
+        own = batch.own < self.state.get_buffer("own_memory")  # (B, A)
+        rows = own.any(1).nonzero()[:, 0]
+        if not self.network.training or not len(rows):
             return memory.flatten(0, 1)
-        teacher, longest = self.network, int(batch.anchors.max())
         with torch.no_grad():
-            empty = teacher.encoder.empty_memory().expand(len(memory), -1, -1)
-            rolled = teacher.transition.rollout(empty, batch.tokens[:, : max(1, longest)])
-            rolled = select(torch.cat((empty[:, None], rolled), dim=1), batch.anchors)
-            difference = torch.where((batch.own < share)[..., None, None], rolled - memory, 0)
+            anchors = batch.anchors[rows]
+            tokens = batch.tokens[rows, : int(anchors.max())]
+            empty = self.network.encoder.empty_memory().expand(len(rows), -1, -1)
+            rolled = select(self._roll_out(empty, tokens), anchors)
+            difference = torch.zeros_like(memory)
+            difference[rows] = (rolled - memory[rows]) * own[rows, :, None, None]
         return (memory + difference).flatten(0, 1)
+
+    def _roll_out(self, memory: Tensor, tokens: Tensor) -> Tensor:
+        """The memory before and after each token: (N, K, D), (N, T) -> (N, T + 1, K, D)."""
+        if not tokens.shape[1]:
+            return memory[:, None]
+        rolled = self.network.transition.rollout(memory, tokens)
+        return torch.cat((memory[:, None], rolled), dim=1)
 
     def _encode(self, tokens: Tensor, *positions: Tensor) -> tuple[Tensor, ...]:
         """Memories (B, P, K, D) at each of the `positions` (B, P), from one call of the encoder."""
