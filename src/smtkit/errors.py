@@ -55,9 +55,9 @@ class BrokenDocumentError(InputOutputError):
 
 
 class InterruptedRunError(SmtkitError):
-    """A signal stopped the run after it saved its state."""
+    """A signal stopped the run after it saved its state; `saved` says what was saved."""
 
-    def __init__(self, signal_number: int, message: str, hint: str | None = None) -> None:
-        super().__init__(message, hint)
+    def __init__(self, signal_number: int, saved: str) -> None:
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name}; {saved}", "`resume` continues it")
         self.exit_code = 128 + signal_number
-        self.signal_name = signal.Signals(signal_number).name

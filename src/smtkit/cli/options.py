@@ -114,18 +114,16 @@ def _of_setting(setting: Setting, flag: Flag, flags: Flags) -> Parameter:
         # A list may come from a file of settings instead.
         type_, default = (list[str] | None, None) if repeatable else (str, Parameter.empty)
         return _parameter(name, type_, default, typer.Argument(metavar=flag.metavar, help=help))
-    names = [f"--{name}" for name in (flag.name, flag.alias) if name]
-    section = MAIN if setting.main else MORE
-    if types == [bool]:
-        info = typer.Option(*names, help=help, rich_help_panel=section)
-        return _parameter(name, bool, False, info)
+    is_switch = types == [bool]
     info = typer.Option(
-        *names,
-        metavar=flag.metavar,
+        *(f"--{name}" for name in (flag.name, flag.alias) if name),
+        metavar=None if is_switch else flag.metavar,
         help=help,
-        rich_help_panel=section,
+        rich_help_panel=MAIN if setting.main else MORE,
         autocompletion=(lambda: choices) if choices else None,
     )
+    if is_switch:
+        return _parameter(name, bool, False, info)
     return _parameter(name, (list[str] if repeatable else str) | None, None, info)
 
 

@@ -98,21 +98,11 @@ def _print_evaluation(statistics: Record) -> None:
     results = statistics["results"]
     in_bytes = all(result["bits_per_byte"] is not None for result in results)
     unit = "bits_per_byte" if in_bytes else "bits_per_token"
-    ranges = _distinct(results, "range")
-    window = statistics["window"]
-    _print_table(
-        f"{unit.replace('_', ' ')} on {statistics['split']}, {statistics['windows']} windows, "
-        f"T = {window}",
-        ["position", *ranges],
-        _rows_by_predictor(results, "range", ranges, lambda result: _bits(result, unit)),
-        pad_edge=False,
-    )
+    windows = f"{statistics['windows']} windows, T = {statistics['window']}"
+    title = f"{unit.replace('_', ' ')} on {statistics['split']}, {windows}"
+    _print_by_predictor(title, "position", results, "range", lambda result: _bits(result, unit))
     if statistics["tokens"] == "symbols":
-        _print_table(
-            "accuracy",
-            ["position", *ranges],
-            _rows_by_predictor(_answered(results), "range", ranges, _accuracy),
-        )
+        _print_by_predictor("accuracy", "position", _answered(results), "range", _accuracy)
     if statistics["drift"]:
         drift = _drift_at_marks(statistics["drift"])
         print(f"  drift of the free-running memory from the teacher's: {drift}")
@@ -182,12 +172,8 @@ def _fit(fit: Record | None, key: str, form: str) -> str:
 
 def _print_cost(records: Sequence[Record]) -> None:
     """Cost of the next token, one column per number of tokens read before."""
-    counts = _distinct(records, "tokens")
-    _print_table(
-        "milliseconds and MiB for the next token, after",
-        ["tokens", *(f"{count:,}" for count in counts)],
-        _rows_by_predictor(records, "tokens", counts, _cost),
-    )
+    title = "milliseconds and MiB for the next token, after"
+    _print_by_predictor(title, "tokens", records, "tokens", _cost)
     for record in records:
         if record["skipped"]:
             where = f"{record['predictor']} after {record['tokens']:,}"
@@ -220,19 +206,20 @@ def _distinct(records: Iterable[Record], key: str) -> list[Any]:
     return list(dict.fromkeys(record[key] for record in records))
 
 
-def _rows_by_predictor(
-    records: Sequence[Record], key: str, columns: Sequence[Any], cell: Callable[[Record], str]
-) -> Iterable[tuple[str, ...]]:
-    """One row per predictor, with a cell for each value that `key` takes in `columns`."""
+def _print_by_predictor(
+    title: str, head: str, records: Sequence[Record], key: str, cell: Callable[[Record], str]
+) -> None:
+    """One row per predictor, one column per value of `key`."""
+    columns = _distinct(records, key)
+    rows = []
     for predictor in _distinct(records, "predictor"):
         cells = {r[key]: cell(r) for r in records if r["predictor"] == predictor}
-        yield predictor, *(cells.get(column, "-") for column in columns)
+        rows.append((predictor, *(cells.get(column, "-") for column in columns)))
+    _print_table(title, [head, *map(_number, columns)], rows)
 
 
-def _print_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], **style: Any
-) -> None:
-    table = Table(title=title, box=box.SIMPLE, **style)
+def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
     for number, name in enumerate(columns):
         table.add_column(name, justify="right" if number else "left", no_wrap=not number)
     for row in rows:

@@ -19,7 +19,7 @@ from smtkit.corpus.seeded import IntArray, permute, random_key
 from smtkit.corpus.shards import is_stream
 from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
 from smtkit.corpus.windows import Windows, open_windows
-from smtkit.errors import ArtifactError, UsageError
+from smtkit.errors import ArtifactError, InterruptedRunError, UsageError
 from smtkit.labels.format import LabelShape
 from smtkit.labels.writer import write_labels
 from smtkit.networks.loading import load_teacher
@@ -31,7 +31,7 @@ from smtkit.storage.run import Existing, Run
 from smtkit.storage.shards import map_shard
 from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
-from smtkit.training.interrupts import stop_signals, stopped
+from smtkit.training.interrupts import stop_signals
 from smtkit.training.progress import Progress, Silent
 
 LABEL_SPLITS = ("train", "validation")
@@ -163,7 +163,9 @@ class _Extraction:
                 total = self.windows[shard.split]
                 progress.update(f"extracting {shard.split}", shard.done, total)
                 if received:
-                    raise stopped(received[0], f"saved {shard.name} and those before it")
+                    raise InterruptedRunError(
+                        received[0], f"saved {shard.name} and those before it"
+                    )
 
     def check_complete(self) -> None:
         """Raises ArtifactError if shards are missing, and names them."""

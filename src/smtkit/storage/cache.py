@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import xxhash
-
 from smtkit.errors import ArtifactError, InputOutputError, UsageError
-from smtkit.storage.files import file_size, hash_file, named_errors, publish
+from smtkit.storage.files import copy_hashed, file_size, hash_file, named_errors, publish
 from smtkit.storage.locks import DirectoryLock
 from smtkit.storage.manifest import FileEntry
 from smtkit.storage.remote import Remote
@@ -81,16 +79,12 @@ def _fetch(remote: Remote, entry: FileEntry, rows_are_checked: bool) -> Path:
 
 def _check(remote: Remote, entry: FileEntry, sink: BinaryIO | None = None) -> None:
     """Reads a file of `remote`, and writes it to `sink`."""
-    uri, checksum, size = remote.uri_of(entry.name), xxhash.xxh3_128(), 0
+    uri = remote.uri_of(entry.name)
     try:
-        for block in remote.blocks(entry.name):
-            checksum.update(block)
-            size += len(block)
-            if sink is not None:
-                sink.write(block)
+        size, found = copy_hashed(remote.blocks(entry.name), sink)
     except FileNotFoundError:
         raise ArtifactError(f"{uri}: missing, though the manifest names it") from None
-    if (found := checksum.hexdigest()) != entry.xxh3 or size != entry.bytes:
+    if (size, found) != (entry.bytes, entry.xxh3):
         raise ArtifactError(
             f"{uri}: damaged: {size} bytes, xxh3 is {found}, the manifest says {entry.bytes} and "
             f"{entry.xxh3}"

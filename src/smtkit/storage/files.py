@@ -5,8 +5,9 @@ import errno
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -51,6 +52,17 @@ def publish(temporary: Path, path: Path) -> None:
     _flush(temporary)
     temporary.replace(path)
     _flush(path.parent)
+
+
+def copy_hashed(blocks: Iterable[bytes], sink: Any = None) -> tuple[int, str]:
+    """Writes `blocks` to `sink`, if given; returns their bytes and xxh3-128."""
+    size, checksum = 0, xxhash.xxh3_128()
+    for block in blocks:
+        size += len(block)
+        checksum.update(block)
+        if sink is not None:
+            sink.write(block)
+    return size, checksum.hexdigest()
 
 
 def hash_file(path: Path) -> str:

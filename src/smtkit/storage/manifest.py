@@ -36,11 +36,17 @@ _FORMAT_VERSIONS = {"encoder": 2, "labels": 5, "rnn": 2}  # 1 for other kinds
 _PACKAGES = ("numpy", "pyarrow", "safetensors", "sentencepiece", "torch")
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """What a JSON file of an artifact holds, or a part of it."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def text(self) -> str:
+        """The content of the file."""
+        return self.model_dump_json(indent=2) + "\n"
 
-class FileEntry(_Record):
+
+class FileEntry(Record):
     """One file: `name` is relative to the artifact, `<run>/<logical name>`; `xxh3` is 128 bits."""
 
     name: str = Field(pattern=r"^[^/.\p{Cc}][^/\p{Cc}]*/[^/.\p{Cc}][^/\p{Cc}]*$")
@@ -53,7 +59,7 @@ class FileEntry(_Record):
         return self.name.partition("/")[2]
 
 
-class Parent(_Record):
+class Parent(Record):
     """An artifact that this one was made from, with its own parents: the whole lineage."""
 
     kind: Kind
@@ -62,7 +68,7 @@ class Parent(_Record):
     parents: list["Parent"]
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """The content of `manifest.json`."""
 
     kind: Kind
@@ -121,10 +127,6 @@ class Manifest(_Record):
             detail = error.errors()[0]
             key = ".".join(map(str, detail["loc"]))
             raise ArtifactError(f"{path}: {key}: {detail['msg']}") from None
-
-    def text(self) -> str:
-        """The content of the file."""
-        return self.model_dump_json(indent=2) + "\n"
 
     def ancestor(self, kind: Kind) -> Parent | None:
         """The nearest artifact of `kind` in the lineage."""

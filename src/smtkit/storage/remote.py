@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import xxhash
 from pyarrow import fs
 
 from smtkit.errors import InputOutputError, UsageError
+from smtkit.storage.files import copy_hashed
 
 _BLOCK = 2**23  # bytes
 _GS_RETRY_LIMIT = "retry_limit_seconds="
@@ -71,13 +71,8 @@ class Remote:
 
         After an error there may be a file of this name that is cut short.
         """
-        checksum, size = xxhash.xxh3_128(), 0
         with path.open("rb") as file, self._output(name) as sink:
-            while block := file.read(_BLOCK):
-                checksum.update(block)
-                size += len(block)
-                sink.write(block)
-        return size, checksum.hexdigest()
+            return copy_hashed(iter(lambda: file.read(_BLOCK), b""), sink)
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file. After an error there may be one that is cut short."""

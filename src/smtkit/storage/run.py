@@ -10,7 +10,6 @@ import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypedDict
 
 from smtkit.config import Config
@@ -92,16 +91,9 @@ class Run:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is not None and self.finished is None and not self._kept:
-            shutil.rmtree(self.directory, ignore_errors=True)
-            self._store.discard_uploads()
-            self._undo_lock()
+            self._discard()
         elif self._lock:
             self._lock.release()
 
@@ -173,6 +165,11 @@ class Run:
             if not self._is_finished(committed):
                 reason = f"{error.filename or directory}: {error.strerror}"
                 raise InputOutputError(f"`out` {reason}") from None
+
+    def _discard(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self._store.discard_uploads()
+        self._undo_lock()
 
     def _undo_lock(self) -> None:
         """Releases the lock and removes the directories that `_acquire_lock` made."""

@@ -21,14 +21,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from smtkit.errors import ArtifactError, InputOutputError, LockedError
 from smtkit.storage.cache import staging
 from smtkit.storage.files import hash_file, named_errors, write_atomically
 from smtkit.storage.location import Location
 from smtkit.storage.locks import LOCK
-from smtkit.storage.manifest import MANIFEST, FileEntry, Manifest
+from smtkit.storage.manifest import MANIFEST, FileEntry, Manifest, Record
 from smtkit.storage.remote import Remote
 
 RUN_RECORD = "run.json"
@@ -37,7 +37,7 @@ _RUN_FOLDER = re.compile(r"(run-[0-9a-f]{8})(-[0-9a-f]{8}(\.work)?)?")
 _RECEIPT = re.compile(r"([^/]+)\.work/(\w[\w.-]*)~(\d+)~(\d*)~([0-9a-f]{32})")
 
 
-class RunRecord(BaseModel):
+class RunRecord(Record):
     """`run.json`. Runs of the same identity (kind, format version, settings and inputs) compute the
     same artifact, so that one can resume another."""
 
@@ -53,10 +53,6 @@ class RunRecord(BaseModel):
         except ValidationError as error:
             message = f"{path}: damaged: {error.errors()[0]['msg']}"
             raise ArtifactError(message, "`overwrite` starts anew") from None
-
-    def text(self) -> str:
-        """The content of the file."""
-        return self.model_dump_json(indent=2) + "\n"
 
     def key(self) -> str:
         """Eight hexadecimal digits, the same for all parts of one run."""

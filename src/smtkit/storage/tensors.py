@@ -1,7 +1,6 @@
 """Weights in safetensors, with a JSON header. Nothing is pickled or unpickled."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from smtkit.errors import ArtifactError, InputOutputError
-from smtkit.storage.files import publish
+from smtkit.storage.files import atomic_file
 
 MODEL = "model.safetensors"
 _HEADER = "smtkit"
@@ -22,16 +21,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
 
     The file appears under the name `path` when it is complete.
     """
-    temporary = path.with_name(f".{path.name}")
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        # One key: safetensors writes its metadata in no fixed order.
-        save_file(on_cpu, temporary, {_HEADER: json.dumps(header, sort_keys=True)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        publish(temporary, path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with atomic_file(path) as temporary:
+            # One key: safetensors writes its metadata in no fixed order.
+            save_file(on_cpu, temporary, {_HEADER: json.dumps(header, sort_keys=True)})
+    except SafetensorError as error:
         raise InputOutputError(f"{path}: {error}") from None
 
 

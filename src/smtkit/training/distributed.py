@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -31,6 +30,22 @@ _TIMEOUT = timedelta(days=7)
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
+@contextlib.contextmanager
+def lost_rank_errors() -> Iterator[None]:
+    """Turns errors of torch.distributed into LostRankError, in a block or a decorated function.
+
+    gloo raises plain RuntimeError and puts its name in the message; nccl and the store raise
+    DistError. Other errors, such as those of a backward pass, are not changed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        message = str(error).strip().partition("\n")[0]
+        if not isinstance(error, dist.DistError) and "gloo" not in message.lower():
+            raise
+        raise LostRankError(f"another rank has ended or cannot be reached: {message}") from None
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process as rank `rank` of `size`, computing on `device`.
@@ -47,6 +62,7 @@ class Ranks:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    @lost_rank_errors()
     def sum_tensors(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """All-reduces tensors of one dtype and device in one operation.
 
@@ -55,8 +71,7 @@ class Ranks:
         if self.size == 1:
             return tensors
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
-        with lost_rank_errors():
-            dist.all_reduce(flat)
+        dist.all_reduce(flat)
         pieces = flat.split([tensor.numel() for tensor in tensors])
         return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
 
@@ -68,16 +83,16 @@ class Ranks:
         (totals,) = self.sum_tensors([torch.tensor([counts[name] for name in names])])
         return dict(zip(names, map(int, totals.tolist()), strict=True))
 
+    @lost_rank_errors()
     def broadcast(self, value: Any, source: int = 0) -> Any:
         """The `value` that rank `source` passes; it must be JSON-serializable."""
         if self.size == 1:
             return value
         content = json.dumps(value).encode() if self.rank == source else b""
         size = torch.tensor([len(content)])
-        with lost_rank_errors():
-            dist.broadcast(size, source)
-            data = torch.frombuffer(bytearray(content or int(size)), dtype=torch.uint8)
-            dist.broadcast(data, source)
+        dist.broadcast(size, source)
+        data = torch.frombuffer(bytearray(content or int(size)), dtype=torch.uint8)
+        dist.broadcast(data, source)
         return json.loads(data.numpy().tobytes())
 
     def gather(self, value: Any) -> list[Any]:
@@ -148,22 +163,6 @@ def choose_device(name: Device, local_rank: int | None = None) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-@contextlib.contextmanager
-def lost_rank_errors() -> Iterator[None]:
-    """Turns errors of torch.distributed into LostRankError.
-
-    gloo raises plain RuntimeError and puts its name in the message; nccl and the store raise
-    DistError. Other errors inside the block, such as those of a backward pass, are not changed.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        message = str(error).strip().partition("\n")[0]
-        if not isinstance(error, dist.DistError) and "gloo" not in message.lower():
-            raise
-        raise LostRankError(f"another rank has ended or cannot be reached: {message}") from None
-
-
 class SharedRun(Run):
     """A `Run` that only rank 0 opens and commits; the other ranks receive its folder and result.
 
@@ -189,15 +188,10 @@ class SharedRun(Run):
             self.join(opened["directory"])
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _discard(self) -> None:
         if self._ranks.is_first:
-            super().__exit__(kind, error, traceback)
-        elif error is not None and self.finished is None and not self._kept:
+            super()._discard()
+        else:
             self._store.discard_uploads()
 
     def commit(self, statistics: Mapping[str, Any], config: Config | None = None) -> Manifest:

@@ -4,8 +4,6 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-from smtkit.errors import InterruptedRunError
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -32,10 +30,3 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def stopped(signal_number: int, saved: str) -> InterruptedRunError:
-    """The error to raise once the state is saved after a signal; `saved` says what was saved."""
-    name = signal.Signals(signal_number).name
-    hint = "`resume` continues it"
-    return InterruptedRunError(signal_number, f"stopped by {name}; {saved}", hint)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from smtkit.config import TrainingConfig
-from smtkit.errors import ArtifactError, NonFiniteLossError
+from smtkit.errors import ArtifactError, InterruptedRunError, NonFiniteLossError
 from smtkit.storage.manifest import METRICS
 from smtkit.training.checkpoint import TrainingState
-from smtkit.training.distributed import ALONE, Ranks
-from smtkit.training.interrupts import SIGNALS, stop_signals, stopped
+from smtkit.training.distributed import ALONE, Ranks, lost_rank_errors
+from smtkit.training.interrupts import SIGNALS, stop_signals
 from smtkit.training.metrics import MetricsFile, Record, Tally
 from smtkit.training.optimizer import build_optimizer, schedule
 from smtkit.training.parallel import ParallelNetwork, full_tensors
@@ -38,6 +38,7 @@ class Trainer(Generic[BatchT]):
     None; the first warning is shown.
     """
 
+    @lost_rank_errors()
     def __init__(
         self,
         method: Method[BatchT],
@@ -80,6 +81,7 @@ class Trainer(Generic[BatchT]):
         self._validated: list[Record] = []  # on rank 0
         self._has_reviewed = False  # and has shown its warning
 
+    @lost_rank_errors()
     def run(self) -> dict[str, float]:
         """Trains to the end; returns the means of the last validation.
 
@@ -96,7 +98,7 @@ class Trainer(Generic[BatchT]):
                 if signal_number is not None:
                     self._save()
                     self._ranks.barrier()  # no rank may report that it is saved before it is
-                    raise stopped(signal_number, f"saved at step {self.state.step}")
+                    raise InterruptedRunError(signal_number, f"saved at step {self.state.step}")
                 self._step(batches, counts)
                 self.state.tokens += tokens
                 seconds = self._clock() - started
@@ -113,6 +115,7 @@ class Trainer(Generic[BatchT]):
                     self._save()
         return means or self._validate()
 
+    @lost_rank_errors()
     def weights(self) -> dict[str, Tensor]:
         """The network's state dict on the CPU of rank 0, empty on others. All ranks call it."""
         return full_tensors(self._method.network.state_dict(), self._ranks)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from smtkit.storage.files import publish
+from smtkit.storage.files import write_atomically
 from smtkit.training.distributed import Ranks
 
 Record = Mapping[str, Any]
@@ -36,9 +36,7 @@ class MetricsFile:
         if not self._path.exists():
             return
         kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
-        temporary = self._path.with_name(f".{self._path.name}")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        publish(temporary, self._path)
+        write_atomically(self._path, "".join(kept))
 
     def _lines(self) -> list[str]:
         """Whole lines; a run that was killed may have left a part of one."""

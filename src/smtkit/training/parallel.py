@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from smtkit.errors import UsageError
-from smtkit.training.distributed import Ranks, lost_rank_errors
+from smtkit.training.distributed import Ranks
 
 ResultT = TypeVar("ResultT")
 
@@ -27,16 +27,15 @@ class ParallelNetwork:
         self._caller: nn.Module = _Caller(network)
         if ranks.size == 1:
             return
-        with lost_rank_errors():
-            if sharding == "fsdp":
-                _shard(self._caller, network, ranks)
-            else:
-                # find_unused_parameters: terms with weight 0 or a part that no term uses leave
-                # parameters without gradient. It also keeps DDP from regrouping its buckets after
-                # the first step, after which a resumed run would add gradients in another order.
-                self._caller = DistributedDataParallel(
-                    self._caller, find_unused_parameters=True, gradient_as_bucket_view=True
-                )
+        if sharding == "fsdp":
+            _shard(self._caller, network, ranks)
+        else:
+            # find_unused_parameters: terms with weight 0 or a part that no term uses leave
+            # parameters without gradient. It also keeps DDP from regrouping its buckets after the
+            # first step, after which a resumed run would add gradients in another order.
+            self._caller = DistributedDataParallel(
+                self._caller, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
 
     def __call__(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
         """`function(*arguments)`, with all of the network's parameters present on this rank.
@@ -44,18 +43,15 @@ class ParallelNetwork:
         All ranks must call it. Unless gradients are disabled, `function` must return the loss,
         alone or in a tuple, and `backward` must follow.
         """
-        with lost_rank_errors():
-            return self._caller(function, *arguments)
+        return self._caller(function, *arguments)
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of the sum of all ranks' `loss` to the parameters' `grad`."""
-        with lost_rank_errors():
-            (loss * self._ranks.size).backward()  # DDP and FSDP average over ranks
+        (loss * self._ranks.size).backward()  # DDP and FSDP average over ranks
 
     def clip_gradient(self, limit: float) -> Tensor:
         """Scales the gradient to a norm of at most `limit`; returns its norm before."""
-        with lost_rank_errors():
-            return _full_tensor(nn.utils.clip_grad_norm_(self._caller.parameters(), limit))
+        return _full_tensor(nn.utils.clip_grad_norm_(self._caller.parameters(), limit))
 
     def accumulating(self, enabled: bool) -> AbstractContextManager[None]:
         """A context in which gradients stay local if `enabled`, to be summed by a later `backward`.
@@ -107,8 +103,7 @@ def full_tensors(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tenso
     """
     gathered = {}
     for name, tensor in tensors.items():
-        with lost_rank_errors():
-            whole = _full_tensor(tensor)
+        whole = _full_tensor(tensor)
         if ranks.is_first:
             gathered[name] = whole.detach().cpu()
     return gathered
