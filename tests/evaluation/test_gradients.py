@@ -298,7 +298,8 @@ def test_without_matplotlib_there_is_a_warning_and_no_figure(task_pipeline, tmp_
     )
 
     assert recorder.warnings == [
-        "no gradients.svg: matplotlib is not installed (pip install 'smtkit[figures]')"
+        "no sufficiency.svg, gradients.svg: matplotlib is not installed "
+        "(pip install 'smtkit[figures]')"
     ]
     assert [entry.logical_name for entry in Artifact.open(tmp_path).manifest.files] == [
         "evaluation.json"

@@ -247,7 +247,11 @@ def test_a_collapse_of_memories_causes_a_warning(pipeline, tmp_path):
 
 def test_a_healthy_run_causes_no_warning(pipeline, tmp_path):
     recorder = Recorder()
-    train_encoder.run(encoder_config(), pipeline.tokens, tmp_path, progress=recorder)
+    config = encoder_config(
+        objective={"dynamics_start": 60, "dynamics_ramp": 60},
+        training={"max_steps": 150, "learning_rate": 1e-2},
+    )
+    train_encoder.run(config, pipeline.tokens, tmp_path, progress=recorder)
 
     assert recorder.warnings == []
 

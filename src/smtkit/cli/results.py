@@ -109,6 +109,8 @@ def _print_evaluation(statistics: Record) -> None:
     if statistics.get("drift_between_sequences"):
         drift = _drift_at_marks(statistics["drift_between_sequences"])
         print(f"  ... over the variance between sequences at one position: {drift}")
+    if statistics.get("sufficiency"):
+        _print_sufficiency(statistics["sufficiency"])
     for name, health in (statistics.get("memory") or {}).items():
         print(f"  memory of {name}: {_joined(health)}")
     for key, title in (("by_distance", "distance"), ("by_length", "length")):
@@ -140,6 +142,20 @@ def _print_accuracy_by(title: str, records: list[Record]) -> None:
         shares = (_accuracy(here[p]) if p in here else "-" for p in predictors)
         rows.append((str(value), f"{most:,}", *shares))
     _print_table(f"accuracy by {title}", [title, "targets", *predictors], rows)
+
+
+def _print_sufficiency(records: Sequence[Record]) -> None:
+    """The teacher's nll at an offset from a memory, and with full context; one row per offset."""
+    rows = [
+        (
+            str(record["offset"]),
+            f"{record['targets']:,}",
+            *(f"{record[key]:.3f}" for key in ("nll", "full_context_nll", "gap")),
+        )
+        for record in records
+    ]
+    heads = ["offset", "targets", "from memory", "full context", "gap"]
+    _print_table("sufficiency of the teacher's memory, nats per target", heads, rows)
 
 
 def _print_gradients(records: Sequence[Record]) -> None:

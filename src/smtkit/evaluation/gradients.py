@@ -19,6 +19,7 @@ from torch import Tensor
 from smtkit import IGNORE
 from smtkit.corpus.windows import Windows
 from smtkit.evaluation.decay import fit_decay
+from smtkit.evaluation.figures import svg_axes
 from smtkit.evaluation.subject import Subject
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import Teacher
@@ -175,13 +176,7 @@ def draw(records: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     Raises ImportError if matplotlib is not installed.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    # Text is not converted to outlines; a fixed salt makes the file reproducible.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "smtkit"}):
-        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-        axes = figure.add_subplot()
+    with svg_axes(path) as axes:
         for record in records:
             shown = [p for p in record["curve"] if p["distance"] > 0 and p["norm"] > 0]
             axes.plot(
@@ -198,7 +193,3 @@ def draw(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.set_yscale("log")
         axes.set_xlabel("distance d, in tokens")
         axes.set_ylabel("norm of d nll(target i + d) / d memory i")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25, linewidth=0.5)
-        axes.legend(frameon=False, fontsize="small")
-        figure.savefig(path, metadata={"Date": None})

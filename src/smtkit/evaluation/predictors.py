@@ -17,6 +17,7 @@ from smtkit.evaluation.memory_sample import MemorySample
 from smtkit.evaluation.metrics import FloatArray
 from smtkit.evaluation.ngrams import NgramModel
 from smtkit.evaluation.subject import Subject
+from smtkit.evaluation.sufficiency import Sufficiency
 from smtkit.methods.bptt import SequenceBatch
 from smtkit.networks.teacher import Teacher
 from smtkit.training.distributed import Ranks
@@ -31,8 +32,8 @@ FREE_RUNNING = "rnn, free-running"
 
 
 class Predictors:
-    """Scores of every predictor on `count` windows of up to `length` tokens; drift, and a sample of
-    the memories, at positions 1..T.
+    """Scores of every predictor on `count` windows of up to `length` tokens; at positions 1..T also
+    drift, sufficiency and a sample of the memories.
 
     They cover the windows scored by this rank until `share` adds those of the other ranks.
     """
@@ -41,7 +42,11 @@ class Predictors:
         self._subject = subject
         self._ngrams = ngrams
         names, sampled = [*BASELINES, FREE_RUNNING], [FREE_RUNNING]
+        self.sufficiency: Sufficiency | None = None
         if subject.teacher is not None:
+            self.sufficiency = Sufficiency(
+                subject.teacher, subject.future_length, subject.window, count
+            )
             decoder = [TEACHER_DECODER] if subject.teacher.decoder is not None else []
             readout = [TEACHER_READOUT] if subject.teacher.readout is not None else []
             names[-1:] = *decoder, *readout, ONE_STEP, FREE_RUNNING
@@ -70,6 +75,8 @@ class Predictors:
         teacher, labels = self._subject.teacher, None
         if teacher is not None:
             labels = self._score_teacher(teacher, scores, batch, index)
+            assert self.sufficiency is not None
+            self.sufficiency.add(labels, windows, index)
         self._score_free_running(scores[FREE_RUNNING], batch, labels, index)
 
     def share(self, ranks: Ranks) -> None:
@@ -78,6 +85,8 @@ class Predictors:
             (summed,) = ranks.sum_tensors([torch.from_numpy(values)])
             self.scores[name] = summed.numpy()
         self.drift.share(ranks)
+        if self.sufficiency is not None:
+            self.sufficiency.share(ranks)
         for sample in self.samples.values():
             sample.share(ranks)
 

@@ -16,7 +16,7 @@ from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
 from smtkit.corpus.tokenizers import TextTokenizer, Tokenizer
 from smtkit.corpus.windows import RowWindows, WindowReader, open_windows
 from smtkit.errors import ArtifactError
-from smtkit.evaluation import gradients, inference_cost, metrics
+from smtkit.evaluation import gradients, inference_cost, metrics, sufficiency
 from smtkit.evaluation.ngrams import count_ngrams
 from smtkit.evaluation.predictors import BASELINES, evenly_spaced, score_windows
 from smtkit.evaluation.subject import Subject, load_subject
@@ -78,14 +78,16 @@ def run(
                 **_summaries(scored.scores, windows, starts, tokenizer, subject.window),
                 "drift": scored.drift.by_position(),
                 "drift_between_sequences": scored.drift.between_sequences(),
+                "sufficiency": scored.sufficiency.by_offset() if scored.sufficiency else None,
                 "memory": scored.health(),
                 "gradients": None,
                 "cost": None,
             }
             if config.gradients:
-                result["gradients"] = _gradients(config, subject, source, artifact, progress)
+                result["gradients"] = _gradients(config, subject, source, progress)
             if config.cost:
                 result["cost"] = inference_cost.measure(subject, progress)
+            _draw_figures(result, artifact, progress)
             write_atomically(artifact.directory / EVALUATION, json.dumps(result, indent=1) + "\n")
             artifact.add(EVALUATION)
         return artifact.commit(result)
@@ -125,20 +127,29 @@ def _bytes_of(targets: IntArray, tokenizer: Tokenizer) -> IntArray | None:
 
 
 def _gradients(
-    config: EvaluateConfig, subject: Subject, source: Artifact, artifact: Run, progress: Progress
+    config: EvaluateConfig, subject: Subject, source: Artifact, progress: Progress
 ) -> list[dict[str, Any]]:
-    """The records of `gradients.measure`; their figure is added to the artifact."""
+    """The records of `gradients.measure`."""
     windows = open_windows(source, config.split, subject.window if is_stream(source) else None)
     count = min(gradients.SAMPLES, subject.windows_at_once(windows.window))
-    records = gradients.measure(subject, windows.read(evenly_spaced(windows, count)), progress)
-    try:
-        gradients.draw(records, artifact.directory / gradients.FIGURE)
-    except ImportError:
-        missing = "matplotlib is not installed (pip install 'smtkit[figures]')"
-        progress.warn(f"no {gradients.FIGURE}: {missing}")
-    else:
-        artifact.add(gradients.FIGURE)
-    return records
+    return gradients.measure(subject, windows.read(evenly_spaced(windows, count)), progress)
+
+
+def _draw_figures(result: dict[str, Any], artifact: Run, progress: Progress) -> None:
+    """Adds a figure of each measurement that has one."""
+    missing = []
+    for name, module in (("sufficiency", sufficiency), ("gradients", gradients)):
+        if not result[name]:
+            continue
+        try:
+            module.draw(result[name], artifact.directory / module.FIGURE)
+        except ImportError:
+            missing.append(module.FIGURE)
+        else:
+            artifact.add(module.FIGURE)
+    if missing:
+        why = "matplotlib is not installed (pip install 'smtkit[figures]')"
+        progress.warn(f"no {', '.join(missing)}: {why}")
 
 
 def _check_lineage(rnn: Artifact, encoder: Artifact) -> None:

@@ -1,5 +1,6 @@
 """`smtkit train-encoder`: trains a teacher on a `tokens` artifact; writes an `encoder`."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any, Unpack
 
 import numpy as np
@@ -11,6 +12,7 @@ from smtkit.corpus.stored_tokenizer import load_tokenizer
 from smtkit.corpus.windows import WindowReader, open_windows
 from smtkit.errors import UsageError
 from smtkit.evaluation.free_running import FreeRunning
+from smtkit.evaluation.sufficiency import PairSampler, SufficiencyMeasure, offsets_up_to
 from smtkit.methods.bptt import SequenceSampler
 from smtkit.methods.predictive_state import PredictiveState, TeacherSampler
 from smtkit.networks.architecture import Architecture
@@ -22,10 +24,12 @@ from smtkit.storage.run import Existing
 from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
 from smtkit.training.loop import Trainer
-from smtkit.training.progress import Progress
+from smtkit.training.progress import Progress, Silent
 from smtkit.training.protocols import Validation
 
 _UNIGRAM_WINDOWS = 4096
+_NEAR_UNIGRAM = 0.95  # decoding nll, as a share of the unigram's
+_LEAST_SHARE = 0.75  # of what full context predicts, to be predicted from memory
 
 
 def run(
@@ -55,7 +59,8 @@ def run(
         teacher = Teacher(
             Architecture.of_teacher(config, tokenizer.vocabulary_size, windows.window)
         )
-        method = PredictiveState(teacher, config.objective, _unigram_nll(config, windows))
+        unigram_nll = _unigram_nll(windows)
+        method = PredictiveState(teacher, config.objective, unigram_nll)
         trainer = Trainer(
             method,
             _sampler(config, windows, teacher),
@@ -69,6 +74,8 @@ def run(
         validated = trainer.run()
         weights = trainer.weights()
         if ranks.is_first:
+            for warning in _warnings(config, method, trainer.state.step, validated, unigram_nll):
+                (progress or Silent()).warn(warning)
             tokenizer.save(artifact)
             teacher.save(artifact.directory / MODEL, weights)
             for name in (MODEL, METRICS):
@@ -107,13 +114,8 @@ def _sampler(
     )
 
 
-def _unigram_nll(config: TrainEncoderConfig, windows: WindowReader) -> float | None:
-    """Nll of targets that are predicted by their frequency alone, in nats.
-
-    None unless `dynamics_start` is "auto", which compares the decoding loss with it.
-    """
-    if config.objective.dynamics_start != "auto":
-        return None
+def _unigram_nll(windows: WindowReader) -> float:
+    """Nll of targets that are predicted by their frequency alone, in nats."""
     some = windows.tiles()[:: max(1, windows.per_epoch // _UNIGRAM_WINDOWS)]
     targets = windows.read(some).targets
     counts = np.bincount(targets[targets != IGNORE])
@@ -124,13 +126,65 @@ def _unigram_nll(config: TrainEncoderConfig, windows: WindowReader) -> float | N
 def _validations(
     config: TrainEncoderConfig, tokens: Artifact, method: PredictiveState
 ) -> list[Validation[Any]]:
-    """The teacher's own objective, and the co-trained transition free-running."""
+    """The teacher's own objective, the co-trained transition free-running, and sufficiency at
+    offsets of 1, 4, 16, ... tokens."""
     teacher, size, seed = method.network, config.training.batch_size, config.seed
     windows = _open_windows(config, tokens, "validation")
     rows = open_windows(tokens, "validation", config.data.window)
     sequences = SequenceSampler(rows, batch_size=size, seed=seed, by_length=False)
     batches = config.training.validation_batches(windows.per_epoch)
-    return [
+    validations: list[Validation[Any]] = [
         Validation(method, _sampler(config, windows, teacher, by_length=False), batches),
         Validation(FreeRunning.of_teacher(teacher), sequences, batches),
     ]
+    offsets = _validated_offsets(config, rows)
+    if offsets:
+        pairs = PairSampler(rows, batch_size=size, seed=seed, by_length=False, offsets=offsets)
+        validations.append(Validation(SufficiencyMeasure(teacher, offsets), pairs, batches))
+    return validations
+
+
+def _validated_offsets(config: TrainEncoderConfig, rows: WindowReader) -> list[int]:
+    return offsets_up_to(config.objective.future_length, rows.window)[1::2]
+
+
+def _warnings(
+    config: TrainEncoderConfig,
+    method: PredictiveState,
+    steps: int,
+    validated: Mapping[str, float],
+    unigram_nll: float,
+) -> Iterator[str]:
+    """What a user should know before labels are extracted from a teacher of `steps` updates."""
+    objective = config.objective
+    if objective.dynamics_weight and not method.weights(steps - 1)["dynamics"]:
+        yield (
+            f"training ended after {steps} updates, before dynamics began "
+            f"(`objective.dynamics_start` = {objective.dynamics_start}): no cell was trained, and "
+            "an RNN may be unable to follow these memories; train longer, or set it lower"
+        )
+    if not objective.decoding_weight:
+        return
+    if validated["decoding"] > _NEAR_UNIGRAM * unigram_nll:
+        yield (
+            f"decoding is at {validated['decoding']:.3g} nats per target, the targets' frequencies "
+            f"alone are at {unigram_nll:.3g}: the memories hold hardly anything yet; train longer, "
+            "or with another `training.learning_rate`"
+        )
+    nll, gap = (
+        np.array([v for key, v in validated.items() if key.startswith(f"sufficiency_{name}_")])
+        for name in ("nll", "gap")
+    )
+    if not len(gap):
+        return
+    full = float((nll - gap).mean())
+    is_ahead = unigram_nll - nll.mean() < _LEAST_SHARE * (unigram_nll - full)
+    if is_ahead and full < _NEAR_UNIGRAM * unigram_nll:
+        handoff = "`encoder.memory` = gated with `decoder.kind` = handoff, "
+        yield (
+            "the readout looks back; the memory does not hold it: at the same targets, decoding is "
+            f"at {nll.mean():.3g} nats, the readout with full context at {full:.3g}, and no cell "
+            "can follow what is not in the memory; try "
+            f"{'' if config.decoder.kind == 'handoff' else handoff}a smaller "
+            "`objective.dense_weight`, more `objective.anchors`, or longer training"
+        )
