@@ -169,13 +169,18 @@ class TokenShards:
             return [column[int(row)].values.to_numpy() for row in rows]
         return [np.array([column[int(row)].as_py()]) for row in rows]
 
-    def row_blocks(self) -> Iterator[tuple[NDArray[Any], IntArray, NDArray[Any]]]:
-        """(tokens, ends, targets) of many rows at a time, joined: `ends` are those of the rows in
-        `tokens`."""
+    def row_blocks(self) -> Iterator[tuple[IntArray, IntArray, NDArray[Any], NDArray[Any]]]:
+        """(documents, ends, tokens, targets) of many rows at a time: the tokens and targets of all
+        rows, joined, where each row ends in `tokens`, and the number of its document. A row that is
+        no chunk of a document is one itself; the targets of a chunk are its tokens."""
+        rows = 0
         for batch in self._table.to_batches():
-            tokens, targets = batch.column("tokens"), batch.column("targets")
-            ends = tokens.offsets.to_numpy()
-            yield tokens.flatten().to_numpy(), ends[1:] - ends[0], targets.flatten().to_numpy()
+            numbers = np.arange(rows, rows := rows + batch.num_rows)
+            documents = batch["document"].to_numpy() if "document" in self.columns else numbers
+            targets = batch["targets" if "targets" in self.columns else "tokens"].flatten()
+            ends = batch["tokens"].offsets.to_numpy()
+            tokens = batch["tokens"].flatten().to_numpy()
+            yield documents, ends[1:] - ends[0], tokens, targets.to_numpy()
 
     def read(self, start: int, count: int) -> NDArray[Any]:
         """Up to `count` tokens of the stream from `start`; fewer only at its end."""

@@ -1,6 +1,5 @@
 """`smtkit inspect`: the manifest of an artifact; and, for tokens, counts and some rows."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from smtkit import IGNORE
 from smtkit.corpus.pictures import write_grid
 from smtkit.corpus.seeded import IntArray, choose, random_key
-from smtkit.corpus.shards import BATCH_TOKENS, TokenShards
+from smtkit.corpus.shards import TokenShards
 from smtkit.corpus.splits import SPLITS
 from smtkit.corpus.stored_tokenizer import load_tokenizer
 from smtkit.corpus.tokenizers import PixelTokenizer, SymbolTokenizer, TextTokenizer, Tokenizer
@@ -106,9 +105,8 @@ def _count(
     histogram = np.zeros(tokenizer.vocabulary_size, dtype=np.int64)
     lengths: list[int] = []
     digests: set[bytes] = set()
-    checksum, length, targets = xxhash.xxh3_64(), 0, 0
-    is_text = isinstance(tokenizer, TextTokenizer)
-    for tokens, ends, block_targets in _blocks(shards, tokenizer):
+    checksum, current, targets = xxhash.xxh3_64(), -1, 0
+    for documents, ends, tokens, block_targets in shards.row_blocks():
         block_counts = np.bincount(tokens, minlength=len(histogram))
         if len(block_counts) > len(histogram):
             raise ArtifactError(
@@ -118,15 +116,17 @@ def _count(
             )
         histogram += block_counts
         targets += int((block_targets != IGNORE).sum())
-        start = 0
-        for end in ends:
-            checksum.update(np.ascontiguousarray(tokens[start:end]).data)
-            lengths.append(length + int(end) - start)
-            digests.add(checksum.digest())
-            checksum, length = xxhash.xxh3_64(), 0
-            start = int(end) + is_text  # without the token that ends a document
-        checksum.update(np.ascontiguousarray(tokens[start:]).data)
-        length += len(tokens) - start
+        for document, row in zip(documents, np.split(tokens, ends[:-1]), strict=True):
+            if document != current:
+                if lengths:
+                    digests.add(checksum.digest())
+                checksum, current = xxhash.xxh3_64(), document
+                # The token that ends a document does not count.
+                lengths.append(-isinstance(tokenizer, TextTokenizer))
+            checksum.update(np.ascontiguousarray(row).data)
+            lengths[-1] += len(row)
+    if lengths:
+        digests.add(checksum.digest())
     spread = {}
     if lengths:
         low, middle, high = np.percentile(lengths, [0, 50, 100])
@@ -139,18 +139,6 @@ def _count(
         return {**counts, "unknown": _share(unknown, total)}, digests
     counts = {"rows": len(lengths), "tokens": total, **spread, "targets_asked": targets, **used}
     return {**counts, "repeated_rows": len(lengths) - len(digests)}, digests
-
-
-def _blocks(
-    shards: TokenShards, tokenizer: Tokenizer
-) -> Iterator[tuple[NDArray[Any], IntArray, NDArray[Any]]]:
-    """(tokens, ends, targets) of the shards in blocks: where each document or row ends."""
-    if not isinstance(tokenizer, TextTokenizer):
-        yield from shards.row_blocks()
-        return
-    for start in range(0, shards.tokens, BATCH_TOKENS):
-        tokens = shards.read(start, BATCH_TOKENS)
-        yield tokens, np.flatnonzero(tokens == tokenizer.end_of_document), tokens
 
 
 def _share(part: int, whole: int) -> str:
