@@ -55,8 +55,10 @@ def run(
     kind = _kind(tokenizer)
     path = None if out is None else Path(out)
     _check_settings(config, kind, trained, tokens, path)
-    if path is not None:
-        _check_path(path, overwrite)
+    if path is not None and path.is_dir():
+        raise UsageError(f"`out` {path}: is a directory", "name a file, for example samples.png")
+    if path is not None and path.exists() and not overwrite:
+        raise UsageError(f"`out` {path}: exists", "`overwrite` replaces it")
     generator = torch.Generator()
     if config.seed is None:
         generator.seed()
@@ -105,13 +107,11 @@ def _check_settings(
     out: Path | None,
 ) -> None:
     """Raises UsageError where a setting is missing, or has no meaning for what the RNN writes."""
-    found = {name: getattr(config, name) for name in config.model_fields_set}
-    found |= {"tokens": tokens, "out": out}
+    found = {**config.model_dump(exclude_unset=True), "tokens": tokens, "out": out}
     given = {name for name, value in found.items() if value is not None}
-    for name in sorted(given & {name for names in _SETTINGS.values() for name in names}):
-        if name not in _SETTINGS[kind]:
-            allowed = ", ".join(f"`{other}`" for other in _SETTINGS[kind])
-            raise UsageError(f"`{name}`: {rnn.directory} writes {kind}", f"allowed: {allowed}")
+    for name in sorted(given & set().union(*_SETTINGS.values()) - set(_SETTINGS[kind])):
+        allowed = ", ".join(f"`{other}`" for other in _SETTINGS[kind])
+        raise UsageError(f"`{name}`: {rnn.directory} writes {kind}", f"allowed: {allowed}")
     if config.from_split is not None and tokens is None:
         raise UsageError(
             f"`from_split` {config.from_split}: `tokens` must be set too",
@@ -125,14 +125,6 @@ def _check_settings(
                 f"{rnn.directory}: learned a task, it needs rows to answer",
                 "`tokens` TOKENS `from_split` test",
             )
-
-
-def _check_path(out: Path, overwrite: bool) -> None:
-    """Raises UsageError where a picture cannot be written, or would replace a file."""
-    if out.is_dir():
-        raise UsageError(f"`out` {out}: is a directory", "name a file, for example samples.png")
-    if out.exists() and not overwrite:
-        raise UsageError(f"`out` {out}: exists", "`overwrite` replaces it")
 
 
 def _text(
