@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from smtkit.cli.app import app
+from smtkit.cli.program import app
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "smtkit"

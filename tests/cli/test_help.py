@@ -13,8 +13,8 @@ from typer.main import get_command
 
 import smtkit
 from conftest import Command
-from smtkit.cli import app
 from smtkit.cli.commands import COMMANDS
+from smtkit.cli.program import app
 from smtkit.config.settings import as_text, settings_of
 
 NAMES = [declared.name for declared in COMMANDS]
@@ -177,7 +177,7 @@ def test_the_examples_parse(
     assert program == "smtkit"
     with (
         pytest.raises(StageCalledError),
-        get_command(app.app).make_context("smtkit", arguments) as context,
+        get_command(app).make_context("smtkit", arguments) as context,
     ):
         context.command.invoke(context)
 

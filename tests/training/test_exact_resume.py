@@ -111,7 +111,9 @@ def test_a_process_ended_by_sigkill_resumes_bit_equal(pipeline, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+    ("number", "exit_code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["int", "term", "hup"],
 )
 def test_a_signal_saves_the_state_and_stops_the_run(pipeline, tmp_path, number, exit_code):
     config = encoder_config(training={"checkpoint_every": 1000})
@@ -142,6 +144,16 @@ def test_a_second_signal_has_its_usual_effect():
                 os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert received == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_resumed_run_logs_each_step_once(pipeline, tmp_path):

@@ -15,6 +15,7 @@ import typer
 from smtkit import config as schemas
 from smtkit.cli import launcher
 from smtkit.cli.options import ARTIFACTS, argument, flags_of, option, values_of, with_flags
+from smtkit.cli.startup import ended_by_interrupt
 from smtkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -167,7 +168,11 @@ class Command:
                 _print_config(config, origins, flags_of(self.schema, self.parameters))
                 return
         name = {"eval": "evaluate"}.get(self.name, self.name.replace("-", "_"))
-        self.run(import_module(f"smtkit.stages.{name}"), config, given)
+        with ended_by_interrupt():
+            stage = import_module(f"smtkit.stages.{name}")
+            for module in ("results", "terminal"):  # what the command imports when it runs
+                import_module(f"smtkit.cli.{module}")
+        self.run(stage, config, given)
 
 
 def _print_config(config: schemas.Config, origins: dict[str, str], flags: dict[str, str]) -> None:

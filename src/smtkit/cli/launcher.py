@@ -5,7 +5,8 @@ torchrun does the rest. It does not do this:
 - One line on stderr and the exit code of the first rank to fail. torchrun prints a report of many
   lines, returns 1, and orders failures by timestamps of one second.
 - End ranks that wait in a collective for one that has failed, within seconds.
-- Give a run that was sent SIGINT or SIGTERM the time it needs to save; torchrun kills after 30 s.
+- Give a run that was sent SIGINT, SIGTERM or SIGHUP the time it needs to save; torchrun kills
+  after 30 s.
 
 The first rank to fail writes its exit code to the TCPStore of the run, which torchrun or `launch`
 serves; a thread in each rank polls the store.
@@ -24,6 +25,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
 from smtkit.errors import SmtkitError, UsageError
+from smtkit.training.interrupts import SIGNALS
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -70,8 +72,9 @@ def launch(count: int) -> int:
         for process in ranks:
             process.send_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, pass_on)
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, pass_on)
     try:
         for rank in range(count):
             # In a session of its own: Ctrl-C reaches it through this process only.

@@ -1,17 +1,18 @@
-"""SIGINT (Ctrl-C) and SIGTERM as a request to save and stop."""
+"""SIGINT (Ctrl-C), SIGTERM and SIGHUP as a request to save and stop."""
 
 import contextlib
 import signal
 from collections.abc import Iterator
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Gives a list to which the first SIGINT or SIGTERM is appended instead of ending the process.
+    """Gives a list to which the first of SIGNALS is appended instead of ending the process.
 
-    A second one has its usual effect. Outside the main thread, signals are left as they are.
+    A second one has its usual effect. A signal that is ignored, as SIGHUP under nohup, stays
+    ignored. Outside the main thread, signals are left as they are.
     """
     received: list[int] = []
 
@@ -19,7 +20,8 @@ def stop_signals() -> Iterator[list[int]]:
         received.append(number)
         signal.signal(number, previous[number])
 
-    previous = {int(number): signal.getsignal(number) for number in SIGNALS}
+    handlers = {int(number): signal.getsignal(number) for number in SIGNALS}
+    previous = {number: old for number, old in handlers.items() if old != signal.SIG_IGN}
     try:
         for number in previous:
             signal.signal(number, note)

@@ -86,7 +86,7 @@ class Trainer(Generic[BatchT]):
         """Trains to the end; returns the means of the last validation.
 
         Raises NonFiniteLossError before an update that would spoil the weights, and
-        InterruptedRunError, after saving the state, on SIGINT or SIGTERM of any rank.
+        InterruptedRunError, after saving the state, on a signal (SIGNALS) to any rank.
         """
         self._resume()
         means: dict[str, float] = {}
