@@ -14,7 +14,7 @@ help:
 	@echo "make lint        check style, types and import layers"
 	@echo "make style       reformat, and fix what can be fixed automatically"
 	@echo "make results     compare SMT with BPTT, for docs/results.md (2 hours on two cores; FULL=1: days)"
-	@echo "make bench       measure the tables of docs/benchmarks.md (45 minutes)"
+	@echo "make bench       measure the tables of docs/benchmarks.md (50 minutes)"
 	@echo "make clean       remove the virtual environment, caches and the pipelines' artifacts"
 
 setup: $(VENV)/installed
@@ -41,6 +41,7 @@ bench: setup $(RIVALS)/installed
 	$(BIN)/python benchmarks/extraction.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/training.py --widths 64 256 512 --lengths 256 --methods smt bptt --updates 1
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/tokenization.py

@@ -131,9 +131,13 @@ def measured(
 
 
 def updates(
-    labels: LabelShards, cell: str, width: int, device: torch.device
+    labels: LabelShards,
+    cell: str,
+    width: int,
+    device: torch.device,
+    positions: int | None = None,
 ) -> Iterator[tuple[str, Update]]:
-    """Name and update of every method."""
+    """Name and update of every method. `positions` of each window for smt; None: all."""
     objective, length = TransitionObjectiveConfig(), labels.shape.window
     settings = {"batch_size": len(labels), "seed": 0}
 
@@ -149,7 +153,8 @@ def updates(
         rnn.fix_empty_memory(rnn.empty_memory.detach())
         return rnn
 
-    transitions = TransitionSampler(labels, objective, positions=length, **settings)
+    positions = positions or length
+    transitions = TransitionSampler(labels, objective, positions=positions, **settings)
     for parts in PARTS:
         if len(labels) % parts == 0:
             smt = SupervisedMemoryTraining(of_labels(), objective)

@@ -19,6 +19,7 @@ import cost
 import extraction
 import generation
 import measure
+import memory
 
 import labels
 import training
@@ -78,6 +79,21 @@ def test_calls_and_operations_are_those_that_are_made(tmp_path, monkeypatch):
     expected = 6 * transitions * (cell + readout) - 2 * transitions * width**2
     assert operations["smt"] == expected + 4 * windows * readout
     assert operations["dmt, jacobi, 4 sweeps"] == operations["smt"] + 3 * 2 * transitions * cell
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_grows_with_the_window_for_bptt_but_not_for_sampled_positions(capsys, monkeypatch):
+    monkeypatch.setattr(memory, "UPDATES", ("smt, sampled positions", "bptt"))
+    small = "--cells mlp --width 64 --windows 8 --positions 4 --lengths 64 256 --repetitions 1"
+    memory.main(small.split())
+
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    short, short_bptt, long, long_bptt = (float(row[2].split()[0]) for row in cells)
+    assert [row[0] for row in cells] == ["64", "64", "256", "256"]
+    assert [row[-1] for row in cells[1::2]] == ["1.000"] * 2
+    assert long_bptt > 3 * short_bptt
+    assert long < 1.5 * short < 0.5 * long_bptt
 
 
 def test_total_cost(rows):

@@ -109,7 +109,8 @@ def write(store: Store, task: str, folder: Path) -> None:
             panels[-1].legend(fontsize=7, bbox_to_anchor=(1.02, 1), loc="upper left")
         figure.suptitle(f"{declared.title}: the RNN on its own, on test", fontsize=10)
         figure.tight_layout()
-        figure.savefig(folder / f"{task}-budgets.svg", metadata={"Date": None})
+        path = folder / f"{task}-budgets.svg"
+        figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
 
 
 def _line(panel: Any, axis: str, some: list[End], style: dict[str, Any], *, accurate: bool) -> None:

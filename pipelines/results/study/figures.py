@@ -4,6 +4,7 @@ import csv
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +83,7 @@ def drawing(panels: int, arms: int, size: tuple[float, float]) -> Iterator[tuple
 
     with mpl.rc_context({"svg.hashsalt": "smtkit", "svg.fonttype": "none", "font.size": 9}):
         figure, axes = pyplot.subplots(1, panels, figsize=size, sharey=True)
-        yield figure, axes, mpl.color_sequences["tab20" if arms > 10 else "tab10"]
+        yield figure, axes, cycle(mpl.color_sequences["tab20" if arms > 10 else "tab10"])
         pyplot.close(figure)
 
 
