@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "pipelines" / "results"))
@@ -21,7 +22,7 @@ from study.specification import budget_of, specify  # noqa: E402
 from study.store import Store, total  # noqa: E402
 from study.work import Work  # noqa: E402
 
-from smtkit.config import SynthesizeConfig, TrainEncoderConfig  # noqa: E402
+from smtkit.config import SynthesizeConfig, TrainEncoderConfig, TrainRnnConfig  # noqa: E402
 from smtkit.errors import NonFiniteLossError  # noqa: E402
 from smtkit.stages import synthesize  # noqa: E402
 
@@ -404,6 +405,40 @@ def test_sequential_steps_of_a_hand_off_include_the_rollout_to_the_anchor():
     assert cost.chain_of_encoder(teacher, lengths) == 3 + 3 + 2 + 1
     plain = TrainEncoderConfig(encoder={"layers": 3}, training={"max_steps": 1})
     assert cost.chain_of_encoder(plain, lengths) == 3 + 2
+
+
+def test_operations_of_a_hand_off():
+    weights = {
+        "encoder.x.weight": torch.ones(2, 3),
+        "transition.x.weight": torch.ones(5, 1),
+        "readout.x.weight": torch.ones(1, 7),
+    }
+    objective = {"anchors": 1, "own_memory": 0.6, "future_length": "rest", "dynamics_positions": 8}
+    objective["uniformity_group"] = 3
+    config = TrainEncoderConfig(
+        encoder={"memory": "gated", "slots": 4, "width": 16, "layers": 2, "heads": 2},
+        decoder={"kind": "handoff"},
+        cell={"normalize": "none", "gate": True},
+        objective=objective,
+        training={"max_steps": 1, "batch_size": 3},
+    )
+    # 20 tokens, then 4 slots and the 10 tokens after the cut; attention of 2 layers of width 16.
+    encoded = 20 * 6 + 2 * 16 * 20**2 + 14 * 6 + 2 * 16 * 14**2
+    # 8 transitions in each pass; 10 steps of the rollout, forward only, for 0.6 of the windows.
+    transitions = 5 * (8 + 8 + 0.6 * 10 / 3)
+    read = 7 * (20 + 10 + 8 + 8)
+    expected = 3 * 2 * 3 * (encoded + transitions + read)
+    assert cost.of_encoder(config, weights, np.array([20])) == pytest.approx(expected)
+
+
+def test_the_weights_of_a_transformer_cell_see_every_slot_and_the_token():
+    weights = {"transition.x.weight": torch.ones(5, 1), "readout.x.weight": torch.ones(1, 7)}
+    for kind, symbols in (("mlp", 1), ("transformer", 1 + 4)):
+        settings = {"method": "bptt", "cell": {"kind": kind}, "training": {"max_steps": 1}}
+        config = TrainRnnConfig(**settings, memory={"slots": 4})
+        per_token = 3 * (5 * symbols + 7)
+        operations = cost.of_rnn(config, weights, np.array([20]))
+        assert operations == 2 * config.training.batch_size * 20 * per_token
 
 
 @pytest.fixture

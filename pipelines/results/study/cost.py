@@ -79,8 +79,9 @@ def of_encoder(
         future = _last_anchor(config, lengths) if rest else objective.future_length
         decoded = _encoded(config, weights, config.encoder.slots + future)
         read = read + steps + objective.anchors * future
-        rolled = _last_anchor(config, lengths) if objective.own_memory else 0
-        steps = 2 * steps + rolled / _TRAINING  # the rollout has no backward pass
+        rolled = 1 - (1 - objective.own_memory) ** objective.anchors  # share of the windows
+        # The rollout has no backward pass.
+        steps = 2 * steps + rolled * _last_anchor(config, lengths) / _TRAINING
     else:
         future = lengths if objective.future_length == "rest" else objective.future_length
         decoded = _attended(decoder.width, decoder.layers, config.encoder.slots + future)
