@@ -19,7 +19,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from measure import machine, parser, ratio, spread, table, take_turns
+from measure import machine, parser, ratio, table, take_turns
 
 CELLS = ("mlp", "gru", "transformer")
 UPDATES = (
@@ -72,7 +72,7 @@ def _rows(cell: str, length: int, options: argparse.Namespace) -> list[tuple[obj
         (
             length,
             name,
-            spread(peaks),
+            f"{statistics.median(peaks):,.1f}",
             f"{1024 * statistics.median(peaks) / tokens:.1f}",
             f"{ratio(peaks, found['bptt']):.3f}",
         )
