@@ -166,6 +166,7 @@ for length in range(7):
     torch.testing.assert_close(encoder.encode(tokens[:, :length])[0, -1], memory[0, length])
 positions = torch.tensor([[5, 0, 5]])
 torch.testing.assert_close(encoder.encode_at(tokens, positions)[0], memory[0, positions[0]])
+assert encoder.pass_cost(6).tokens == 6
 """
     follow("An encoder", tmp_path, artifacts, assertions)
     assert manifest(tmp_path / "gru-encoder")["config"]["encoder"]["kind"] == "gru"

@@ -235,9 +235,11 @@ COMMANDS = (
         "train-rnn",
         schemas.TrainRnnConfig,
         (
-            argument("source", "LABELS|TOKENS", "Labels artifact; tokens artifact for bptt."),
+            argument(
+                "labels_or_tokens", "LABELS|TOKENS", "Labels artifact; tokens artifact for bptt."
+            ),
             OUT,
-            option("--init RNN", "Rnn artifact to start from.", section=ARTIFACTS),
+            option("--init RNN", "RNN artifact to start from.", section=ARTIFACTS),
             *RUN,
             NPROC,
         ),
@@ -250,9 +252,9 @@ COMMANDS = (
         "eval",
         schemas.EvaluateConfig,
         (
-            argument("rnn", "RNN", "Rnn artifact."),
+            argument("rnn", "RNN", "RNN artifact."),
             TOKENS,
-            option("--encoder DIR|URI", "Its teacher, to compare with.", section=ARTIFACTS),
+            option("--encoder DIR|URI", "The RNN's teacher, to compare with.", section=ARTIFACTS),
             OUT,
             *RUN,
             NPROC,
@@ -266,9 +268,9 @@ COMMANDS = (
         "generate",
         schemas.GenerateConfig,
         (
-            argument("rnn", "RNN", "Rnn artifact."),
+            argument("rnn", "RNN", "RNN artifact."),
             option("--tokens DIR|URI", "Images or rows to continue.", section=ARTIFACTS),
-            option("--out, -o FILE", "PNG of the images.", Path | None, section=ARTIFACTS),
+            option("--out, -o FILE", "PNG file for the images.", Path | None, section=ARTIFACTS),
             *SETTINGS,
             OVERWRITE,
             DEBUG,

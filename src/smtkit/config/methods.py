@@ -121,15 +121,16 @@ class RolloutConfig(Config):
     """How the RNN is rolled out. `segments`: chains in parallel, from labels and from the empty
     memory; `sequential`: one chain per window, from the empty memory, as in the paper; `jacobi`:
     repeated sweeps over all positions at once."""
-    depth: Annotated[Positive, Flag(metavar="K")] = 16
-    """Steps per chain. Raise it if the free-running RNN drifts on long sequences."""
+    depth: Annotated[Positive, Flag()] = 16
+    """Steps per chain, from one label to the next. Raise it if the free-running RNN drifts on long
+    sequences."""
     depth_ramp: NonNegative = 0
     """Updates over which the depth grows from 1, by a constant factor; 0: full depth at once."""
     backprop: NonNegative = 0
     """Steps of a chain through which gradients flow back: its memory is detached every `backprop`
     steps. 0 or 1: each step learns from a detached memory; `depth` or more: backpropagation through
     the whole chain. Raise it if the free-running RNN is much worse than one step from a label."""
-    sweeps: Annotated[Positive, Flag(metavar="K")] = 4
-    """Number of sweeps; after K of them, a memory is K steps away from a label."""
+    sweeps: Annotated[Positive, Flag()] = 4
+    """Number of sweeps; after N of them, a memory is N steps away from a label."""
     loss_every: Positive = 1
     """Steps between two losses along a rollout. Raise it for faster updates."""

@@ -161,7 +161,7 @@ class TrainEncoderConfig(_SeedAndDevice):
         return self
 
 
-class ExtractLabelsConfig(_SeedAndDevice):
+class ExtractLabelsConfig(DeviceConfig):
     """Write the teacher's memories, as labels for the RNN.
 
     Independent jobs can share the work: each writes one `part`; `finalize` completes the artifact.
@@ -169,6 +169,8 @@ class ExtractLabelsConfig(_SeedAndDevice):
 
     main = ("max_windows", "max_validation_windows", "dtype", "batch_size", "device")
 
+    seed: Annotated[Seed, Flag()] = 0
+    """Seed of the choice of windows."""
     dtype: Annotated[Literal["float16", "bfloat16", "int8", "float32"], Flag()] = "float16"
     """Number format of the stored memories. `int8` has one scale per slot and halves the size of
     `float16`."""
@@ -221,7 +223,7 @@ class TrainRnnConfig(_SeedAndDevice):
     needs tokens alone and is the baseline."""
     init_from_labels: Annotated[bool, Flag()] = False
     """Start from the teacher's co-trained cell and readout, which are stored with the labels."""
-    bptt_window: Annotated[Positive | None, Flag(metavar="K")] = None
+    bptt_window: Annotated[Positive | None, Flag()] = None
     """Steps through which gradients flow back; unset: the whole window. Set it if memory runs
     out."""
     data: TransitionDataConfig = TransitionDataConfig()

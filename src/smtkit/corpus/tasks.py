@@ -52,8 +52,8 @@ def string_copy(settings: SynthesizeConfig, length: IntArray, draw: RowDraws) ->
     half, width = length // 2, max(settings.lengths)
     string = first_symbol + draw.integers("string", width, vocabulary_of(settings) - first_symbol)
     output = np.arange(width) - half
-    source = half - 1 - output if settings.reverse else output
-    written = np.where((output >= 0) & (output < half), source, -1)
+    copied = half - 1 - output if settings.reverse else output
+    written = np.where((output >= 0) & (output < half), copied, -1)
     answers = recalled(string, written).answers
     parts = [output < 0, output == 0]
     tokens = np.select(parts, [string, separator], np.roll(answers, 1, axis=1))

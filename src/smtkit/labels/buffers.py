@@ -1,4 +1,4 @@
-"""Reused memory to read into: allocating fresh pages costs more than filling them."""
+"""Reused buffers to read into: allocating fresh pages costs more than filling them."""
 
 import weakref
 from collections import deque
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class Buffers:
-    """Byte tensors; the memory of each is reused once no tensor refers to it any more.
+    """Byte tensors whose buffers are reused once no tensor refers to them any more.
 
-    `pinned`: page-locked memory, for asynchronous copies to CUDA. torch reuses such memory itself,
-    after the copies from it have ended. Methods may be called by many threads.
+    `pinned`: page-locked buffers, for asynchronous copies to CUDA. torch reuses these itself, after
+    the copies from them have ended. Methods may be called by many threads.
     """
 
     def __init__(self, *, pinned: bool = False) -> None:
@@ -33,7 +33,7 @@ class Buffers:
         return torch.from_numpy(view)
 
     def _unused(self, size: int) -> NDArray[Any]:
-        """A free buffer of at least `size` bytes. Smaller ones on the way to it are dropped."""
+        """A free buffer of at least `size` bytes, else a new one. Smaller free ones are dropped."""
         # No lock: finalizers run at any point of any thread; appending to and popping from a deque
         # are atomic.
         while True:

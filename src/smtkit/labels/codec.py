@@ -79,7 +79,7 @@ class Int8Codec(MemoryCodec):
     def encode(self, memory: Tensor) -> dict[str, Tensor]:
         scale = memory.abs().amax(-1) / 127
         steps = memory / torch.where(scale == 0, 1.0, scale)[..., None]
-        rounded = steps.round().nan_to_num().clamp(-127, 127)
+        rounded = steps.round().nan_to_num().clamp(-127, 127)  # NaN remains in the scale
         return {"memory": rounded.to(self.tensor), "scale": scale}
 
     def decode(self, columns: Mapping[str, Tensor]) -> Tensor:

@@ -15,11 +15,12 @@ from smtkit.errors import ArtifactError
 from smtkit.labels.codec import CODECS, Column, MemoryCodec
 
 HEAD = ("tokens", "targets", "length", "origin")
-"""Columns before the memories; one checksum covers all of them."""
+"""Columns before the memories; one checksum covers all of them. `origin`: first token of the window
+in the stream."""
 _METADATA = b"smtkit"
 _PART_BYTES = 2**17
-"""Approximate size of the part of a row that has a checksum of its own: hashing it takes long
-beside the call from Python, and it is still in the cache when it is hashed."""
+"""Approximate size of a part of a row, which has a checksum of its own: large enough that hashing
+takes longer than the call from Python, small enough to be in the CPU's cache once it is read."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from smtkit.storage.shards import map_shard
 
 
 class LabelShards:
-    """The rows of one split of a `labels` artifact, numbered through its shards.
+    """The rows of one split of a `labels` artifact, numbered across its shards.
 
     A `WindowReader` of which each row is a window; gives the memories of rows as well. `pinned`:
     reads memories into page-locked buffers. Methods may be called by many threads.
@@ -103,7 +103,7 @@ class LabelShards:
         """
         parts = -(-count // self.shape.part_length)
         stride = count * column.bytes
-        buffer = self._buffers.take((len(rows) - 1) * stride + column.ends[parts])
+        buffer = self._buffers.take((len(rows) - 1) * stride + column.bounds[parts])
         view = buffer.numpy().data
         for i, row in enumerate(rows.tolist()):
             shard, number = self._locate(row)
@@ -114,7 +114,7 @@ class LabelShards:
         """Memories at positions (B, P), as bytes; copied from a scratch buffer of one row."""
         buffer = self._buffers.take(positions.size * column.bytes)
         memories = buffer.numpy().reshape(*positions.shape, column.bytes)
-        scratch = self._scratch.take(column.ends[-1]).numpy()
+        scratch = self._scratch.take(column.bounds[-1]).numpy()
         parts = (positions // self.shape.part_length).tolist()
         for i, row in enumerate(rows.tolist()):
             shard, number = self._locate(row)
@@ -131,14 +131,14 @@ class LabelShards:
 
 
 class _Column:
-    """Layout of a column of memories in every row: `bytes` per memory, `ends` of the parts in bytes
-    (from 0 to the size of the row), index of the first part's checksum."""
+    """Layout of a column of memories in every row: `bytes` per memory; `bounds` of the parts, in
+    bytes (part i lies between bounds i and i + 1); `checksum`, the index of that of part 0."""
 
     def __init__(self, shape: LabelShape, name: str) -> None:
         self.name = name
         self.bytes = shape.columns[name].bytes
         positions = range(0, shape.window + 1, shape.part_length)
-        self.ends = [first * self.bytes for first in (*positions, shape.window + 1)]
+        self.bounds = [first * self.bytes for first in (*positions, shape.window + 1)]
         self.checksum = 1 + list(shape.columns).index(name) * shape.parts
 
 
@@ -157,6 +157,8 @@ class _Shard:
         self.checksums = arrays["xxh3"].copy()
         heads = {name: arrays[name] for name in HEAD}
         self.head_type = np.dtype([(name, a.dtype, a.shape[1:]) for name, a in heads.items()])
+        # Each column of the head as bytes, with its bytes per row; each column of memories by its
+        # offset in the file.
         self._heads = [(a.reshape(-1).data.cast("B"), a[0].nbytes) for a in heads.values()]
         self._offsets = {name: arrays[name].ctypes.data - address for name in self.shape.columns}
         with named_errors(path):
@@ -170,9 +172,9 @@ class _Shard:
         return head
 
     def fill(self, into: memoryview, column: _Column, row: int, first: int, stop: int) -> None:
-        """Reads parts `first` to `stop` - 1 of a row to where they lie in the row `into`."""
-        offset = self._offsets[column.name] + row * column.ends[-1]
-        done, end = column.ends[first], column.ends[stop]
+        """Reads parts `first` to `stop` - 1 of a row into `into`, at their offsets in the row."""
+        offset = self._offsets[column.name] + row * column.bounds[-1]
+        done, end = column.bounds[first], column.bounds[stop]
         while done < end:
             try:
                 count = os.preadv(self._file, (into[done:end],), offset + done)
@@ -182,7 +184,7 @@ class _Shard:
                 raise self._damaged(row, "the file has been cut short")
             done += count
         for part in range(first, stop):
-            content = into[column.ends[part] : column.ends[part + 1]]
+            content = into[column.bounds[part] : column.bounds[part + 1]]
             self._check(content, row, column.checksum + part)
 
     def _check(self, content: bytes | memoryview, row: int, checksum: int) -> None:

@@ -29,8 +29,8 @@ class WindowSampler:
         self._order = SampleOrder(self.windows.per_epoch, self.batch_size, self.seed, lengths)
 
     def _read(self, step: int, part: int, parts: int) -> tuple[IntArray, IntArray, Windows]:
-        """Slice `part` of `parts` of the batch of `step`: B windows, their starts (B,), and the
-        numbers of their samples in the run (B,), the key of all random draws for them."""
+        """Slice `part` of `parts` of the batch of `step`: the numbers of its samples (B,), which
+        key all random draws; where their windows start (B,), for labels the row; the B windows."""
         samples = self._order.entries(step, part, parts)
         starts = self.windows.starts(*self._order.rows(samples), self.seed)
         return samples, starts, self.windows.read(starts)

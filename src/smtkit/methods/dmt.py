@@ -107,12 +107,13 @@ class RolloutSampler(LabelSampler):
             depth, first = np.minimum(self.depth(step), length), (phase * length).astype(np.int64)
         chains = -(-length // depth)
         window = np.repeat(np.arange(len(length)), chains)
+        # The number of each chain in its window.
         number = np.arange(len(window)) - np.repeat(np.cumsum(chains) - chains, chains)
         length, depth, first = (values[window, None] for values in (length, depth, first))
         steps = np.arange(depth.max())
         offset = number[:, None] * depth + steps  # from the first position of the first chain
         inside = steps < depth
-        every = self.rollout.loss_every
+        every = self.rollout.loss_every  # a chain that is shorter has a loss at its last step
         is_last = steps % every == np.minimum(every, depth) - 1
         position = np.where(inside, (first + offset) % length, 0)
         return window, position, inside & is_last & (offset < length)
@@ -144,7 +145,7 @@ class DaggerMemoryTraining(TransitionMethod):
         """
         steps = batch.tokens.shape[1]
         chain, offset = batch.loss_steps // steps, batch.loss_steps % steps
-        kept = offset.unique()
+        kept = offset.unique()  # the steps at which some chain has a loss, ascending
         memory = self._with_noise(batch.start, batch.noise)
         predicted: list[Tensor] = []
         done = 0

@@ -29,7 +29,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def dynamics(predicted: Tensor, memory: Tensor) -> Tensor:
     """Sum over N transitions of the mean squared error of the K D numbers of a memory.
 
-    predicted, memory (N, K, D): `f(memory[:, i], tokens[:, i])` and `memory[:, i + 1]`.
+    predicted, memory (N, K, D): `f(memory[i], tokens[i])` and `memory[i + 1]`.
     """
     return (predicted.float() - memory.float()).square().flatten(1).mean(1).sum()
 

@@ -25,8 +25,7 @@ class PlateauGate(nn.Module):
         self.register_buffer("average", torch.tensor(plateau))
         self.register_buffer("opened", torch.tensor(torch.inf))
         self._step: int | None = None  # `opened` on the host, once it is finite
-        forget = self._forget
-        self.register_load_state_dict_post_hook(forget)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(self._forget_step)  # type: ignore[no-untyped-call]
 
     def observe(self, step: int, decoding: Tensor) -> None:
         """Takes the mean decoding loss of update `step` into the average."""
@@ -42,5 +41,5 @@ class PlateauGate(nn.Module):
             self._step = None if math.isinf(opened) else int(opened)
         return self._step
 
-    def _forget(self, *_: object) -> None:
+    def _forget_step(self, *_: object) -> None:
         self._step = None

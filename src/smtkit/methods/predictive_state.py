@@ -1,8 +1,10 @@
 """The teacher's objective: memories that predict the future, and that a cell can follow.
 
 Paper equations 2 to 5 (decoding, dynamics, uniformity). The dense term is ours: cross-entropy of
-the readout on the memories themselves. A new term needs its positions and targets in `TeacherBatch`
-and `TeacherSampler.batch`, and its weight, count and sum in `PredictiveState`.
+the readout on the memories themselves. Decoding starts at *anchors*: positions from whose memory
+alone the future is predicted, by the decoder or, in a *hand-off* (`decoder.kind = handoff`), by the
+encoder, which goes on from that memory. A new term needs its positions and targets in
+`TeacherBatch` and `TeacherSampler.batch`, and its weight, count and sum in `PredictiveState`.
 
 B: windows, T: longest window of the batch, A: anchors, F: future tokens, Q: dense positions,
 P: transitions, H: transitions per anchor after a hand-off, U: compared memories, K: slots,
@@ -35,8 +37,8 @@ class TeacherBatch:
     and leads to memory i + 1. Targets past the end of a window are IGNORE.
 
     decoding: at anchors (B, A) the decoder reads future (B, A, F) to predict future_targets
-    (B, A, F + 1). If the encoder is the decoder, handoff_positions (B, A, H) are transitions in the
-    future, and own (B, A), uniform in [0, 1), chooses whose memory it starts from. dense:
+    (B, A, F + 1). With hand-offs, handoff_positions (B, A, H) are transitions in the future, and
+    own (B, A), uniform in [0, 1), chooses between the encoder's memory and the cell's own. dense:
     dense_positions (B, Q), some of which lie past the end of short windows, and dense_targets
     (B, Q). dynamics and readout: dynamics_positions (B, P), the tokens read there (B, P), and the
     targets of the memories after them (B, P). uniformity_positions (B, U).
@@ -165,6 +167,7 @@ def _mask_padding(targets: IntArray, length: IntArray) -> IntArray:
     return np.where(padding & (length < length.max())[:, None], IGNORE, targets)
 
 
+# Diagnostics beyond these limits are a sign of memories that become equal.
 _COLLAPSE = {
     "memory_uniformity": (operator.gt, -0.1),
     "memory_variance": (operator.lt, 0.01),
@@ -223,11 +226,11 @@ class PredictiveState:
     def counts(self, batch: TeacherBatch) -> dict[str, int]:
         """Number of terms in each sum of `losses`."""
         transitions = batch.dynamics_positions.numel() + batch.handoff_positions.numel()
-        answers = (batch.dynamics_targets != IGNORE).sum() + (_after_handoff(batch) != IGNORE).sum()
+        targets = (batch.dynamics_targets != IGNORE).sum() + (_after_handoff(batch) != IGNORE).sum()
         counts = {
             "decoding": int((batch.future_targets != IGNORE).sum()),
             "dynamics": transitions,
-            "readout": int(answers),
+            "readout": int(targets),
             "uniformity": len(batch.tokens) // self._config.uniformity_group,
         }
         if batch.dense_positions.numel():
@@ -312,17 +315,10 @@ class PredictiveState:
             anchors = batch.anchors[rows]
             tokens = batch.tokens[rows, : int(anchors.max())]
             empty = self.network.encoder.empty_memory().expand(len(rows), -1, -1)
-            rolled = select(self._roll_out(empty, tokens), anchors)
+            rolled = select(self.network.transition.trajectory(empty, tokens), anchors)
             difference = torch.zeros_like(memory)
             difference[rows] = (rolled - memory[rows]) * own[rows, :, None, None]
         return (memory + difference).flatten(0, 1)
-
-    def _roll_out(self, memory: Tensor, tokens: Tensor) -> Tensor:
-        """The memory before and after each token: (N, K, D), (N, T) -> (N, T + 1, K, D)."""
-        if not tokens.shape[1]:
-            return memory[:, None]
-        rolled = self.network.transition.rollout(memory, tokens)
-        return torch.cat((memory[:, None], rolled), dim=1)
 
     def _encode(self, tokens: Tensor, *positions: Tensor) -> tuple[Tensor, ...]:
         """Memories (B, P, K, D) at each of the `positions` (B, P), from one call of the encoder."""
@@ -330,10 +326,10 @@ class PredictiveState:
         return memory.split([each.shape[1] for each in positions], dim=1)
 
     def _uniformity(self, memory: Tensor) -> Tensor:
-        """Sum over groups of windows; memory (B, U, K, D).
+        """Sum over groups of g windows; memory (B, U, K, D).
 
-        "aligned" pairs lie at one position of different windows: the mean over U positions. "any":
-        pairs of all g U memories of a group.
+        "any" compares all g U memories of a group; "aligned" those at one position of its g
+        windows, and takes the mean over U positions.
         """
         groups = memory.unflatten(0, (-1, self._config.uniformity_group))  # (G, g, U, K, D)
         positions = 1

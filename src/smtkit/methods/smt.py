@@ -1,8 +1,8 @@
 """Supervised Memory Training of the RNN: one-step regression on stored memories.
 
-A batch is a flat set of transitions `(memory[i], tokens[i]) -> memory[i + 1]`, and the cell is
-called once on all of them: the RNN is never unrolled. The terms of the loss, which `dmt` shares,
-are in `transitions.py`.
+A label is the teacher's memory at a position of a window. A batch is a flat set of transitions
+`(memory[i], tokens[i]) -> memory[i + 1]` between labels, and the cell is called once on all of
+them: the RNN is never unrolled. The terms of the loss, which `dmt` shares, are in `transitions.py`.
 
 B: windows, P: transitions per window, N = B P, K: slots, D: slot width.
 """
@@ -20,7 +20,7 @@ from smtkit.methods.transitions import LabelBatch, LabelSampler, TransitionMetho
 
 @dataclass(frozen=True, kw_only=True)
 class TransitionBatch(LabelBatch):
-    """N transitions from `before` on reading `token` (N,), with the labels `after`."""
+    """N transitions: from the label `before`, on reading `token` (N,), to the label `after`."""
 
     token: Tensor
 
@@ -32,7 +32,7 @@ class TransitionBatch(LabelBatch):
 
 @dataclass
 class TransitionSampler(LabelSampler):
-    """Batches of transitions: `positions` of each window, evenly spaced from a random phase."""
+    """Batches of P = `positions` transitions per window, evenly spaced from a random phase."""
 
     positions: int = field(kw_only=True)
 
@@ -52,17 +52,18 @@ class TransitionSampler(LabelSampler):
         )
 
     def _labels(
-        self, rows: IntArray, positions: IntArray, longest: int
+        self, rows: IntArray, before: IntArray, longest: int
     ) -> tuple[EncodedMemory, IntArray]:
-        """Labels that include those at `positions` (B, P) and the next ones; indices of the former.
+        """The labels at the positions `before` (B, P) and after them, and the index of each of the
+        former (N,), which the latter follows.
 
-        Reads pairs of neighbours, or whole windows where that is no more.
+        Reads the two labels of each transition or, if these are not fewer, all of each window.
         """
         if 2 * self.positions <= longest:
-            pairs = (positions[:, :, None] + np.arange(2)).reshape(len(rows), -1)
+            pairs = (before[:, :, None] + np.arange(2)).reshape(len(rows), -1)  # (B, 2 P)
             return self.windows.memories(rows, pairs), np.arange(0, pairs.size, 2)
         count = longest + 1
-        index = np.arange(len(rows))[:, None] * count + positions
+        index = np.arange(len(rows))[:, None] * count + before
         return self.windows.memories(rows, range(count)), index.reshape(-1)
 
 

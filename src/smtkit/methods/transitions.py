@@ -27,15 +27,15 @@ from smtkit.networks.decoder import FutureDecoder
 from smtkit.networks.rnn import RecurrentNetwork
 
 _READ_OFTEN = 2  # times
-_RISE, _LEAST_RISE = 0.02, 0.01  # of the validation loss: share of the smallest one, and nats
+_RISE, _LEAST_RISE = 0.02, 0.01  # above the smallest validation loss: as a share of it; absolute
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelBatch:
     """The labels of a batch, and what the loss of its N transitions needs.
 
-    memory: labels, encoded. index (N,): the label before each transition; the label after it is the
-    next one. target (N,): predicted from the memory after each transition. initial_target (B,):
+    memory: labels, as stored. index (N,): the label before each transition; the label after it is
+    the next one. target (N,): predicted from the memory after each transition. initial_target (B,):
     predicted from the empty memory. compared (C,): which transitions are compared through the
     decoder, which reads future (C, F), of which future_length (C,) tokens lie inside the window.
     noise (M, K, D): standard normal, for the M labels it is added to; M is 0 without noise.
@@ -72,21 +72,22 @@ class LabelSampler(WindowSampler):
     ) -> dict[str, Tensor]:
         """Targets and compared futures of a batch whose transitions read `position` (N,) of
         `window` (N,), ascending."""
-        length, width = min(self.objective.kl_future, self.windows.window), self.windows.window
+        ahead = min(self.objective.kl_future, self.windows.window)  # F
         compared = np.empty(0, dtype=np.int64)
         if self.objective.kl_weight:
             counts = np.bincount(window, minlength=len(samples))
-            first = np.cumsum(counts) - counts
+            first = np.cumsum(counts) - counts  # first transition of each window
             key, draws = random_key(self.seed, "compared"), self.objective.kl_positions
             compared = (first[:, None] + stratified(key, samples, draws, counts)).reshape(-1)
         after = position[compared] + 1
-        future = np.minimum(after[:, None] + np.arange(length), width - 1)
+        # Indices past the window are clamped; `future_length` leaves these tokens out of the loss.
+        future = np.minimum(after[:, None] + np.arange(ahead), self.windows.window - 1)
         fields = {
             "target": windows.targets[window, position + 1],
             "initial_target": windows.targets[:, 0].copy(),
             "compared": compared,
             "future": windows.tokens[window[compared, None], future],
-            "future_length": np.clip(windows.length[window[compared]] - after, 0, length),
+            "future_length": np.clip(windows.length[window[compared]] - after, 0, ahead),
         }
         return {name: torch.from_numpy(values) for name, values in fields.items()}
 
@@ -116,7 +117,7 @@ class TransitionMethod(QuietMethod):
     ) -> None:
         self.network = network
         self.state = nn.Module()
-        self.state.register_buffer("squared", torch.zeros(()))  # error of the last update
+        self.state.register_buffer("squared", torch.zeros(()))  # `dynamics` of the last update
         self._config = config
         self._decoder = decoder.eval().requires_grad_(False) if decoder is not None else None
 
@@ -157,15 +158,15 @@ class TransitionMethod(QuietMethod):
     def _divergence(self, predicted: Tensor, label: Tensor, batch: LabelBatch) -> Tensor:
         assert self._decoder is not None
         with torch.no_grad():
-            of_label = self._decoder(label[batch.compared].to(predicted.dtype), batch.future)
-        of_predicted = self._decoder(predicted[batch.compared], batch.future)  # (C, F + 1, V)
-        offsets = torch.arange(of_predicted.shape[1], device=predicted.device)
+            expected = self._decoder(label[batch.compared].to(predicted.dtype), batch.future)
+        logits = self._decoder(predicted[batch.compared], batch.future)  # (C, F + 1, V)
+        offsets = torch.arange(logits.shape[1], device=predicted.device)
         inside = offsets <= batch.future_length[:, None]
-        return losses.divergence(of_label[inside], of_predicted[inside])
+        return losses.divergence(expected[inside], logits[inside])
 
     def _with_noise(self, label: Tensor, noise: Tensor) -> Tensor:
-        """In training, labels plus Gaussian noise, in multiples of the last update's error: of one
-        step with `smt`, of the rollout with `dmt`."""
+        """In training, labels plus noise whose standard deviation is a multiple of the root mean
+        squared error of the last update."""
         if not self._config.noise or not self.network.training:
             return label
         error = self.state.get_buffer("squared").sqrt()

@@ -56,8 +56,8 @@ def spread_biases(bias: tuple[float, float], slots: int, slot_width: int) -> Ten
 
 
 def build_writer(width: int, size: int, gate_bias: Tensor | None) -> nn.Linear:
-    """The map from features (..., width) to what `write` takes: `size` numbers to add or, with
-    gate_bias (size,), as many logits of gates, then as many candidates."""
+    """A linear map from features (..., width) to the `output` of `write`: (..., size) to add or,
+    with gate_bias (size,), (..., 2 size): logits of the gates, then candidates."""
     if gate_bias is None:
         return nn.Linear(width, size)
     writer = nn.Linear(width, 2 * size)
@@ -67,8 +67,9 @@ def build_writer(width: int, size: int, gate_bias: Tensor | None) -> nn.Linear:
 
 
 def write(memory: Tensor, output: Tensor) -> Tensor:
-    """The memory (N, K, D) plus `output`, of as many numbers; or, where the output has twice as
-    many, the memory with a share of sigmoid(gate) replaced by tanh(candidate)."""
+    """The next memory: memory (N, K, D) plus `output`, if that has as many numbers. If it has twice
+    as many, they are gates and candidates: sigmoid(gate) is the share of each number of the memory
+    that tanh(candidate) replaces."""
     if output.numel() == memory.numel():
         return memory + output.view_as(memory)
     gate, candidate = (half.reshape(memory.shape) for half in output.chunk(2, dim=-1))
@@ -137,8 +138,8 @@ class TransformerCell(Cell):
 class GruCell(Cell):
     """A gated recurrent unit (Cho et al. 2014) whose hidden state is the whole memory.
 
-    gate_bias (Z,): initial biases, of which the sigmoid is the share that a step replaces; None:
-    those of torch.
+    gate_bias (Z,): initial biases of the gates; sigmoid(gate_bias) is the share of the memory that
+    a step replaces. None: torch's initialisation.
     """
 
     has_kernel = True
@@ -225,8 +226,8 @@ def build_cell(config: CellConfig, slots: int, slot_width: int) -> Cell:
     if config.kind == "mlp":
         cell = MlpCell(slots, slot_width, width, layers, gate_bias)
     elif config.kind == "transformer":
-        of_slot = None if gate_bias is None else gate_bias[:slot_width]
-        cell = TransformerCell(slot_width, width, layers, heads, of_slot)
+        slot_bias = None if gate_bias is None else gate_bias[:slot_width]
+        cell = TransformerCell(slot_width, width, layers, heads, slot_bias)
     elif config.kind == "gru":
         cell = GruCell(slots, slot_width, width, gate_bias)
     else:

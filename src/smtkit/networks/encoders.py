@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from smtkit.config import EncoderConfig
-from smtkit.networks.cells import normalize_slots
+from smtkit.networks.cells import normalize_slots, spread_biases
 from smtkit.networks.inputs import TokenEmbedding, no_tokens
 from smtkit.networks.scan import linear_scan
 from smtkit.networks.transformer import NORM_EPS, GatedMlp, Transformer, rotary, rotate
@@ -139,8 +139,7 @@ class GatedEncoder(MemoryEncoder):
         self.input = TokenEmbedding(vocabulary_size, config.width)
         self.trunk = _build_trunk(config, causal=True)
         self.gate_and_candidate = nn.Linear(config.width, 2 * config.slots * config.slot_width)
-        # Units of different time scales, as in chrono initialisation (Tallec & Ollivier 2018).
-        bias = torch.linspace(*config.gate_bias, config.slot_width).repeat(config.slots)
+        bias = spread_biases(config.gate_bias, config.slots, config.slot_width)
         with torch.no_grad():
             self.gate_and_candidate.bias[: len(bias)] = bias
 
@@ -235,7 +234,7 @@ class BidirectionalEncoder(MemoryEncoder):
         return torch.cat(memories, dim=1)
 
     def encode_at(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Computes a position that occurs several times in a row once."""
+        """Encodes each position of a sequence once, however often it occurs in `positions`."""
         row_size = tokens.shape[1] + 1
         offsets = torch.arange(len(tokens), device=tokens.device)[:, None] * row_size
         pairs, index = (offsets + positions).unique(return_inverse=True)

@@ -52,12 +52,12 @@ class RecurrentNetwork(Network):
         return self.transition(memory, tokens)
 
     def rollout(self, tokens: Tensor, memory: Tensor | None = None) -> Tensor:
-        """Memories before and after each token: (B, T) -> (B, T + 1, K, D).
+        """The memory before and after each token: (B, T) -> (B, T + 1, K, D).
 
         Starts from `memory` (B, K, D), or from the empty memory.
         """
         memory = self.start(len(tokens)) if memory is None else memory
-        return torch.cat((memory[:, None], self.transition.rollout(memory, tokens)), dim=1)
+        return self.transition.trajectory(memory, tokens)
 
     @torch.inference_mode()
     def generate(self, prompt: Sequence[int] = (), **sampling: Unpack[Sampling]) -> Iterator[int]:

@@ -31,7 +31,7 @@ class _LinearScan(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         keep, states, start = ctx.saved_tensors
         (gradient,) = gradients
-        if not keep.shape[1]:
+        if not keep.shape[1]:  # T = 0: empty gradients of the shape of keep and added
             return keep, keep, torch.zeros_like(start)
         # dL/d added_i = g_i + keep_{i+1} * dL/d added_{i+1}: the same recurrence, backwards.
         into_added = _scan(keep[:, 1:], gradient[:, :-1], gradient[:, -1], reverse=True)
@@ -42,7 +42,7 @@ class _LinearScan(torch.autograd.Function):
 
 def _scan(keep: Tensor, added: Tensor, start: Tensor, *, reverse: bool = False) -> Tensor:
     """Step by step on a CPU, where memory bandwidth limits the speed; in log2 T rounds on a GPU,
-    where launching kernels does. `reverse` starts at the last step."""
+    where the number of kernel launches does. `reverse`: from the last step to the first."""
     if not keep.is_cuda:
         return _by_steps(keep, added, start, reverse=reverse)
     if reverse:
@@ -62,7 +62,7 @@ def _by_steps(keep: Tensor, added: Tensor, start: Tensor, *, reverse: bool = Fal
 def _by_doubling(keep: Tensor, added: Tensor, start: Tensor) -> Tensor:
     """Hillis & Steele (1986): after k rounds, state i has taken in the 2^k steps up to i."""
     states = torch.cat((start[:, None], added), dim=1)
-    kept = torch.cat((torch.zeros_like(start)[:, None], keep), dim=1)
+    kept = torch.cat((torch.zeros_like(start)[:, None], keep), dim=1)  # nothing before `start`
     reach = 1
     while reach < states.shape[1]:
         carried = kept[:, reach:] * states[:, :-reach]

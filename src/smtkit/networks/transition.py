@@ -3,6 +3,7 @@
 N: sequences, T: steps, K: slots, D: slot width.
 """
 
+import torch
 from torch import Tensor, nn
 
 from smtkit.config import CellConfig
@@ -29,3 +30,9 @@ class Transition(nn.Module):
     def rollout(self, memory: Tensor, tokens: Tensor) -> Tensor:
         """The memory after each token: (N, K, D), (N, T) -> (N, T, K, D)."""
         return self.cell.rollout(memory, self.input(tokens))
+
+    def trajectory(self, memory: Tensor, tokens: Tensor) -> Tensor:
+        """The memory before and after each token: (N, K, D), (N, T) -> (N, T + 1, K, D)."""
+        if not tokens.shape[1]:
+            return memory[:, None]
+        return torch.cat((memory[:, None], self.rollout(memory, tokens)), dim=1)

@@ -48,24 +48,24 @@ def run(
     or tokenizers differ, or the RNN was trained on labels of another encoder.
     """
     trained = Artifact.open(rnn, "rnn")
-    source = Artifact.open(tokens, "tokens")
+    corpus = Artifact.open(tokens, "tokens")
     teacher = Artifact.open(encoder, "encoder") if encoder is not None else None
-    check_tokenizers(trained, source)
+    check_tokenizers(trained, corpus)
     if teacher is not None:
         _check_lineage(trained, teacher)
-    parents = [artifact for artifact in (trained, source, teacher) if artifact]
+    parents = [artifact for artifact in (trained, corpus, teacher) if artifact]
     ranks = join(config.device)
     with SharedRun(ranks, out, "evaluation", config, parents, **existing) as artifact:
         if artifact.finished:
             return artifact.finished
         progress = progress or Silent()
         subject = load_subject(trained, teacher, ranks.device)
-        tokenizer = load_tokenizer(source)
-        length = config.lengths * subject.window if is_stream(source) else None
-        windows = open_windows(source, config.split, length)
+        tokenizer = load_tokenizer(corpus)
+        length = config.lengths * subject.window if is_stream(corpus) else None
+        windows = open_windows(corpus, config.split, length)
         starts = evenly_spaced(windows, config.windows)
         ngrams = count_ngrams(
-            source, tokenizer.vocabulary_size, len(BASELINES), config.baseline_tokens
+            corpus, tokenizer.vocabulary_size, len(BASELINES), config.baseline_tokens
         )
         scored = score_windows(subject, ngrams, windows, starts, config.batch_size, ranks, progress)
         result: dict[str, Any] = {}
@@ -84,7 +84,7 @@ def run(
                 "cost": None,
             }
             if config.gradients:
-                result["gradients"] = _gradients(config, subject, source, progress)
+                result["gradients"] = _gradients(config, subject, corpus, progress)
             if config.cost:
                 result["cost"] = inference_cost.measure(subject, progress)
             _draw_figures(result, artifact, progress)
@@ -127,10 +127,10 @@ def _bytes_of(targets: IntArray, tokenizer: Tokenizer) -> IntArray | None:
 
 
 def _gradients(
-    config: EvaluateConfig, subject: Subject, source: Artifact, progress: Progress
+    config: EvaluateConfig, subject: Subject, corpus: Artifact, progress: Progress
 ) -> list[dict[str, Any]]:
     """The records of `gradients.measure`."""
-    windows = open_windows(source, config.split, subject.window if is_stream(source) else None)
+    windows = open_windows(corpus, config.split, subject.window if is_stream(corpus) else None)
     count = min(gradients.SAMPLES, subject.windows_at_once(windows.window))
     return gradients.measure(subject, windows.read(evenly_spaced(windows, count)), progress)
 

@@ -24,7 +24,7 @@ from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import LabelTeacher
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.location import PathOrURI
-from smtkit.storage.manifest import METRICS, Manifest
+from smtkit.storage.manifest import METRICS, Kind, Manifest
 from smtkit.storage.run import Existing
 from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
@@ -41,14 +41,14 @@ _PARTS = ("memory", "cell", "readout", "decoder")
 
 def run(
     config: TrainRnnConfig,
-    source: PathOrURI,
+    labels_or_tokens: PathOrURI,
     out: PathOrURI,
     *,
     init: PathOrURI | None = None,
     progress: Progress | None = None,
     **existing: Unpack[Existing],
 ) -> Manifest:
-    """Trains an RNN on the artifact `source`: labels, or tokens with method `bptt`.
+    """Trains an RNN on an artifact: labels, or tokens with method `bptt`.
 
     The weights start from the `rnn` artifact `init`, or from random numbers. Under torchrun, the
     ranks train one RNN together.
@@ -57,7 +57,8 @@ def run(
     UsageError, NonFiniteLossError, InterruptedRunError.
     """
     ranks = join(config.device)
-    data = Artifact.open(source, "tokens" if config.method == "bptt" else "labels")
+    kind: Kind = "tokens" if config.method == "bptt" else "labels"
+    data = Artifact.open(labels_or_tokens, kind)
     initial = _open_initial(config, data, init)
     parents = [artifact for artifact in (data, initial) if artifact]
     with SharedRun(ranks, out, "rnn", config, parents, **existing) as artifact:

@@ -84,20 +84,20 @@ class Ranks:
         return dict(zip(names, map(int, totals.tolist()), strict=True))
 
     @lost_rank_errors()
-    def broadcast(self, value: Any, source: int = 0) -> Any:
-        """The `value` that rank `source` passes; it must be JSON-serializable."""
+    def broadcast(self, value: Any, sender: int = 0) -> Any:
+        """The `value` that rank `sender` passes; it must be JSON-serializable."""
         if self.size == 1:
             return value
-        content = json.dumps(value).encode() if self.rank == source else b""
+        content = json.dumps(value).encode() if self.rank == sender else b""
         size = torch.tensor([len(content)])
-        dist.broadcast(size, source)
+        dist.broadcast(size, sender)
         data = torch.frombuffer(bytearray(content or int(size)), dtype=torch.uint8)
-        dist.broadcast(data, source)
+        dist.broadcast(data, sender)
         return json.loads(data.numpy().tobytes())
 
     def gather(self, value: Any) -> list[Any]:
         """The JSON-serializable values that all ranks pass, by rank, on every rank."""
-        return [self.broadcast(value, source) for source in range(self.size)]
+        return [self.broadcast(value, sender) for sender in range(self.size)]
 
     def barrier(self) -> None:
         """Returns once every rank has called it."""
