@@ -31,7 +31,7 @@ from smtkit.config import (
     TrainEncoderConfig,
     TrainRnnConfig,
 )
-from smtkit.corpus.shards import TokenShards, stream_schema
+from smtkit.corpus.shards import TokenShards, decode_tokens, stream_schema
 from smtkit.corpus.windows import Windows
 from smtkit.labels.format import LabelShape
 from smtkit.labels.reader import LabelShards
@@ -182,7 +182,12 @@ def write_stream(
             for tokens in batches:
                 columns = {"document": [0], "offset": [0], "tokens": [list(tokens)]}
                 writer.write_batch(pa.RecordBatch.from_pydict(columns, schema=schema))
-    return TokenShards(paths)
+    return TokenShards(
+        [
+            decode_tokens(path.read_bytes(), path, vocabulary_size, None, len(batches))
+            for path, batches in zip(paths, content, strict=True)
+        ]
+    )
 
 
 def numbered_labels(path: Path, lengths: list[int], window: int = 6) -> LabelShards:

@@ -15,7 +15,7 @@ from smtkit.config import (
     TrainRnnConfig,
     resolve,
 )
-from smtkit.corpus.shards import TokenShards
+from smtkit.corpus.shards import read_split
 from smtkit.corpus.stored_tokenizer import load_tokenizer
 from smtkit.corpus.task_rows import generate, symbols
 from smtkit.corpus.tasks import TASKS
@@ -89,7 +89,7 @@ def test_tasks_are_stored_as_they_are_generated(tmp_path: Path, task: str) -> No
     assert tokenizer.symbols == symbols(settings)
     for split, count in (("train", 60), ("validation", 20), ("test", 20)):
         (expected,) = generate(settings, 0, split, count)
-        store = TokenShards(artifact.files(f"{split}-"))
+        store = read_split(artifact, split)
         for row in range(count):
             length = expected.length[row]
             index = np.array([row])
@@ -100,7 +100,7 @@ def test_tasks_are_stored_as_they_are_generated(tmp_path: Path, task: str) -> No
 
 def test_rows_make_windows_one_each(tmp_path: Path) -> None:
     artifact = task_rows(tmp_path, "keys-values")
-    store = TokenShards(artifact.files("train-"))
+    store = read_split(artifact, "train")
     windows = open_windows(artifact, "train", None, lookahead=3)
     assert (windows.window, windows.per_epoch) == (16, 60)
     rows = np.array([5, 0, 59])
@@ -133,7 +133,7 @@ def test_images_are_stored_pixel_by_pixel_with_their_labels(tmp_path: Path) -> N
     expected = {image.tobytes(): int(label) for image, label in zip(pixels, labels, strict=True)}
     found = {}
     for split, share in (("train", 0.9), ("validation", 0.05), ("test", 0.05)):
-        store = TokenShards(artifact.files(f"{split}-"))
+        store = read_split(artifact, split)
         assert store.rows == pytest.approx(share * 2000, abs=2)
         rows = np.arange(store.rows)
         for tokens, targets, label in zip(
@@ -154,7 +154,7 @@ def test_equal_images_come_once_and_a_given_test_stays_whole(tmp_path: Path) -> 
         test_inputs=[str(saved(tmp_path / "test.npz", test))],
         validation_fraction=0.1,
     )
-    store = TokenShards(artifact.files("test-"))
+    store = read_split(artifact, "test")
     rows = np.stack(store.column("tokens", np.arange(10)))
     assert (rows == test.reshape(10, -1)).all()
     splits = artifact.manifest.statistics["splits"]
@@ -193,7 +193,7 @@ def test_a_value_beyond_white_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_binarized_images_have_two_levels(tmp_path: Path) -> None:
     pixels = images(50)
     artifact = image_rows(tmp_path, saved(tmp_path / "a.npz", pixels), **{"pixel.binarize": 0.5})
-    store = TokenShards(artifact.files("train-"))
+    store = read_split(artifact, "train")
     found = {row.tobytes() for row in store.column("tokens", np.arange(store.rows))}
     assert load_tokenizer(artifact).vocabulary_size == 2
     assert found <= {(image >= 127.5).astype(np.uint16).tobytes() for image in pixels}

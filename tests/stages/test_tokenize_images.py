@@ -21,7 +21,7 @@ from conftest import (
 )
 from smtkit import IGNORE
 from smtkit.config import ExtractLabelsConfig, TokenizeConfig, resolve
-from smtkit.corpus.shards import TokenShards
+from smtkit.corpus.shards import read_split
 from smtkit.corpus.splits import SPLITS
 from smtkit.errors import UsageError
 from smtkit.networks.loading import load_rnn, load_teacher
@@ -121,7 +121,7 @@ def test_rows_are_read_back_one_by_one(command: Command, tmp_path: Path) -> None
     artifact = tokenized(
         command, tmp_path / "out", path, "--validation-fraction", 0, "--test-fraction", 0
     )
-    store = TokenShards(artifact.files("train-"))
+    store = read_split(artifact, "train")
     order = np.random.default_rng(0).permutation(50)
     assert [row.tolist() for row in store.column("tokens", order)] == [
         images[number].ravel().tolist() for number in order

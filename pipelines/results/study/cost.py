@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smtkit.config import CellConfig, TrainEncoderConfig, TrainRnnConfig
-from smtkit.corpus.shards import TokenShards, is_stream
+from smtkit.corpus.shards import is_stream, open_split
 from smtkit.corpus.windows import DEFAULT_WINDOW
 from smtkit.storage.artifact import Artifact
 
@@ -32,7 +32,7 @@ def lengths(tokens: Artifact, stages: Mapping[str, Any]) -> Lengths:
     if is_stream(tokens):
         first = next(iter(stages.values()))
         return np.array([first.get("data", {}).get("window") or DEFAULT_WINDOW])
-    return TokenShards(tokens.files("train-")).lengths()
+    return open_split(tokens, "train").lengths()
 
 
 def chain_of_encoder(config: TrainEncoderConfig, lengths: Lengths) -> float:

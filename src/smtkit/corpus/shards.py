@@ -14,12 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from smtkit import IGNORE
 from smtkit.corpus.seeded import IntArray
+from smtkit.corpus.stored_tokenizer import load_tokenizer
 from smtkit.errors import ArtifactError
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.files import named_errors
 from smtkit.storage.run import Run
-from smtkit.storage.shards import read_shard, shard_writer
+from smtkit.storage.shards import decode_shard, shard_writer
 
 CHUNK_TOKENS = 2**16
 BATCH_TOKENS = 2**20
@@ -142,13 +144,13 @@ class DocumentWriter(SplitWriter):
 
 
 class TokenShards:
-    """The shards of one split, memory-mapped; read as rows, or as one stream of tokens.
+    """The shards of one split, in memory; read as rows, or as one stream of tokens.
 
-    `rows` and `tokens` are how many there are.
+    `rows` and `tokens` are how many there are. What is read was verified: the memory is this
+    process's own, so that a file which is cut or changed meanwhile does no harm.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        tables = [read_shard(path).read_all() for path in paths]
+    def __init__(self, tables: Sequence[pa.Table]) -> None:
         self._table = pa.concat_tables(tables or [stream_schema(0).empty_table()])
         kind = self._table.schema.field("tokens").type.value_type
         chunks = self._table["tokens"].chunks
@@ -193,11 +195,73 @@ def is_stream(tokens: Artifact) -> bool:
 
 
 def open_split(tokens: Artifact, split: str) -> TokenShards:
-    """The shards of one split. Raises ArtifactError where the split is empty."""
-    shards = TokenShards(tokens.files(f"{split}-"))
+    """The shards of one split, verified. Raises ArtifactError where one is damaged or not what its
+    artifact says, or the split is empty."""
+    shards = read_split(tokens, split)
     if shards.tokens == 0:
         raise ArtifactError(f"{tokens.directory}: the {split} split is empty")
     return shards
+
+
+def read_split(tokens: Artifact, split: str) -> TokenShards:
+    """The shards of one split, verified, which may be empty. Raises ArtifactError."""
+    vocabulary_size = load_tokenizer(tokens).vocabulary_size
+    longest = None if is_stream(tokens) else int(tokens.manifest.statistics["length"])
+    prefix = f"{split}-"
+    return TokenShards(
+        [
+            decode_tokens(content, path, vocabulary_size, longest, rows)
+            for (path, content), rows in zip(
+                tokens.contents(prefix), tokens.rows(prefix), strict=True
+            )
+        ]
+    )
+
+
+def decode_tokens(
+    content: bytes, path: Path, vocabulary_size: int, longest: int | None, rows: int
+) -> pa.Table:
+    """The table of a shard, of which every value is in range.
+
+    `longest`: the most tokens of a whole row; None for chunks of a stream. Raises ArtifactError
+    that names file, column, and what was found.
+    """
+
+    def check_schema(schema: pa.Schema) -> None:
+        names = schema.names
+        expected = (
+            stream_schema(vocabulary_size)
+            if longest is None
+            else rows_schema(vocabulary_size, distance="distance" in names, label="label" in names)
+        )
+        if not schema.equals(expected):
+            raise ArtifactError(f"{path}: columns are not those of a token shard")
+
+    table = decode_shard(content, path, check_schema)
+    if table.num_rows != rows:
+        raise ArtifactError(f"{path}: {table.num_rows} rows, the manifest says {rows}")
+    most = CHUNK_TOKENS if longest is None else longest
+    for batch in table.to_batches():
+        _check_range(path, "tokens", batch["tokens"].flatten(), 0, vocabulary_size - 1)
+        lengths = pc.list_value_length(batch["tokens"])
+        _check_range(path, "tokens per row", lengths, 0 if longest is None else 1, most)
+        for name in {"targets", "distance"} & set(table.column_names):
+            largest = vocabulary_size - 1 if name == "targets" else most
+            _check_range(path, name, batch[name].flatten(), IGNORE, largest)
+            if not pc.list_value_length(batch[name]).equals(pc.add(lengths, 1)):
+                raise ArtifactError(f"{path}: {name}: expected one more than tokens in every row")
+    return table
+
+
+def _check_range(path: Path, name: str, values: pa.Array, least: int, most: int) -> None:
+    """Raises ArtifactError where a value is not in `least`..`most`."""
+    if not len(values):
+        return
+    found = values.to_numpy()
+    low, high = int(found.min()), int(found.max())
+    if low < least or high > most:
+        worst = low if low < least else high
+        raise ArtifactError(f"{path}: damaged: {name}: {worst}, allowed: {least} to {most}")
 
 
 def without_padding(padded: NDArray[Any], lengths: IntArray) -> Lists:

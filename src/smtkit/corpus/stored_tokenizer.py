@@ -19,9 +19,7 @@ from smtkit.storage.artifact import Artifact
 KINDS: dict[str, Callable[[dict[str, Any], Artifact], Tokenizer]] = {
     "byte": lambda saved, _: ByteTokenizer(),
     "char": lambda saved, _: CharTokenizer(saved["characters"]),
-    "sentencepiece": lambda _, artifact: SentencePieceTokenizer(
-        artifact.verified(MODEL_FILE).read_bytes()
-    ),
+    "sentencepiece": lambda _, artifact: SentencePieceTokenizer(artifact.read(MODEL_FILE)[1]),
     "pixel": lambda saved, _: PixelTokenizer(saved["levels"], saved["height"], saved["width"]),
     "symbols": lambda saved, _: SymbolTokenizer(saved["symbols"]),
 }
@@ -30,9 +28,9 @@ KINDS: dict[str, Callable[[dict[str, Any], Artifact], Tokenizer]] = {
 
 def load_tokenizer(artifact: Artifact) -> Tokenizer:
     """The tokenizer saved in an artifact. Raises ArtifactError."""
-    path = artifact.verified(TOKENIZER)
+    path, content = artifact.read(TOKENIZER)
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = json.loads(content)
         if (kind := description["kind"]) not in KINDS:
             raise ValueError(f"kind is {kind}, expected one of {', '.join(KINDS)}")
         return KINDS[kind](description, artifact)

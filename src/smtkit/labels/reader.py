@@ -28,7 +28,7 @@ from smtkit.errors import ArtifactError, InputOutputError
 from smtkit.labels.buffers import Buffers
 from smtkit.labels.codec import EncodedMemory
 from smtkit.labels.format import HEAD, LabelShape
-from smtkit.storage.files import named_errors
+from smtkit.storage.files import named_errors, open_regular
 from smtkit.storage.shards import map_shard
 
 
@@ -146,9 +146,8 @@ class _Shard:
     """An open shard. What it reads is checked; ArtifactError names file and row."""
 
     def __init__(self, path: Path) -> None:
-        batch, address = map_shard(path)
         self.path = path
-        self.shape = LabelShape.of(batch.schema, path)
+        batch, address, size = map_shard(path, self._check_schema)
         try:
             arrays = {name: _array(batch.column(name)) for name in batch.schema.names}
         except ValueError as error:  # Arrow's errors are ValueErrors
@@ -161,9 +160,14 @@ class _Shard:
         # offset in the file.
         self._heads = [(a.reshape(-1).data.cast("B"), a[0].nbytes) for a in heads.values()]
         self._offsets = {name: arrays[name].ctypes.data - address for name in self.shape.columns}
-        with named_errors(path):
-            self._file = os.open(path, os.O_RDONLY)
+        with named_errors(path), open_regular(path) as file:
+            self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
+        if os.fstat(self._file).st_size != size:
+            raise ArtifactError(f"{path}: changed while it was opened")
+
+    def _check_schema(self, schema: pa.Schema) -> None:
+        self.shape = LabelShape.of(schema, self.path)
 
     def head(self, row: int) -> bytes:
         """The columns of the head of a row, one after the other; of `head_type`."""

@@ -31,7 +31,8 @@ from smtkit.config import (
 )
 from smtkit.config.base import Positive
 from smtkit.errors import ArtifactError, UsageError
-from smtkit.storage.tensors import load_tensors, save_tensors
+from smtkit.storage.artifact import Artifact
+from smtkit.storage.tensors import MODEL, decode_tensors, load_tensors, save_tensors
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = 80
@@ -117,7 +118,16 @@ class Network(nn.Module):
         Raises ArtifactError where the header is no architecture, or the tensors are not those of
         its network; this is checked without allocating the network.
         """
-        tensors, header = load_tensors(path)
+        return cls._of(path, *load_tensors(path))
+
+    @classmethod
+    def load_from(cls, artifact: Artifact) -> Self:
+        """The verified network of an artifact, on the CPU. Raises as `load`."""
+        path, content = artifact.read(MODEL)
+        return cls._of(path, *decode_tensors(path, content))
+
+    @classmethod
+    def _of(cls, path: Path, tensors: dict[str, Tensor], header: Any) -> Self:
         try:
             architecture = _parse(header)
             with torch.device("meta"), _at_most(len(tensors) + _MISSING, architecture):

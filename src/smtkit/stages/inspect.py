@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from smtkit import IGNORE
 from smtkit.corpus.pictures import write_grid
 from smtkit.corpus.seeded import IntArray, choose, random_key
-from smtkit.corpus.shards import TokenShards
+from smtkit.corpus.shards import TokenShards, read_split
 from smtkit.corpus.splits import SPLITS
 from smtkit.corpus.stored_tokenizer import load_tokenizer
 from smtkit.corpus.tokenizers import PixelTokenizer, SymbolTokenizer, TextTokenizer, Tokenizer
@@ -69,7 +69,7 @@ def run(
     if split not in SPLITS:
         raise UsageError(f"`split` {split}: allowed are {', '.join(SPLITS)}")
     tokenizer = load_tokenizer(artifact)
-    shards = {name: TokenShards(artifact.files(f"{name}-")) for name in SPLITS}
+    shards = {name: read_split(artifact, name) for name in SPLITS}
     counts, seen_before = {}, set[bytes]()
     for name in SPLITS:
         counts[name], digests = _count(artifact, tokenizer, shards[name])

@@ -1,11 +1,11 @@
 """Opening an artifact, in a directory or at a URI, and reading its verified files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from smtkit.errors import ArtifactError, InputOutputError, UsageError
+from smtkit.errors import ArtifactError, UsageError
 from smtkit.storage import cache
-from smtkit.storage.files import file_size, hash_file
+from smtkit.storage.files import check_xxh3, hash_file, open_sized, read_record, read_verified
 from smtkit.storage.location import Location, PathOrURI, locate
 from smtkit.storage.manifest import MADE_BY, MANIFEST, FileEntry, Kind, Manifest, Parent
 from smtkit.storage.remote import Remote
@@ -50,9 +50,16 @@ class Artifact:
         entry, path = self._entry(logical_name), self.file(logical_name)
         if isinstance(self.directory, Remote):
             return path  # the cache has checked it
-        if (found := hash_file(path)) != entry.xxh3:
-            raise ArtifactError(f"{path}: damaged: xxh3 is {found}, the manifest says {entry.xxh3}")
+        check_xxh3(path, hash_file(path, self._root), entry.xxh3)
         return path
+
+    def read(self, logical_name: str) -> tuple[Path, bytes]:
+        """The path of a file, for messages, and its verified content. Raises ArtifactError."""
+        return next(self._contents([self._entry(logical_name)]))
+
+    def contents(self, prefix: str) -> Iterator[tuple[Path, bytes]]:
+        """`read` for each of `files(prefix)`."""
+        return self._contents(self._with_prefix(prefix))
 
     def verify(self) -> None:
         """Reads every file and compares checksums. At a URI the files there are read, and then
@@ -72,6 +79,15 @@ class Artifact:
             digest=self.manifest.digest,
             parents=self.manifest.parents,
         )
+
+    def _contents(self, entries: Sequence[FileEntry]) -> Iterator[tuple[Path, bytes]]:
+        for entry, path in zip(entries, self._paths(entries), strict=True):
+            yield path, read_verified(path, entry.bytes, entry.xxh3, self._root)
+
+    @property
+    def _root(self) -> Path | None:
+        """The directory below which links are not followed; None for local copies."""
+        return None if isinstance(self.directory, Remote) else self.directory
 
     def _entry(self, logical_name: str) -> FileEntry:
         if logical_name not in self._entries:
@@ -115,15 +131,13 @@ def _read(directory: Location) -> bytes:
     try:
         if isinstance(directory, Remote):
             return directory.read(MANIFEST)
-        return (directory / MANIFEST).read_bytes()
+        return read_record(directory / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         exists = directory.sizes() if isinstance(directory, Remote) else directory.exists()
         if not exists:
             raise UsageError(f"{directory}: no such artifact") from None
         reason = f"not a complete artifact: it holds no {MANIFEST}"
         raise ArtifactError(f"{directory}: {reason}") from None
-    except OSError as error:
-        raise InputOutputError(f"{_path(directory, MANIFEST)}: {error.strerror}") from None
 
 
 def _checked(
@@ -136,15 +150,24 @@ def _checked(
         message = f"{directory}: kind is {manifest.kind}, expected {' or '.join(kinds)}"
         raise ArtifactError(message, hint or None)
     if check_files:
-        found = directory.sizes() if isinstance(directory, Remote) else None
-        for entry in manifest.files:
-            path = _path(directory, entry.name)
-            size = file_size(Path(path)) if found is None else found.get(entry.name)
-            if size is None:
-                raise ArtifactError(f"{path}: missing, though the manifest names it")
-            if size != entry.bytes:
-                raise ArtifactError(f"{path}: {size} bytes, the manifest says {entry.bytes}")
+        _check_sizes(directory, manifest)
     return manifest
+
+
+def _check_sizes(directory: Location, manifest: Manifest) -> None:
+    """Raises ArtifactError where a file is missing, special, or not as large as the manifest
+    says."""
+    if not isinstance(directory, Remote):
+        for entry in manifest.files:
+            open_sized(directory / entry.name, entry.bytes, directory).close()
+        return
+    found = directory.sizes()
+    for entry in manifest.files:
+        if (size := found.get(entry.name)) != entry.bytes:
+            reason = f"{size} bytes, the manifest says {entry.bytes}"
+            missing = "missing, though the manifest names it"
+            uri = directory.uri_of(entry.name)
+            raise ArtifactError(f"{uri}: {missing if size is None else reason}")
 
 
 def _path(directory: Location, name: str) -> str:

@@ -1,17 +1,26 @@
-"""Atomic writes, checksums, and errors of the operating system that name their file."""
+"""Files of artifacts: opened without following links, verified, and written atomically.
+
+Errors of the operating system name their file.
+"""
 
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from smtkit.errors import InputOutputError
+from smtkit.errors import ArtifactError, InputOutputError
+
+RECORD_BYTES = 2**26
+"""Largest JSON file of an artifact that is read: a manifest of 300,000 shards is smaller."""
+_NOT_REGULAR = (errno.ELOOP, errno.ENXIO, errno.ENODEV)  # links, sockets, devices without a driver
 
 
 @contextlib.contextmanager
@@ -65,9 +74,80 @@ def copy_hashed(blocks: Iterable[bytes], sink: Any = None) -> tuple[int, str]:
     return size, checksum.hexdigest()
 
 
-def hash_file(path: Path) -> str:
-    """xxh3-128 of a file, in hexadecimal. Raises InputOutputError."""
-    with named_errors(path), path.open("rb") as file:
+def open_regular(path: Path, within: Path | None = None) -> io.BufferedReader:
+    """Opens a file of an artifact for reading.
+
+    Neither the file nor a folder between it and `within` (None: the folder it is in) may be a link,
+    and the file must be a regular one: a FIFO would block, and a device never end. Raises
+    ArtifactError where it is not, FileNotFoundError, NotADirectoryError, InputOutputError.
+    """
+    root = within or path.parent
+    refusal = ArtifactError(f"{path}: a link or special file, allowed: a regular file")
+    try:
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        for name in path.relative_to(root).parts:
+            parent = descriptor
+            try:
+                descriptor = os.open(
+                    name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=parent
+                )
+            finally:
+                os.close(parent)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        if error.errno in _NOT_REGULAR:
+            raise refusal from None
+        with named_errors(path):
+            raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise refusal
+    return os.fdopen(descriptor, "rb")
+
+
+def open_sized(path: Path, size: int, within: Path | None = None) -> io.BufferedReader:
+    """Opens a file of which the manifest says that it has `size` bytes. Raises ArtifactError,
+    InputOutputError."""
+    try:
+        file = open_regular(path, within)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"{path}: missing, though the manifest names it") from None
+    if (found := os.fstat(file.fileno()).st_size) != size:
+        file.close()
+        raise ArtifactError(f"{path}: {found} bytes, the manifest says {size}")
+    return file
+
+
+def read_verified(path: Path, size: int, xxh3: str, within: Path | None = None) -> bytes:
+    """The content of a file, of which the manifest says that it has `size` bytes and the checksum
+    `xxh3`. It is read once: what is returned is what was verified. Raises ArtifactError,
+    InputOutputError."""
+    with open_sized(path, size, within) as file, named_errors(path):
+        content = file.read(size)
+    check_xxh3(path, xxhash.xxh3_128_hexdigest(content), xxh3)
+    return content
+
+
+def check_xxh3(path: Path, found: str, expected: str) -> None:
+    """Raises ArtifactError where a checksum is not the one in the manifest."""
+    if found != expected:
+        raise ArtifactError(f"{path}: damaged: xxh3 is {found}, the manifest says {expected}")
+
+
+def read_record(path: Path) -> bytes:
+    """The content of a JSON file of an artifact. Raises as `open_regular`, and ArtifactError where
+    it is too large to be one."""
+    with open_regular(path) as file, named_errors(path):
+        content = file.read(RECORD_BYTES + 1)
+    if len(content) > RECORD_BYTES:
+        raise ArtifactError(f"{path}: larger than {RECORD_BYTES} bytes")
+    return content
+
+
+def hash_file(path: Path, within: Path | None = None) -> str:
+    """xxh3-128 of a file, in hexadecimal. Raises ArtifactError, InputOutputError."""
+    with named_errors(path), open_regular(path, within) as file:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 

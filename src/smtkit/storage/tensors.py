@@ -1,19 +1,21 @@
 """Weights in safetensors, with a JSON header. Nothing is pickled or unpickled."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from smtkit.errors import ArtifactError, InputOutputError
-from smtkit.storage.files import atomic_file
+from smtkit.storage.files import atomic_file, named_errors, open_regular
 
 MODEL = "model.safetensors"
 _HEADER = "smtkit"
+_DAMAGE = (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, RecursionError)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -33,8 +35,20 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors, on the CPU, and the header of a file of `save_tensors`. Raises ArtifactError."""
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_HEADER])
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: not weights of smtkit: {error}") from None
+        with open_regular(path) as file, named_errors(path):
+            return decode_tensors(path, file.read(os.fstat(file.fileno()).st_size))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"{path}: the file is missing") from None
+
+
+def decode_tensors(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`load_tensors` of the `content` of a file, whose `path` messages name. Raises
+    ArtifactError."""
+    try:
+        tensors = load(content)
+        size = int.from_bytes(content[:8], "little")  # of the header, which `load` has checked
+        metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+        return tensors, json.loads(metadata[_HEADER])
+    except _DAMAGE as error:
+        reason = str(error).partition("\n")[0]
+        raise ArtifactError(f"{path}: not weights of smtkit: {reason}") from None
