@@ -235,9 +235,7 @@ COMMANDS = (
         "train-rnn",
         schemas.TrainRnnConfig,
         (
-            argument(
-                "labels_or_tokens", "LABELS|TOKENS", "Labels artifact; tokens artifact for bptt."
-            ),
+            argument("labels_or_tokens", "LABELS|TOKENS", "Labels artifact; for bptt, tokens."),
             OUT,
             option("--init RNN", "RNN artifact to start from.", section=ARTIFACTS),
             *RUN,

@@ -122,8 +122,7 @@ class RolloutConfig(Config):
     memory; `sequential`: one chain per window, from the empty memory, as in the paper; `jacobi`:
     repeated sweeps over all positions at once."""
     depth: Annotated[Positive, Flag()] = 16
-    """Steps per chain, from one label to the next. Raise it if the free-running RNN drifts on long
-    sequences."""
+    """Steps per chain, from one label to the next. Raise it if the RNN drifts on long sequences."""
     depth_ramp: NonNegative = 0
     """Updates over which the depth grows from 1, by a constant factor; 0: full depth at once."""
     backprop: NonNegative = 0

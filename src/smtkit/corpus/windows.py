@@ -30,6 +30,11 @@ class Windows:
     targets: NDArray[np.int64]
     length: NDArray[np.int64]
 
+    @classmethod
+    def of_stored(cls, *columns: NDArray[Any]) -> "Windows":
+        """Tokens, targets and length, in the smaller types that shards have."""
+        return cls(*(column.astype(np.int64) for column in columns))
+
 
 class WindowReader(Protocol):
     """Reads windows of `window` (T) tokens, of which an epoch has `per_epoch`."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from smtkit.evaluation.subject import Subject
+from smtkit.networks.inputs import random_tokens
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import Teacher
 from smtkit.training.progress import Progress
@@ -80,7 +81,7 @@ def measure_rnn(network: RecurrentNetwork, progress: Progress) -> Iterator[Recor
     for tokens in TOKENS:
         while done < tokens - _TIMED_STEPS and time.monotonic() - started < _RNN_SECONDS:
             count = min(_TIMED_STEPS, tokens - _TIMED_STEPS - done)
-            for token in _random_tokens(vocabulary_size, count, device):
+            for token in random_tokens(vocabulary_size, count, device):
                 memory = network.step(memory, token)
             done += count
             progress.update("timing the rnn", done, TOKENS[-1])
@@ -88,7 +89,7 @@ def measure_rnn(network: RecurrentNetwork, progress: Progress) -> Iterator[Recor
             reason = f"more than {_RNN_SECONDS:.0f} s for the tokens before"
             yield Record("rnn", tokens, None, size, skipped=reason)
             continue
-        last = _random_tokens(vocabulary_size, tokens - done, device)
+        last = random_tokens(vocabulary_size, tokens - done, device)
         seconds, peak, memory = _timed(predict, memory, last)
         yield Record("rnn", tokens, seconds / len(last), size, peak)
         done = tokens
@@ -111,7 +112,7 @@ def measure_teacher(teacher: Teacher, progress: Progress) -> Iterator[Record]:
         if reason is not None:
             yield Record("teacher", tokens, None, cost.layer_bytes, skipped=reason)
             continue
-        context = _random_tokens(vocabulary_size, tokens, device).view(1, -1)
+        context = random_tokens(vocabulary_size, tokens, device).view(1, -1)
         end = torch.tensor([[tokens]], device=device)
         if expected < _WARM_UP_SECONDS:
             predict(context, end)
@@ -174,9 +175,3 @@ def _timed(work: Callable[..., Tensor], *inputs: Tensor) -> tuple[float, int | N
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - started
     return seconds, torch.cuda.max_memory_allocated(device) - before if on_cuda else None, result
-
-
-def _random_tokens(vocabulary_size: int, count: int, device: torch.device) -> Tensor:
-    """(count, 1)."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(vocabulary_size, (count, 1), generator=generator).to(device)

@@ -76,7 +76,7 @@ class LabelShards:
             shard, number = self._locate(row)
             heads.append(shard.head(number))
         table = np.frombuffer(b"".join(heads), self._shards[0].head_type)
-        return Windows(*(table[name].astype(np.int64) for name in ("tokens", "targets", "length")))
+        return Windows.of_stored(table["tokens"], table["targets"], table["length"])
 
     def memories(self, rows: IntArray, positions: IntArray | range) -> EncodedMemory:
         """The B P memories of rows (B,) at positions: ascending (B, P), or one range for all rows.
@@ -156,8 +156,7 @@ class _Shard:
         self.checksums = arrays["xxh3"].copy()
         heads = {name: arrays[name] for name in HEAD}
         self.head_type = np.dtype([(name, a.dtype, a.shape[1:]) for name, a in heads.items()])
-        # Each column of the head as bytes, with its bytes per row; each column of memories by its
-        # offset in the file.
+        # Columns of the head: bytes, and bytes per row. Columns of memories: offset in the file.
         self._heads = [(a.reshape(-1).data.cast("B"), a[0].nbytes) for a in heads.values()]
         self._offsets = {name: arrays[name].ctypes.data - address for name in self.shape.columns}
         with named_errors(path), open_regular(path) as file:

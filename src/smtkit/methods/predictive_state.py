@@ -87,6 +87,7 @@ class TeacherSampler(WindowSampler):
         anchors = self._anchors(step, samples, length)
         ahead = objective.future_length
         if ahead == "rest":
+            # Hand-offs cut all rows of a batch at one share of their length: what remains is short.
             ahead = longest - int(anchors.min()) if self.handoff else longest
         future = anchors[:, :, None] + np.arange(ahead + 1)
 

@@ -1,7 +1,7 @@
 """Inputs of the networks: how a token becomes a vector.
 
 Encoder, decoder and transition build their input with `TokenEmbedding(vocabulary_size, width)` and
-do not look into it. For another input, e.g. continuous values, replace it and `no_tokens` here.
+do not look into it. For another input, e.g. continuous values, replace what is here.
 N: sequences, V: vocabulary, E: width of the input.
 """
 
@@ -19,3 +19,9 @@ class TokenEmbedding(nn.Embedding):
 def no_tokens(count: int, device: torch.device) -> Tensor:
     """`count` empty sequences, (count, 0)."""
     return torch.empty(count, 0, dtype=torch.int64, device=device)
+
+
+def random_tokens(vocabulary_size: int, count: int, device: torch.device) -> Tensor:
+    """Any `count` tokens, always the same, (count, 1); on which cost is measured."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocabulary_size, (count, 1), generator=generator).to(device)

@@ -66,9 +66,9 @@ def run(
         generator.manual_seed(config.seed)
     rows = None
     if tokens is not None and config.from_split is not None:
-        source = Artifact.open(tokens, "tokens")
-        check_tokenizers(trained, source)
-        windows = open_windows(source, config.from_split, None)
+        corpus = Artifact.open(tokens, "tokens")
+        check_tokenizers(trained, corpus)
+        windows = open_windows(corpus, config.from_split, None)
         key = random_key(generator.initial_seed(), "generate")
         rows = windows.read(choose(config.samples, windows.per_epoch, key))
     network = load_rnn(trained).to(choose_device(config.device))

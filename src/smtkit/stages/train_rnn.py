@@ -24,7 +24,7 @@ from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import LabelTeacher
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.location import PathOrURI
-from smtkit.storage.manifest import METRICS, Kind, Manifest
+from smtkit.storage.manifest import METRICS, Manifest
 from smtkit.storage.run import Existing
 from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
@@ -57,8 +57,7 @@ def run(
     UsageError, NonFiniteLossError, InterruptedRunError.
     """
     ranks = join(config.device)
-    kind: Kind = "tokens" if config.method == "bptt" else "labels"
-    data = Artifact.open(labels_or_tokens, kind)
+    data = Artifact.open(labels_or_tokens, "tokens" if config.method == "bptt" else "labels")
     initial = _open_initial(config, data, init)
     parents = [artifact for artifact in (data, initial) if artifact]
     with SharedRun(ranks, out, "rnn", config, parents, **existing) as artifact:

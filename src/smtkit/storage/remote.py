@@ -79,10 +79,10 @@ class Remote:
         with self._output(name) as sink:
             sink.write(content)
 
-    def replace(self, source: str, name: str) -> None:
-        """Copies `source` to `name` in the store: a reader sees the whole old or new file."""
+    def replace(self, original: str, name: str) -> None:
+        """Copies `original` to `name` in the store: a reader sees the whole old or new file."""
         with self._named_errors(name):
-            self._files.copy_file(source, name)
+            self._files.copy_file(original, name)
 
     def remove(self, name: str) -> None:
         """Removes a file, if the store allows it."""
