@@ -54,8 +54,8 @@ class TransitionSampler(LabelSampler):
     def _labels(
         self, rows: IntArray, before: IntArray, longest: int
     ) -> tuple[EncodedMemory, IntArray]:
-        """The labels at the positions `before` (B, P) and after them, and the index of each of the
-        former (N,), which the latter follows.
+        """The labels between which the transitions lie, and the index (N,) in them of the label at
+        each of the positions `before` (B, P); the label after the transition is the next one.
 
         Reads the two labels of each transition or, if these are not fewer, all of each window.
         """
