@@ -219,6 +219,7 @@ COMMANDS = (
         (
             argument("encoder", "ENCODER", "Encoder artifact."),
             TOKENS,
+            option("--rnn RNN", "Start from its memory every --context tokens.", section=ARTIFACTS),
             OUT,
             *RUN,
             NPROC,

@@ -179,6 +179,10 @@ class ExtractLabelsConfig(DeviceConfig):
     fit on the disk."""
     max_validation_windows: Annotated[Positive, Flag()] = 256
     """Largest number of validation windows, drawn by the seed."""
+    context: Annotated[Positive | None, Flag(metavar="K")] = None
+    """Tokens per segment, each of which the encoder starts from the memory of `rnn`; unset: windows
+    are not cut. Needs `rnn`, and encoder.memory = gated. Lower it if the free-running RNN is much
+    worse than one step from a label."""
     batch_size: Annotated[Positive, Flag()] = 64
     """Windows per forward pass of the encoder. Lower it if memory runs out."""
     shard_bytes: Positive = 64 * 2**20

@@ -1,4 +1,12 @@
-"""The format of a label shard: its columns, and what the checksums of a row cover."""
+"""The format of a label shard: its columns, and what the checksums of a row cover.
+
+A row stores the memory before its first token and after each token. If the encoder started again
+every `context` tokens, from a memory of an RNN, a row stores those of each segment in turn. The
+border between two segments then has two memories: the target of the transition that leads to it,
+and the one from which the next transition starts.
+
+T: window, S: segments per row, k: context.
+"""
 
 import json
 from collections.abc import Mapping
@@ -10,6 +18,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from smtkit.corpus.seeded import IntArray
 from smtkit.corpus.shards import token_type
 from smtkit.errors import ArtifactError
 from smtkit.labels.codec import CODECS, Column, MemoryCodec
@@ -32,6 +41,8 @@ class LabelShape:
     slot_width: int
     vocabulary_size: int
     dtype: str
+    context: int | None = None
+    """Tokens per segment; None: a row is one segment."""
 
     @property
     def codec(self) -> MemoryCodec:
@@ -42,32 +53,49 @@ class LabelShape:
         """The columns that hold the memories."""
         return self.codec.columns(self.slots, self.slot_width)
 
+    def description(self) -> dict[str, Any]:
+        """The values that are set, as JSON."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    @property
+    def memories(self) -> int:
+        """Memories per row: T + S."""
+        return self.stored(self.window)
+
+    def stored(self, length: int) -> int:
+        """Memories of the first `length` tokens of a row; at least one token."""
+        return length + 1 if self.context is None else length + -(-length // self.context)
+
+    def before(self, positions: IntArray) -> IntArray:
+        """Indices, in a row, of the memories before the tokens at `positions`. The memory after a
+        token is the next one."""
+        return positions if self.context is None else positions + positions // self.context
+
     @property
     def row_bytes(self) -> int:
         """Bytes of the memories of a window."""
-        return (self.window + 1) * sum(column.bytes for column in self.columns.values())
+        return self.memories * sum(column.bytes for column in self.columns.values())
 
     @property
     def part_length(self) -> int:
-        """Positions per part; the last part of a row may be shorter."""
+        """Memories per part; the last part of a row may be shorter."""
         parts = max(1, round(self.row_bytes / _PART_BYTES))
-        return -(-(self.window + 1) // min(parts, self.window + 1))
+        return -(-self.memories // min(parts, self.memories))
 
     @property
     def parts(self) -> int:
-        """Parts of a row: runs of positions with a checksum each."""
-        return -(-(self.window + 1) // self.part_length)
+        """Parts of a row: runs of memories with a checksum each."""
+        return -(-self.memories // self.part_length)
 
     def schema(self) -> pa.Schema:
         """The Arrow schema; the values of a column are one list per row."""
-        positions = self.window + 1
         memories = {
-            name: _list(column.arrow, positions * column.numbers)
+            name: _list(column.arrow, self.memories * column.numbers)
             for name, column in self.columns.items()
         }
         fields = {
             "tokens": _list(token_type(self.vocabulary_size), self.window),
-            "targets": _list(pa.int32(), positions),
+            "targets": _list(pa.int32(), self.window + 1),
             "length": pa.int32(),
             "origin": pa.int64(),
             **memories,
@@ -75,7 +103,7 @@ class LabelShape:
         }
         return pa.schema(
             [pa.field(name, kind, nullable=False) for name, kind in fields.items()],
-            metadata={_METADATA: json.dumps(vars(self), sort_keys=True)},
+            metadata={_METADATA: json.dumps(self.description(), sort_keys=True)},
         )
 
     @classmethod

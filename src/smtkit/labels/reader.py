@@ -81,6 +81,7 @@ class LabelShards:
     def memories(self, rows: IntArray, positions: IntArray | range) -> EncodedMemory:
         """The B P memories of rows (B,) at positions: ascending (B, P), or one range for all rows.
 
+        Positions count the memories of a row as they are stored (see `LabelShape.before`).
         They lie in buffers that are reused when no tensor refers to them. Raises ArtifactError
         where a checksum of what was read is wrong, or a file has been cut short.
         """
@@ -137,8 +138,8 @@ class _Column:
     def __init__(self, shape: LabelShape, name: str) -> None:
         self.name = name
         self.bytes = shape.columns[name].bytes
-        positions = range(0, shape.window + 1, shape.part_length)
-        self.bounds = [first * self.bytes for first in (*positions, shape.window + 1)]
+        parts = range(0, shape.memories, shape.part_length)
+        self.bounds = [first * self.bytes for first in (*parts, shape.memories)]
         self.checksum = 1 + list(shape.columns).index(name) * shape.parts
 
 

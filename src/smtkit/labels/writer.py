@@ -21,7 +21,8 @@ def write_labels(
 ) -> int:
     """Writes a shard of B windows, and returns B.
 
-    memory (B, T + 1, K, D), float32; origin (B,): first token of each window in the stream.
+    memory (B, `shape.memories`, K, D), float32; origin (B,): first token of each window in the
+    stream.
     Raises ArtifactError, before anything is written, where a memory is not finite or exceeds the
     range of the type it is stored in.
     """

@@ -75,8 +75,9 @@ class RolloutSampler(LabelSampler):
         """Slice `part` of `parts` of the batch of `step`."""
         samples, rows, windows = self._read(step, part, parts)
         window, position, has_loss = self._chains(step, samples, windows.length)
-        count = int(windows.length.max()) + 1
-        index = window[:, None] * count + position
+        shape = self.windows.shape
+        count = shape.stored(int(windows.length.max()))
+        index = window[:, None] * count + shape.before(position)
         chain, _ = has_loss.nonzero()
         # Noise is added to the labels that chains start from; in jacobi sweeps, to all of them.
         noisy = position.shape[1] if self.rollout.kind == "jacobi" else 1

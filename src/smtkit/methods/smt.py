@@ -52,17 +52,18 @@ class TransitionSampler(LabelSampler):
         )
 
     def _labels(
-        self, rows: IntArray, before: IntArray, longest: int
+        self, rows: IntArray, positions: IntArray, longest: int
     ) -> tuple[EncodedMemory, IntArray]:
         """The labels between which the transitions lie, and the index (N,) in them of the label at
-        each of the positions `before` (B, P); the label after the transition is the next one.
+        each of the `positions` (B, P); the label after the transition is the next one.
 
         Reads the two labels of each transition or, if these are not fewer, all of each window.
         """
+        before = self.windows.shape.before(positions)
         if 2 * self.positions <= longest:
             pairs = (before[:, :, None] + np.arange(2)).reshape(len(rows), -1)  # (B, 2 P)
             return self.windows.memories(rows, pairs), np.arange(0, pairs.size, 2)
-        count = longest + 1
+        count = self.windows.shape.stored(longest)
         index = np.arange(len(rows))[:, None] * count + before
         return self.windows.memories(rows, range(count)), index.reshape(-1)
 

@@ -15,11 +15,11 @@ from smtkit.corpus.shards import is_stream
 from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
 from smtkit.corpus.tokenizers import TextTokenizer, Tokenizer
 from smtkit.corpus.windows import RowWindows, WindowReader, open_windows
-from smtkit.errors import ArtifactError
 from smtkit.evaluation import gradients, inference_cost, metrics, sufficiency
 from smtkit.evaluation.ngrams import count_ngrams
 from smtkit.evaluation.predictors import BASELINES, evenly_spaced, score_windows
 from smtkit.evaluation.subject import Subject, load_subject
+from smtkit.networks.loading import check_lineage
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.files import write_atomically
 from smtkit.storage.location import PathOrURI
@@ -52,7 +52,7 @@ def run(
     teacher = Artifact.open(encoder, "encoder") if encoder is not None else None
     check_tokenizers(trained, corpus)
     if teacher is not None:
-        _check_lineage(trained, teacher)
+        check_lineage(trained, teacher, "name that one, or leave `encoder` out")
     parents = [artifact for artifact in (trained, corpus, teacher) if artifact]
     ranks = join(config.device)
     with SharedRun(ranks, out, "evaluation", config, parents, **existing) as artifact:
@@ -150,15 +150,3 @@ def _draw_figures(result: dict[str, Any], artifact: Run, progress: Progress) -> 
     if missing:
         why = "matplotlib is not installed (pip install 'smtkit[figures]')"
         progress.warn(f"no {', '.join(missing)}: {why}")
-
-
-def _check_lineage(rnn: Artifact, encoder: Artifact) -> None:
-    """Raises ArtifactError unless the RNN was trained on labels of this encoder."""
-    parent = rnn.manifest.ancestor("encoder")
-    if parent is None or parent.digest != encoder.manifest.digest:
-        found = f"{parent.path} ({parent.digest[:8]})" if parent else "none"
-        raise ArtifactError(
-            f"{encoder.directory} ({encoder.manifest.digest[:8]}): not the encoder that "
-            f"{rnn.directory} learned from: {found}",
-            "name that one, or leave `encoder` out",
-        )

@@ -6,13 +6,15 @@ w + 2 n, ..., which the ranks of the process divide in the same way.
 B: windows of a shard, T: window, K: slots, D: slot width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from smtkit.config import ExtractLabelsConfig
 from smtkit.corpus.seeded import IntArray, permute, random_key
@@ -22,8 +24,11 @@ from smtkit.corpus.windows import Windows, open_windows
 from smtkit.errors import ArtifactError, InterruptedRunError, UsageError
 from smtkit.labels.format import LabelShape
 from smtkit.labels.writer import write_labels
-from smtkit.networks.loading import load_teacher
-from smtkit.networks.teacher import LabelTeacher
+from smtkit.networks.encoders import GatedEncoder
+from smtkit.networks.loading import check_lineage, load_rnn, load_teacher
+from smtkit.networks.reachable import encode_within_reach
+from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.networks.teacher import LabelTeacher, Teacher
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.location import PathOrURI
 from smtkit.storage.manifest import Manifest
@@ -44,37 +49,40 @@ def run(
     tokens: PathOrURI,
     out: PathOrURI,
     *,
+    rnn: PathOrURI | None = None,
     finalize: bool = False,
     progress: Progress | None = None,
     **existing: Unpack[Existing],
 ) -> Manifest:
     """Writes the teacher's memories of windows of `tokens` to the artifact `out`.
 
-    Under torchrun, the ranks divide the shards. `finalize` commits the shards that `run_part` has
-    written.
+    With `rnn`, an RNN trained on labels of this encoder, the encoder starts from its memory again
+    every `context` tokens. Under torchrun, the ranks divide the shards. `finalize` commits the
+    shards that `run_part` has written.
 
-    Raises ArtifactError (wrong kinds, another tokenizer; a memory that is not finite or exceeds
-    the range of `dtype`; missing shards, with `finalize`), and InterruptedRunError, which `resume`
-    continues.
+    Raises UsageError (`rnn` without `context`, an encoder that cannot start from a memory),
+    ArtifactError (wrong kinds, another tokenizer, an RNN of another encoder; a memory that is not
+    finite or exceeds the range of `dtype`; missing shards, with `finalize`), and
+    InterruptedRunError, which `resume` continues.
     """
     ranks = join(config.device)
-    parents = _open(encoder, tokens)
+    sources = _Sources(config, encoder, tokens, rnn)
     if finalize:
         existing["resume"] = True
-    with SharedRun(ranks, out, "labels", config, parents, **existing) as artifact:
+    with SharedRun(ranks, out, "labels", config, sources.parents, **existing) as artifact:
         if artifact.finished:
             return artifact.finished
-        extraction = _Extraction(config, *parents, ranks.device, artifact)
+        extraction = _Extraction(config, sources, ranks.device, artifact)
         if finalize:
             extraction.check_complete()
         if ranks.size > 1:
             artifact.keep()  # rank 0 does not see what the others have written
         extraction.write(extraction.shards[ranks.rank :: ranks.size], progress or Silent())
         if ranks.is_first:
-            LabelTeacher.of(extraction.teacher).save(artifact.directory / MODEL)
+            LabelTeacher.of(sources.teacher).save(artifact.directory / MODEL)
             artifact.add(MODEL)
-            load_tokenizer(parents[1]).save(artifact)
-        return artifact.commit({"windows": extraction.windows, **vars(extraction.shape)})
+            load_tokenizer(sources.tokens).save(artifact)
+        return artifact.commit({"windows": extraction.windows, **extraction.shape.description()})
 
 
 def run_part(
@@ -85,6 +93,7 @@ def run_part(
     part: int,
     parts: int,
     *,
+    rnn: PathOrURI | None = None,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> int:
@@ -96,21 +105,74 @@ def run_part(
     if not 1 <= part <= parts:
         raise UsageError(f"`part` {part}/{parts}: allowed: 1/{parts} to {parts}/{parts}")
     ranks = join(config.device)
-    parents = _open(encoder, tokens)
+    sources = _Sources(config, encoder, tokens, rnn)
+    parents = sources.parents
     with SharedRun(ranks, out, "labels", config, parents, resume=resume, part=True) as artifact:
         if artifact.finished:
             return 0
-        extraction = _Extraction(config, *parents, ranks.device, artifact)
+        extraction = _Extraction(config, sources, ranks.device, artifact)
         shards = extraction.shards[part - 1 :: parts]
         extraction.write(shards[ranks.rank :: ranks.size], progress or Silent())
         ranks.barrier()  # rank 0 holds the lock for all
         return len(shards)
 
 
-def _open(encoder: PathOrURI, tokens: PathOrURI) -> tuple[Artifact, Artifact]:
-    teacher, data = Artifact.open(encoder, "encoder"), Artifact.open(tokens, "tokens")
-    check_tokenizers(teacher, data)
-    return teacher, data
+class _Sources:
+    """The artifacts that labels are made from. Raises UsageError or ArtifactError where they, or
+    the settings, do not fit together."""
+
+    def __init__(
+        self,
+        config: ExtractLabelsConfig,
+        encoder: PathOrURI,
+        tokens: PathOrURI,
+        rnn: PathOrURI | None,
+    ) -> None:
+        self._encoder = Artifact.open(encoder, "encoder")
+        self.tokens = Artifact.open(tokens, "tokens")
+        check_tokenizers(self._encoder, self.tokens)
+        if (rnn is None) != (config.context is None):
+            given = "`context`" if rnn is None else "`rnn`"
+            raise UsageError(f"`rnn` and `context`: found {given} alone, allowed: both or neither")
+        self.parents = [self._encoder, self.tokens]
+        self._context = config.context
+        self._network: RecurrentNetwork | None = None
+        if rnn is not None:
+            self._network = self._load_rnn(rnn)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        return load_teacher(self._encoder)
+
+    def encoder(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """Computes the memories of rows as they are stored: (B, T) -> (B, memories, K, D)."""
+        encoder = self.teacher.to(device).encoder
+        if self._network is None or self._context is None:
+            return encoder
+        assert isinstance(encoder, GatedEncoder)
+        network = self._network.to(device)
+        return partial(encode_within_reach, encoder, network, context=self._context)
+
+    def _load_rnn(self, path: PathOrURI) -> RecurrentNetwork:
+        """The RNN, from whose memories the encoder is to start."""
+        rnn, encoder = Artifact.open(path, "rnn"), self.teacher.architecture.encoder
+        if encoder is None or encoder.memory != "gated":
+            raise UsageError(
+                f"`context`: {self._encoder.directory} cannot start from a memory: encoder.memory "
+                f"is {encoder and encoder.memory}, allowed: gated"
+            )
+        check_tokenizers(rnn, self.tokens)
+        hint = "name that one, or an RNN trained on labels of this encoder"
+        check_lineage(rnn, self._encoder, hint)
+        network = load_rnn(rnn)
+        found, allowed = network.architecture.memory, self.teacher.architecture.memory
+        if found != allowed:
+            raise ArtifactError(
+                f"{rnn.directory}: its memory is {found.slots} x {found.slot_width}, allowed: "
+                f"{allowed.slots} x {allowed.slot_width}, that of the encoder"
+            )
+        self.parents.append(rnn)
+        return network
 
 
 @dataclass(frozen=True)
@@ -132,14 +194,13 @@ class _Extraction:
     def __init__(
         self,
         config: ExtractLabelsConfig,
-        encoder: Artifact,
-        tokens: Artifact,
+        sources: _Sources,
         device: torch.device,
         artifact: Run,
     ) -> None:
-        self.teacher = load_teacher(encoder).to(device)
-        architecture = self.teacher.architecture
+        architecture, tokens = sources.teacher.architecture, sources.tokens
         window = architecture.window if is_stream(tokens) else None
+        self._encode = sources.encoder(device)
         self._config = config
         self._device = device
         self._artifact = artifact
@@ -150,6 +211,7 @@ class _Extraction:
             slot_width=architecture.memory.slot_width,
             vocabulary_size=architecture.vocabulary_size,
             dtype=config.dtype,
+            context=config.context,
         )
         chosen = {split: self._choose(split) for split in LABEL_SPLITS}
         self.windows = {split: len(starts) for split, starts in chosen.items()}
@@ -210,17 +272,18 @@ class _Extraction:
 
     @torch.inference_mode()
     def _memories(self, windows: Windows) -> NDArray[np.floating]:
-        """Memories (B, T + 1, K, D), zero past the length of each window.
+        """Memories of windows as they are stored, (B, memories, K, D); zero past the longest one.
 
         Encodes windows of similar length together, to compute little padding.
         """
         shape = self.shape
-        size = (len(windows.length), shape.window + 1, shape.slots, shape.slot_width)
+        size = (len(windows.length), shape.memories, shape.slots, shape.slot_width)
         memory = np.zeros(size, dtype=np.float32)
         by_length = np.argsort(windows.length, kind="stable")
         for first in range(0, len(by_length), self._config.batch_size):
             rows = by_length[first : first + self._config.batch_size]
             longest = int(windows.length[rows].max())
             tokens = torch.from_numpy(windows.tokens[rows, :longest]).to(self._device)
-            memory[rows, : longest + 1] = self.teacher.encoder(tokens).float().cpu().numpy()
+            encoded = self._encode(tokens).float().cpu().numpy()
+            memory[rows, : shape.stored(longest)] = encoded
         return memory
