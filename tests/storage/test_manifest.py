@@ -1,6 +1,7 @@
 """Manifests and digests; opening an artifact, complete or damaged."""
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,31 @@ def test_a_parent_carries_its_whole_lineage(tmp_path: Path) -> None:
     assert found is not None
     assert found.digest == tokens.manifest.digest
     assert rnn.ancestor("labels") is None
+
+
+def test_rounds_of_training_do_not_double_the_lineage(tmp_path: Path) -> None:
+    """Labels of an RNN, and the RNN that goes on with both."""
+    make(tmp_path / "encoder", b"e", kind="encoder")
+    encoder, sizes, previous = Artifact.open(tmp_path / "encoder"), [], []
+    for number in range(8):
+        content = bytes([number])
+        made = {}
+        for kind in ("labels", "rnn"):
+            parents = [made["labels"] if kind == "rnn" else encoder, *previous]
+            make(tmp_path / f"{kind}{number}", content, kind=kind, parents=parents)
+            made[kind] = Artifact.open(tmp_path / f"{kind}{number}")
+        previous = [made["rnn"]]
+        sizes.append(made["rnn"].manifest.model_dump_json().count('"digest"'))
+        found = made["rnn"].manifest.ancestor("encoder")
+        assert found is not None
+        assert found.digest == encoder.manifest.digest
+    assert len({later - size for size, later in pairwise(sizes[1:])}) == 1
+
+    level, digests = list(made["rnn"].manifest.parents), set()
+    for parent in level:
+        digests.add(parent.digest)
+        level.extend(parent.parents)
+    assert len(digests) == 2 * 8  # the encoder, 8 labels, 7 RNNs
 
 
 def test_a_path_that_does_not_exist_is_a_usage_error(tmp_path: Path) -> None:

@@ -180,8 +180,8 @@ class ExtractLabelsConfig(DeviceConfig):
     max_validation_windows: Annotated[Positive, Flag()] = 256
     """Largest number of validation windows, drawn by the seed."""
     context: Annotated[Positive | None, Flag(metavar="K")] = None
-    """Tokens per segment, each of which the encoder starts from the memory of `rnn`; unset: windows
-    are not cut. Needs `rnn`, and encoder.memory = gated. Lower it if the free-running RNN is much
+    """Tokens per segment: with an RNN (`rnn`), the encoder starts each one from that RNN's own
+    memory; unset: no RNN. Needs encoder.memory = gated. Lower it if the free-running RNN is much
     worse than one step from a label."""
     batch_size: Annotated[Positive, Flag()] = 64
     """Windows per forward pass of the encoder. Lower it if memory runs out."""

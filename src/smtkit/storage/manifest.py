@@ -60,7 +60,10 @@ class FileEntry(Record):
 
 
 class Parent(Record):
-    """An artifact that this one was made from, with its own parents: the whole lineage."""
+    """An artifact that this one was made from, with its own parents: the whole lineage.
+
+    An artifact that occurs several times has its parents only where it is nearest.
+    """
 
     kind: Kind
     path: str
@@ -136,6 +139,23 @@ class Manifest(Record):
                 return parent
             lineage.extend(parent.parents)
         return None
+
+
+def without_repeats(parents: Sequence[Parent]) -> list[Parent]:
+    """The lineage, with the parents of each artifact only where it is nearest: training in rounds
+    would double it in each round."""
+    nearest: dict[str, Parent] = {}
+    level = list(parents)
+    for parent in level:
+        if parent.digest not in nearest:
+            nearest[parent.digest] = parent
+            level.extend(parent.parents)
+
+    def copy(parent: Parent) -> Parent:
+        kept = parent.parents if nearest[parent.digest] is parent else []
+        return parent.model_copy(update={"parents": [copy(each) for each in kept]})
+
+    return [copy(parent) for parent in parents]
 
 
 def format_version(kind: str) -> int:

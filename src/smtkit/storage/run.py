@@ -18,7 +18,15 @@ from smtkit.storage.artifact import Artifact, read_manifest
 from smtkit.storage.files import write_atomically
 from smtkit.storage.location import PathOrURI, locate
 from smtkit.storage.locks import DirectoryLock
-from smtkit.storage.manifest import MANIFEST, FileEntry, Kind, Manifest, format_version, now
+from smtkit.storage.manifest import (
+    MANIFEST,
+    FileEntry,
+    Kind,
+    Manifest,
+    format_version,
+    now,
+    without_repeats,
+)
 from smtkit.storage.store import RUN_RECORD, RunRecord, is_of_runs, open_store, run_of
 
 
@@ -64,7 +72,7 @@ class Run:
         self.finished: Manifest | None = None
         self._kind = kind
         self._config = config
-        self._parents = [parent.as_parent() for parent in parents]
+        self._parents = without_repeats([parent.as_parent() for parent in parents])
         self._seed = getattr(config, "seed", None)
         self._overwrite = overwrite
         self._resume = resume
