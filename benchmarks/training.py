@@ -46,8 +46,8 @@ from smtkit.methods.dmt import DaggerMemoryTraining, RolloutSampler
 from smtkit.methods.smt import SupervisedMemoryTraining, TransitionSampler
 from smtkit.networks.architecture import Architecture
 from smtkit.networks.rnn import RecurrentNetwork
-from smtkit.training.loop import moved
 from smtkit.training.optimizer import build_optimizer
+from smtkit.training.protocols import moved
 
 VOCABULARY, SLOTS = 256, 4
 CELLS = ("mlp", "gru", "lstm", "transformer")

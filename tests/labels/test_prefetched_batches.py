@@ -98,6 +98,9 @@ class _Slow:
         self.steps: list[int] = []
         self._fails_at = fails_at
 
+    def windows_of(self, step: int) -> list[int]:
+        return [step]
+
     def batch(self, step: int, part: int = 0, parts: int = 1) -> int:
         self.steps.append(step)
         if step == self._fails_at:

@@ -31,6 +31,9 @@ class Rows:
 class RowSampler:
     """Four rows per step, of which the first `step % 4 + 1` are counted."""
 
+    def windows_of(self, step: int) -> list[int]:
+        return [step]
+
     def batch(self, step: int, part: int = 0, parts: int = 1) -> Rows:
         generator = torch.Generator().manual_seed(step)
         inputs = torch.randn(4, 3, generator=generator)

@@ -51,6 +51,9 @@ class TimedSampler:
     def __init__(self, sampler: SequenceSampler, advance: Callable[[], None]) -> None:
         self._sampler, self._advance = sampler, advance
 
+    def windows_of(self, step: int) -> list[int]:
+        return self._sampler.windows_of(step)
+
     def batch(self, step: int, part: int = 0, parts: int = 1) -> SequenceBatch:
         self._advance()
         return self._sampler.batch(step, part, parts)

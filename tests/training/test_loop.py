@@ -26,7 +26,8 @@ from conftest import Recorder, encoder_config, model_bytes, rnn_config
 from smtkit.config import TrainingConfig
 from smtkit.errors import NonFiniteLossError
 from smtkit.stages import train_encoder, train_rnn
-from smtkit.training.loop import Trainer, moved
+from smtkit.training.loop import Trainer
+from smtkit.training.protocols import moved
 
 
 def ticking_clock() -> dict[str, Callable[[], float]]:

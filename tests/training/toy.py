@@ -41,6 +41,9 @@ class Rows:
 class RowSampler:
     """Rows that are counted more often in later parts of a batch, and never in the first two."""
 
+    def windows_of(self, step: int) -> list[int]:
+        return [step]
+
     def batch(self, step: int, part: int = 0, parts: int = 1) -> Rows:
         generator = torch.Generator().manual_seed(step)
         inputs = torch.randn(BATCH, 3, generator=generator)

@@ -26,7 +26,7 @@ from smtkit.methods.base import WindowSampler
 from smtkit.networks.encoders import select
 from smtkit.networks.teacher import Teacher
 from smtkit.training.distributed import Ranks
-from smtkit.training.loop import moved
+from smtkit.training.protocols import moved
 
 FIGURE = "sufficiency.svg"
 _PAIRS = 1024  # per offset, over all windows

@@ -41,6 +41,20 @@ class Column:
         """The bytes of a tensor as a NumPy array of the Arrow type."""
         return values.contiguous().view(torch.uint8).numpy().view(self.arrow.to_pandas_dtype())
 
+    def is_finite(self, content: memoryview) -> bool:
+        """Whether all numbers in the bytes of a column are finite.
+
+        Read as integers, infinity and NaN are the largest; with the sign bit, the largest without a
+        sign. Two extremes take a third of the time of testing every number.
+        """
+        if not self.tensor.is_floating_point:
+            return True
+        size = self.tensor.itemsize
+        integers = torch.int16 if size == 2 else torch.int32
+        infinity = int(torch.tensor(math.inf, dtype=self.tensor).view(integers))
+        signed, unsigned = (np.frombuffer(content, f"{sign}{size}").max() for sign in "iu")
+        return int(signed) < infinity and int(unsigned) < infinity + (1 << 8 * size - 1)
+
 
 @dataclass(frozen=True)
 class MemoryCodec:

@@ -23,6 +23,7 @@ from smtkit.corpus.shards import token_type
 from smtkit.errors import ArtifactError
 from smtkit.labels.codec import CODECS, Column, MemoryCodec
 
+LABEL_SPLITS = ("train", "validation")
 HEAD = ("tokens", "targets", "length", "origin")
 """Columns before the memories; one checksum covers all of them. `origin`: first token of the window
 in the stream."""
@@ -110,9 +111,12 @@ class LabelShape:
     def of(cls, schema: pa.Schema, path: Path) -> "LabelShape":
         """The shape in the metadata of a shard. Raises ArtifactError if its columns are others."""
         try:
-            shape = cls(**json.loads(schema.metadata[_METADATA]))
+            fields = json.loads(schema.metadata[_METADATA])
+            if any(type(n) is not int or n < 1 for key, n in fields.items() if key != "dtype"):
+                raise ValueError("sizes that are not positive integers")
+            shape = cls(**fields)
             expected = shape.schema()
-        except (ArithmeticError, KeyError, TypeError, ValueError):
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
             raise ArtifactError(f"{path}: not a label shard of smtkit") from None
         if not schema.equals(expected):
             raise ArtifactError(f"{path}: columns are not those of a label shard")

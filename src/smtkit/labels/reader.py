@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from xxhash import xxh3_64_intdigest
 
+from smtkit import IGNORE
 from smtkit.corpus.seeded import IntArray
 from smtkit.corpus.windows import Windows, unequal_lengths
 from smtkit.errors import ArtifactError, InputOutputError
@@ -30,6 +31,8 @@ from smtkit.labels.codec import EncodedMemory
 from smtkit.labels.format import HEAD, LabelShape
 from smtkit.storage.files import named_errors, open_regular
 from smtkit.storage.shards import map_shard
+
+_VERIFIED_ROWS = 64  # at a time
 
 
 class LabelShards:
@@ -40,6 +43,8 @@ class LabelShards:
     """
 
     def __init__(self, paths: Sequence[Path], *, pinned: bool = False) -> None:
+        if not paths:
+            raise ArtifactError("labels: a split without shards")
         self._shards = [_Shard(path) for path in paths]
         self.shape = self._shards[0].shape
         for shard in self._shards:
@@ -70,13 +75,24 @@ class LabelShards:
         return rows
 
     def read(self, starts: IntArray) -> Windows:
-        """Tokens, targets and lengths of rows. Raises ArtifactError where a checksum is wrong."""
+        """Tokens, targets and lengths of rows. Raises ArtifactError where a checksum is wrong or a
+        value is out of range."""
         heads = []
         for row in starts.tolist():
             shard, number = self._locate(row)
             heads.append(shard.head(number))
         table = np.frombuffer(b"".join(heads), self._shards[0].head_type)
-        return Windows.of_stored(table["tokens"], table["targets"], table["length"])
+        windows = Windows.of_stored(table["tokens"], table["targets"], table["length"])
+        self._check_ranges(starts, windows)
+        return windows
+
+    def verify(self) -> IntArray:
+        """Reads and checks all that is in all rows; returns their origins. Raises ArtifactError."""
+        for first in range(0, len(self), _VERIFIED_ROWS):
+            rows = np.arange(first, min(first + _VERIFIED_ROWS, len(self)))
+            self.read(rows)
+            self.memories(rows, range(self.shape.memories))
+        return np.concatenate([shard.origins for shard in self._shards])
 
     def memories(self, rows: IntArray, positions: IntArray | range) -> EncodedMemory:
         """The B P memories of rows (B,) at positions: ascending (B, P), or one range for all rows.
@@ -95,6 +111,22 @@ class LabelShards:
             stored = self.shape.columns[column.name]
             tensors[column.name] = read.view(stored.tensor).view(-1, *stored.shape)
         return EncodedMemory(self.shape.codec, tensors)
+
+    def _check_ranges(self, rows: IntArray, windows: Windows) -> None:
+        """Raises ArtifactError where a token, a target or a length is out of range."""
+        largest = self.shape.vocabulary_size - 1
+        for name, values, least, most in (
+            ("tokens", windows.tokens, 0, largest),
+            ("targets", windows.targets, IGNORE, largest),
+            ("length", windows.length[:, None], 0, self.window),
+        ):
+            if values.min() >= least and values.max() <= most:
+                continue
+            bad = (values < least) | (values > most)
+            row = int(bad.any(1).argmax())
+            shard, number = self._locate(int(rows[row]))
+            found = values[row][bad[row]][0]
+            raise shard.damaged(number, f"{name}: {found}, allowed: {least} to {most}")
 
     def _read_first(self, column: "_Column", rows: IntArray, count: int) -> Tensor:
         """The first `count` memories of each row, as bytes; read to where they are returned.
@@ -149,12 +181,15 @@ class _Shard:
     def __init__(self, path: Path) -> None:
         self.path = path
         batch, address, size = map_shard(path, self._check_schema)
+        if not batch.num_rows:
+            raise ArtifactError(f"{path}: no rows")
         try:
             arrays = {name: _array(batch.column(name)) for name in batch.schema.names}
         except ValueError as error:  # Arrow's errors are ValueErrors
             raise ArtifactError(f"{path}: damaged: {error}") from None
-        self.lengths = arrays["length"]
+        self.lengths, self.origins = arrays["length"].copy(), arrays["origin"].copy()
         self.checksums = arrays["xxh3"].copy()
+        self._is_finite = np.zeros(self.checksums.shape, dtype=bool)
         heads = {name: arrays[name] for name in HEAD}
         self.head_type = np.dtype([(name, a.dtype, a.shape[1:]) for name, a in heads.items()])
         # Columns of the head: bytes, and bytes per row. Columns of memories: offset in the file.
@@ -185,17 +220,22 @@ class _Shard:
             except OSError as error:
                 raise InputOutputError(f"{self.path}: {error.strerror}") from None
             if not count:
-                raise self._damaged(row, "the file has been cut short")
+                raise self.damaged(row, "the file has been cut short")
             done += count
         for part in range(first, stop):
             content = into[column.bounds[part] : column.bounds[part + 1]]
             self._check(content, row, column.checksum + part)
+            # Once: what is read again has the same checksum.
+            if not self._is_finite[row, column.checksum + part]:
+                if not self.shape.columns[column.name].is_finite(content):
+                    raise self.damaged(row, f"{column.name}: infinite or not a number")
+                self._is_finite[row, column.checksum + part] = True
 
     def _check(self, content: bytes | memoryview, row: int, checksum: int) -> None:
         if xxh3_64_intdigest(content) != self.checksums.item(row, checksum):
-            raise self._damaged(row, "damaged: wrong checksum")
+            raise self.damaged(row, "damaged: wrong checksum")
 
-    def _damaged(self, row: int, problem: str) -> ArtifactError:
+    def damaged(self, row: int, problem: str) -> ArtifactError:
         return ArtifactError(
             f"{self.path}: row {row}: {problem}",
             "smtkit inspect LABELS --verify checks every file; at a URI it removes bad copies",

@@ -28,6 +28,12 @@ class WindowSampler:
         lengths = self.windows.lengths() if self.by_length else None
         self._order = SampleOrder(self.windows.per_epoch, self.batch_size, self.seed, lengths)
 
+    def windows_of(self, step: int) -> list[int]:
+        """Rows, or first tokens, of the windows in the whole batch of `step`."""
+        order = self._order
+        starts = self.windows.starts(*order.rows(order.entries(step)), self.seed)
+        return [int(start) for start in starts]
+
     def _read(self, step: int, part: int, parts: int) -> tuple[IntArray, IntArray, Windows]:
         """Slice `part` of `parts` of the batch of `step`: the numbers of its samples (B,), which
         key all random draws; where their windows start (B,), for labels the row; the B windows."""

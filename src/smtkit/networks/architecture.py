@@ -32,7 +32,7 @@ from smtkit.config import (
 from smtkit.config.base import Positive
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.storage.artifact import Artifact
-from smtkit.storage.tensors import MODEL, decode_tensors, load_tensors, save_tensors
+from smtkit.storage.tensors import MODEL, check_finite, decode_tensors, load_tensors, save_tensors
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = 80
@@ -137,6 +137,7 @@ class Network(nn.Module):
             raise ArtifactError(f"{path}: {error}") from None
         except (RuntimeError, TypeError, OverflowError) as error:  # sizes of more than 64 bits
             raise ArtifactError(f"{path}: header: {str(error).splitlines()[0]}") from None
+        check_finite(path, tensors)
         network.load_state_dict(tensors, assign=True)
         return network
 

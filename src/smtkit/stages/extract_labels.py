@@ -6,9 +6,11 @@ w + 2 n, ..., which the ranks of the process divide in the same way.
 B: windows of a shard, T: window, K: slots, D: slot width.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Unpack
 
 import numpy as np
@@ -22,7 +24,8 @@ from smtkit.corpus.shards import is_stream
 from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
 from smtkit.corpus.windows import Windows, open_windows
 from smtkit.errors import ArtifactError, InterruptedRunError, UsageError
-from smtkit.labels.format import LabelShape
+from smtkit.labels.format import LABEL_SPLITS, LabelShape
+from smtkit.labels.reader import LabelShards
 from smtkit.labels.writer import write_labels
 from smtkit.networks.encoders import GatedEncoder
 from smtkit.networks.loading import check_lineage, load_rnn, load_teacher
@@ -30,16 +33,16 @@ from smtkit.networks.reachable import encode_within_reach
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import LabelTeacher, Teacher
 from smtkit.storage.artifact import Artifact
+from smtkit.storage.files import named_errors
 from smtkit.storage.location import PathOrURI
 from smtkit.storage.manifest import Manifest
 from smtkit.storage.run import Existing, Run
-from smtkit.storage.shards import map_shard
+from smtkit.storage.shards import has_only
 from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
 from smtkit.training.interrupts import stop_signals
 from smtkit.training.progress import Progress, Silent
 
-LABEL_SPLITS = ("train", "validation")
 _NAMED = 8  # missing shards that an error names
 
 
@@ -221,7 +224,7 @@ class _Extraction:
         """Writes those of `shards` that are not complete."""
         with stop_signals() as received:
             for shard in shards:
-                self._write(shard)
+                self._write(shard, progress)
                 total = self.windows[shard.split]
                 progress.update(f"extracting {shard.split}", shard.done, total)
                 if received:
@@ -258,13 +261,25 @@ class _Extraction:
             for i, piece in enumerate(pieces)
         ]
 
-    def _write(self, shard: _Shard) -> None:
+    def _damage(self, path: Path, origin: IntArray) -> str | None:
+        """What is wrong with the shard in a file that another process has left; None if nothing."""
+        try:
+            labels = LabelShards([path])
+            if labels.shape != self.shape or not np.array_equal(labels.verify(), origin):
+                return f"{path}: labels of other windows"
+            if not has_only(path, self.shape.schema()):
+                return f"{path}: damaged between its columns"
+        except ArtifactError as error:
+            return str(error)
+        return None
+
+    def _write(self, shard: _Shard, progress: Progress) -> None:
         path, origin = self._artifact.directory / shard.name, shard.origin
-        if path.exists():
-            rows = map_shard(path, lambda _: None)[0].num_rows
-            if rows != len(origin):
-                raise ArtifactError(f"{path}: {rows} rows, expected {len(origin)}")
-        elif not self._artifact.has(shard.name):
+        if os.path.lexists(path) and (damage := self._damage(path, origin)):
+            progress.warn(f"{damage}; {shard.name} is written again")
+            with named_errors(path):
+                path.unlink()
+        if not self._artifact.has(shard.name):
             windows = self._readers[shard.split].read(origin)
             write_labels(path, self.shape, windows, self._memories(windows), origin)
         self._artifact.keep()

@@ -16,6 +16,9 @@ from smtkit.corpus.splits import SPLITS
 from smtkit.corpus.stored_tokenizer import load_tokenizer
 from smtkit.corpus.tokenizers import PixelTokenizer, SymbolTokenizer, TextTokenizer, Tokenizer
 from smtkit.errors import ArtifactError, UsageError
+from smtkit.labels.format import LABEL_SPLITS
+from smtkit.labels.reader import LabelShards
+from smtkit.networks.loading import load_label_teacher, load_rnn, load_teacher
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.location import PathOrURI
 from smtkit.storage.manifest import Manifest
@@ -59,11 +62,13 @@ def run(
 ) -> Inspection:
     """Opens the artifact `path`; for tokens, counts all and draws `rows` of `split` by the seed.
 
-    With `verify` every file's checksum is compared. Raises ArtifactError, UsageError.
+    With `verify` every file's checksum is compared, and weights and labels are checked to be finite
+    and in range. Raises ArtifactError, UsageError.
     """
     artifact = Artifact.open(path)
     if verify:
         artifact.verify()
+        _verify_content(artifact)
     if artifact.manifest.kind != "tokens":
         return Inspection(artifact.manifest, {}, [])
     if split not in SPLITS:
@@ -85,6 +90,19 @@ def run(
         chosen = choose(rows, shards[split].rows, key)[:, None]
         shown = [_row(artifact, tokenizer, shards[split], row) for row in chosen]
     return Inspection(artifact.manifest, counts, shown)
+
+
+def _verify_content(artifact: Artifact) -> None:
+    """Raises ArtifactError where weights or labels are not finite, out of range, or do not fit."""
+    kind = artifact.manifest.kind
+    if kind == "encoder":
+        load_teacher(artifact)
+    elif kind == "rnn":
+        load_rnn(artifact)
+    elif kind == "labels":
+        load_label_teacher(artifact)
+        for split in LABEL_SPLITS:
+            LabelShards(artifact.files(f"{split}-")).verify()
 
 
 def save_pictures(inspection: Inspection, path: Path) -> None:

@@ -172,6 +172,9 @@ def _prepare_labels(
     pinned = device.type == "cuda"
     rows, held_out = (LabelShards(labels.files(f"{split}-"), pinned=pinned) for split in _SPLITS)
     teacher = load_label_teacher(labels)
+    found = (rows.shape.vocabulary_size, rows.shape.slots, rows.shape.slot_width)
+    if found != teacher.architecture.shape or held_out.shape != rows.shape:
+        raise ArtifactError(f"{labels.directory}: its rows and its teacher are of other sizes")
     if initial is not None:
         network = _load_initial(config, initial, rows.shape.window)
     else:

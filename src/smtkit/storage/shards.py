@@ -87,6 +87,16 @@ def map_shard(
     return batches[0], content.address, content.size
 
 
+def has_only(path: Path, schema: pa.Schema) -> bool:
+    """Whether the bytes of a shard, which `map_shard` has accepted, are exactly those that its only
+    batch is written as: also where no value is."""
+    batch, address, size = map_shard(path, lambda _: None)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(batch.cast(schema))
+    return sink.getvalue().equals(pa.foreign_buffer(address, size, batch))
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
     try:

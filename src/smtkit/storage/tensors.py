@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
@@ -39,6 +40,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             return decode_tensors(path, file.read(os.fstat(file.fileno()).st_size))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(f"{path}: the file is missing") from None
+
+
+def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ArtifactError where a number in the weights of a file is not finite."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(f"{path}: tensor {name!r:.80}: infinite or not a number")
 
 
 def decode_tensors(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:

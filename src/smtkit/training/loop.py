@@ -1,6 +1,5 @@
 """The training loop that every method runs in."""
 
-import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +19,19 @@ from smtkit.training.metrics import MetricsFile, Record, Tally
 from smtkit.training.optimizer import build_optimizer, schedule
 from smtkit.training.parallel import ParallelNetwork, full_tensors
 from smtkit.training.progress import Progress, Silent
-from smtkit.training.protocols import FREE_RUNNING_ACCURACY, BatchT, Method, Sampler, Validation
+from smtkit.training.protocols import (
+    FREE_RUNNING_ACCURACY,
+    BatchT,
+    Method,
+    Sampler,
+    Validation,
+    moved,
+)
 
 CLOCKS = {"wall": time.monotonic, "cpu": time.process_time}
 """`training.clock` to a function that returns seconds."""
 _LOSS, _TOKENS = "loss", "tokens read"
+_NAMED = 32  # windows that an error names
 
 
 class Trainer(Generic[BatchT]):
@@ -73,6 +80,7 @@ class Trainer(Generic[BatchT]):
         self.state = TrainingState(
             method.network, build_optimizer(method.network, config), method.state
         )
+        self._non_finite = torch.zeros((), device=ranks.device)  # weights after the last update
         self._metrics_file = MetricsFile(directory / METRICS)
         self._tally = Tally()  # since the last record
         self._reached_accuracy = False
@@ -85,8 +93,9 @@ class Trainer(Generic[BatchT]):
     def run(self) -> dict[str, float]:
         """Trains to the end; returns the means of the last validation.
 
-        Raises NonFiniteLossError before an update that would spoil the weights, and
-        InterruptedRunError, after saving the state, on a signal (SIGNALS) to any rank.
+        Raises NonFiniteLossError before an update that would spoil the weights, or before weights
+        that one has spoiled are saved, validated or updated again; and InterruptedRunError,
+        after saving the state, on a signal (SIGNALS) to any rank.
         """
         self._resume()
         means: dict[str, float] = {}
@@ -211,11 +220,11 @@ class Trainer(Generic[BatchT]):
         """Clips the gradient and updates the weights, unless loss or gradient is not finite."""
         config, optimizer = self._config, self.state.optimizer
         norm = self._network.clip_gradient(config.clip)
-        if not bool(torch.isfinite(loss + norm)):
-            raise NonFiniteLossError(
-                f"step {self.state.step}: loss is {float(loss)}, gradient norm {float(norm)}; "
-                "no update made",
-                "try a smaller `training.learning_rate`, or `training.precision` = float32",
+        if not bool(torch.isfinite(loss + norm) & (self._non_finite == 0)):
+            self._check_weights()
+            raise self._spoiled(
+                self.state.step,
+                f"loss is {float(loss)}, gradient norm {float(norm)}; no update made",
             )
         factor = schedule(config, self.state.step, self._fraction_done())
         self._rate, self._norm = config.learning_rate * factor, norm
@@ -223,6 +232,23 @@ class Trainer(Generic[BatchT]):
             group["lr"] = self._rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        self._non_finite = self._network.non_finite()
+
+    def _check_weights(self) -> None:
+        """Raises NonFiniteLossError where the last update has spoiled the weights."""
+        if bool(self._non_finite):
+            raise self._spoiled(
+                self.state.step - 1, "after its update, weights are infinite or not a number"
+            )
+
+    def _spoiled(self, step: int, found: str) -> NonFiniteLossError:
+        windows = self._sampler.windows_of(step)
+        more = f" and {len(windows) - _NAMED} more" if len(windows) > _NAMED else ""
+        named = ", ".join(map(str, windows[:_NAMED]))
+        return NonFiniteLossError(
+            f"step {step}: {found}; the batch was of windows {named}{more}",
+            "try a smaller `training.learning_rate`, or `training.precision` = float32",
+        )
 
     @torch.no_grad()
     def _log(self) -> None:
@@ -254,6 +280,7 @@ class Trainer(Generic[BatchT]):
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """Means over held-out batches, on all ranks."""
+        self._check_weights()
         tally, ranks = Tally(), self._ranks
         self._method.network.eval()
         for validation in self._validations:
@@ -290,6 +317,7 @@ class Trainer(Generic[BatchT]):
         return record
 
     def _save(self) -> None:
+        self._check_weights()
         self.state.save(self._directory, self._ranks)
         if self._ranks.is_first:
             self._on_checkpoint()
@@ -313,18 +341,3 @@ class Trainer(Generic[BatchT]):
         precision, device = self._config.precision, self._ranks.device.type
         enabled = precision == "bfloat16" or (precision == "auto" and device == "cuda")
         return torch.autocast(device, torch.bfloat16, enabled=enabled)
-
-
-def moved(batch: BatchT, device: torch.device) -> BatchT:
-    """The batch on `device`, copied from pinned memory without waiting."""
-    if device.type == "cpu":
-        return batch
-
-    def move(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value.map(move)
-        pinned = value.pin_memory() if value.numel() else value
-        return pinned.to(device, non_blocking=True)
-
-    fields = {field.name: move(getattr(batch, field.name)) for field in dataclasses.fields(batch)}
-    return dataclasses.replace(batch, **fields)

@@ -1,5 +1,6 @@
 """The network on all ranks: replicated by DistributedDataParallel, or sharded by FSDP."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeVar
@@ -25,6 +26,7 @@ class ParallelNetwork:
     def __init__(self, network: nn.Module, ranks: Ranks, sharding: Literal["none", "fsdp"]) -> None:
         self._ranks = ranks
         self._caller: nn.Module = _Caller(network)
+        self._is_sharded = ranks.size > 1 and sharding == "fsdp"
         if ranks.size == 1:
             return
         if sharding == "fsdp":
@@ -52,6 +54,20 @@ class ParallelNetwork:
     def clip_gradient(self, limit: float) -> Tensor:
         """Scales the gradient to a norm of at most `limit`; returns its norm before."""
         return _full_tensor(nn.utils.clip_grad_norm_(self._caller.parameters(), limit))
+
+    def non_finite(self) -> Tensor:
+        """On how many ranks a weight is infinite or not a number, without waiting for the result.
+
+        All ranks must call it. Replicas are equal, so only shards are compared across ranks.
+        """
+        own = [getattr(p, "_local_tensor", p).detach() for p in self._caller.parameters()]
+        own = [each for each in own if each.numel()]  # a rank may have no part of any parameter
+        found = torch.zeros((), device=self._ranks.device)
+        if own:
+            # Not the Euclidean norm, which overflows for large finite weights.
+            norms = torch._foreach_norm(own, math.inf)
+            found += ~torch.isfinite(torch.stack([norm.float() for norm in norms]).amax())
+        return self._ranks.sum_tensors([found])[0] if self._is_sharded else found
 
     def accumulating(self, enabled: bool) -> AbstractContextManager[None]:
         """A context in which gradients stay local if `enabled`, to be summed by a later `backward`.

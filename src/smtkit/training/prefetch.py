@@ -28,6 +28,9 @@ class Prefetch(Generic[BatchT]):
         self._threads.shutdown(cancel_futures=True)
         self._pending.clear()
 
+    def windows_of(self, step: int) -> list[int]:
+        return self._sampler.windows_of(step)
+
     def batch(self, step: int, part: int = 0, parts: int = 1) -> BatchT:
         if not self._readers:
             return self._sampler.batch(step, part, parts)

@@ -1,9 +1,11 @@
 """Interfaces between the training loop and what it trains: batches, samplers, methods."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 FREE_RUNNING_ACCURACY = "free_running_accuracy"
@@ -34,6 +36,9 @@ class Sampler(Protocol[BatchT_co]):
     """
 
     def batch(self, step: int, part: int = 0, parts: int = 1) -> BatchT_co: ...
+
+    def windows_of(self, step: int) -> list[int]:
+        """Rows, or first tokens, of the windows in the whole batch of `step`, for messages."""
 
 
 class Measure(Protocol[BatchT_contra]):
@@ -78,3 +83,18 @@ class Validation(Generic[BatchT]):
     measure: Measure[BatchT]
     sampler: Sampler[BatchT]
     batches: int
+
+
+def moved(batch: BatchT, device: torch.device) -> BatchT:
+    """The batch on `device`, copied from pinned memory without waiting."""
+    if device.type == "cpu":
+        return batch
+
+    def move(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value.map(move)
+        pinned = value.pin_memory() if value.numel() else value
+        return pinned.to(device, non_blocking=True)
+
+    fields = {field.name: move(getattr(batch, field.name)) for field in dataclasses.fields(batch)}
+    return dataclasses.replace(batch, **fields)
