@@ -88,7 +88,7 @@ def contenders(
     directory: Path, text: Path, sample: Path, vocab_size: int, others: str | None
 ) -> dict[str, list[str]]:
     """Commands by name."""
-    smtkit = [sys.executable, "-m", "smtkit.cli.app"]
+    smtkit = [sys.executable, "-m", "smtkit.cli"]
     out = str(directory / "tokens")
     trained = directory / "trained"
     subprocess.run(

@@ -92,6 +92,10 @@ class TokenizeConfig(Config):
     max_expansion: Annotated[Annotated[float, Field(ge=1)], Flag()] = 200.0
     """Largest size of a decompressed file, as a multiple of its compressed size. 64 MiB are always
     allowed. Raise it for text that repeats itself; it protects from decompression bombs."""
+    max_value_bytes: Annotated[Annotated[int, Field(ge=2**16)], Flag()] = 2**24
+    """Largest value that is held in memory whole: a row of text, a page of a parquet file, an image
+    as it is stored, and one of 8 bytes per pixel as it becomes tokens. Raise it for longer rows and
+    larger images; up to 40 times as much memory is used."""
     vocabulary_size: Annotated[Annotated[int, Field(ge=300)], Flag("vocab-size")] = 4096
     """Vocabulary size of the sentencepiece model to train. It includes the 256 bytes and the
     end-of-document token. Raise it for shorter sequences from a large corpus."""

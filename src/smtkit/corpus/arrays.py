@@ -14,7 +14,9 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from smtkit.corpus.limits import Limits
 from smtkit.errors import InputOutputError
+from smtkit.storage.files import file_size
 
 Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
 """Shape, whether in Fortran order, and dtype."""
@@ -27,14 +29,24 @@ class StoredArray:
     """An array in an IDX or .npy file, or the `member` of an .npz file.
 
     It is read as a stream: `numpy.load` cannot map gzip, IDX or a member of an archive, and holds
-    a member in memory whole.
+    a member in memory whole. Raises InputOutputError where its header exceeds `limits`.
     """
 
-    def __init__(self, path: Path, member: str | None = None) -> None:
+    def __init__(self, path: Path, member: str | None, limits: Limits) -> None:
         self.path, self.member = path, member
         self.where = f"{path}: array {member}" if member else str(path)
         with self._opened() as (_, header):
-            self.shape, _, self.dtype = header
+            self.shape, is_fortran, self.dtype = header
+        if self.shape and min(self.shape) < 1:
+            raise InputOutputError(f"{self}: allowed are dimensions of 1 or more")
+        size = math.prod(self.shape) * self.dtype.itemsize
+        if member or path.suffix == ".gz":
+            stored = file_size(path) or 0
+            limits.check_expansion(self, size, stored)
+            limits.check_rows(self, self.shape[0] if self.shape else 0, stored)
+        limits.check_value(self, "an entry", size // self.shape[0] if self.shape else size)
+        if is_fortran:
+            limits.check_value(self, "an array in Fortran order", size)
 
     def __str__(self) -> str:
         return f"{self.where}: {self.dtype} of shape {self.shape}"

@@ -3,7 +3,6 @@
 import glob
 import gzip
 import io
-import math
 import os
 import shutil
 import zlib
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import xxhash
 
+from smtkit.corpus.limits import Limits
 from smtkit.errors import InputOutputError, UsageError
 from smtkit.storage.files import named_errors
 
@@ -24,7 +24,6 @@ STDIN = "-"
 COMPRESSIONS = {".gz": b"\x1f\x8b\x08", ".zst": b"\x28\xb5\x2f\xfd"}
 """Suffixes of compressed files, and the bytes that these begin with."""
 _SNIFFED_BYTES = 8192
-_ALWAYS_ALLOWED_BYTES = 2**26  # of a compressed file, expanded
 
 
 def expand(inputs: Sequence[str]) -> Iterator[Path]:
@@ -118,14 +117,12 @@ def listing_digest(paths: Sequence[Path]) -> str:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Opens files, decompressed by their suffix.
+class Reader(Limits):
+    """Opens files within the limits, decompressed by their suffix.
 
-    `max_expansion` bounds what a compressed file may expand to, as a multiple of its size (64 MiB
-    are always allowed). `on_read` gets the number of bytes read from disk, from any thread.
+    `on_read` gets the number of bytes read from disk, from any thread.
     """
 
-    max_expansion: float
     on_read: Callable[[int], None] = lambda count: None
 
     def open(self, path: Path, name: str = "") -> BinaryIO:
@@ -149,11 +146,10 @@ class _DecompressedFile(io.RawIOBase):
         self._read = self._produced = 0
         with named_errors(Path(name)):
             self._file = path.open("rb")
-            size = os.fstat(self._file.fileno()).st_size
-        self._limit = math.inf
+            self._size = os.fstat(self._file.fileno()).st_size
         self._stream: Any = self._file
-        if compression := suffixes(path)[1]:
-            self._limit = max(_ALWAYS_ALLOWED_BYTES, reader.max_expansion * size)
+        compression = suffixes(path)[1]
+        self._is_compressed = bool(compression)
         if compression == ".gz":
             self._stream = gzip.GzipFile(fileobj=self._file)
         elif compression == ".zst":
@@ -175,11 +171,8 @@ class _DecompressedFile(io.RawIOBase):
         self._reader.on_read(position - self._read)
         self._read = position
         self._produced += len(block)
-        if self._produced > self._limit:
-            raise InputOutputError(
-                f"{self._name}: expands to more than {self._reader.max_expansion:g} times its size",
-                "`max_expansion` allows more",
-            )
+        if self._is_compressed:
+            self._reader.check_expansion(self._name, self._produced, self._size)
         buffer[: len(block)] = block
         return len(block)
 

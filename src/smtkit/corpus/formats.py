@@ -6,22 +6,26 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet
 
 from smtkit.config import TokenizeConfig
 from smtkit.corpus.files import Reader, expand, is_binary, suffixes, walk
 from smtkit.corpus.images import is_image
+from smtkit.corpus.parquet_column import column_values
 from smtkit.errors import BrokenDocumentError, InputOutputError, SmtkitError, UsageError
+from smtkit.storage.files import file_size
 
-LONGEST_ROW = 2**28
-_ROWS_AT_A_TIME = 1024
 _SKIP = "`errors` skip passes over such rows"
+_LARGE_ROW = 2**20  # bytes
+_parsing = Lock()
+"""Large rows are parsed one at a time: their objects can take thirty times their size."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -50,8 +54,16 @@ class TextSource:
     """How messages call the file."""
 
     def documents(self) -> Iterator[Document | SmtkitError]:
-        """The documents in order; for a broken one, its error."""
-        return FORMATS[self.format].documents(self)
+        """The documents in order; for a broken one, its error.
+
+        Raises InputOutputError where the file cannot be read, or exceeds the reader's limits.
+        """
+        is_compressed = FORMATS[self.format].needs_seek or bool(suffixes(self.path)[1])
+        size = (file_size(self.path) or 0) if is_compressed else None
+        for number, document in enumerate(FORMATS[self.format].documents(self)):
+            if size is not None:
+                self.reader.check_rows(self.name, number, size)
+            yield document
 
     def check(self, document: Document) -> None:
         """Raises BrokenDocumentError at the first byte that is not UTF-8."""
@@ -124,6 +136,10 @@ def json_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
     field = source.settings.text_field
 
     def read(line: bytes) -> object:
+        with _parsing if len(line) > _LARGE_ROW else nullcontext():
+            return parse(line)
+
+    def parse(line: bytes) -> object:
         text = source.decode(line, encoding="utf-8-sig")
         try:
             row = json.loads(text)
@@ -135,17 +151,29 @@ def json_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
             raise BrokenDocumentError(missing, f"`text_field` names another, {_SKIP}")
         return row[field]
 
+    longest = source.reader.max_value_bytes + 1
     with source.reader.open(source.path, source.name) as file:
-        lines = iter(lambda: file.readline(LONGEST_ROW), b"")
+        lines = iter(lambda: file.readline(longest), b"")
         for number, line in enumerate(lines, start=1):
+            source.reader.check_value(f"{source.name}: row {number}", "the row", len(line))
             if line.strip():
                 yield source.row(number, line, read)
 
 
 def csv_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
     """CSV with a header: a column of each row."""
+    size = 0
+
+    def bounded(lines: io.TextIOWrapper) -> Iterator[str]:
+        nonlocal size
+        for line in iter(lambda: lines.readline(source.reader.max_value_bytes + 1), ""):
+            size += len(line)
+            source.reader.check_value(f"{source.name}: line {rows.line_num + 1}", "a row", size)
+            yield line
 
     def next_row() -> list[str] | csv.Error | None:
+        nonlocal size
+        size = 0
         try:
             return next(rows, None)
         except csv.Error as error:
@@ -158,10 +186,10 @@ def csv_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
             raise BrokenDocumentError(f"{len(row)} columns, the header has {len(header)}")
         return row[column].encode("utf-8", "surrogateescape")
 
-    csv.field_size_limit(LONGEST_ROW)
+    csv.field_size_limit(source.reader.max_value_bytes + 1)
     with source.reader.open(source.path, source.name) as file:
         lines = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
-        rows = csv.reader(lines, strict=True)
+        rows = csv.reader(bounded(lines), strict=True)
         first = next_row() or []
         if isinstance(first, csv.Error):
             raise InputOutputError(f"{source.name}: line {rows.line_num}: {first}")
@@ -174,23 +202,16 @@ def csv_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
 
 def parquet_rows(source: TextSource) -> Iterator[Document | SmtkitError]:
     """Parquet: a column of each row."""
-    number = 0
+    total, size = 0, file_size(source.path) or 0
+    texts = column_values(source.path, source.name, source.column, source.reader)
     try:
-        with pa.parquet.ParquetFile(source.path) as file:
-            source.column(file.schema_arrow.names)
-            columns = [source.settings.text_field]
-            for batch in file.iter_batches(_ROWS_AT_A_TIME, columns=columns):
-                texts = batch.column(0)
-                if pa.types.is_dictionary(texts.type):
-                    texts = texts.dictionary_decode()
-                if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
-                    texts = texts.cast(pa.large_binary())  # decoded row by row, to name the row
-                for text in texts.to_pylist():
-                    number += 1
-                    yield source.row(number, text)
-    except (OSError, pa.ArrowException) as error:
+        for number, text in enumerate(texts, start=1):
+            total += len(text or b"")
+            source.reader.check_expansion(source.name, total, size)
+            yield source.row(number, text)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputOutputError(f"{source.name}: cannot be read: {error}") from None
-    source.reader.on_read(source.path.stat().st_size)
+    source.reader.on_read(size)
 
 
 class TextFormat(NamedTuple):

@@ -13,6 +13,7 @@ from smtkit import IGNORE
 from smtkit.config import TokenizeConfig
 from smtkit.corpus import splits
 from smtkit.corpus.images import ImageBlock, ImageSet
+from smtkit.corpus.limits import Limits
 from smtkit.corpus.shards import Column, SplitWriter, rows_schema
 from smtkit.corpus.splits import SPLITS, Fractions
 from smtkit.corpus.tokenizers import PixelTokenizer
@@ -26,13 +27,14 @@ class ImageCorpus:
     def __init__(self, config: TokenizeConfig, report: Callable[[str, float, float], None]) -> None:
         self._config = config
         self._report = report
-        self._images = ImageSet(config.inputs, config.pixel)
+        limits = Limits(config.max_expansion, config.max_value_bytes)
+        self._images = ImageSet(config.inputs, config.pixel, limits)
         self._sets = [self._images]
         height, width = self._images.height, self._images.width
         self.tokenizer = PixelTokenizer(config.pixel.level_count, height, width)
         self._given_test = 0
         if config.test_inputs:
-            test = ImageSet(config.test_inputs, config.pixel)
+            test = ImageSet(config.test_inputs, config.pixel, limits)
             _check_match(self._images, test)
             # The test comes first: of equal images, the one in train is removed.
             self._sets = [test, self._images]

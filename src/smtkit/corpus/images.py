@@ -6,6 +6,7 @@ memory.
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,16 @@ from numpy.typing import NDArray
 from smtkit.config import PixelConfig
 from smtkit.corpus.arrays import IDX_NAME, StoredArray, reading
 from smtkit.corpus.levels import to_levels
+from smtkit.corpus.limits import Limits
 from smtkit.corpus.pictures import import_pillow
 from smtkit.corpus.seeded import IntArray
 from smtkit.errors import InputOutputError, UsageError
+from smtkit.storage.files import file_size
 
 _PICTURE_NAME = re.compile(r"\.(png|jpe?g)$", re.IGNORECASE)
 _PICTURES = ".png, .jpg, .jpeg"
 _BLOCK_IMAGES, _BLOCK_PIXELS = 1024, 2**20
-_LARGEST_IMAGE = 2**26
+_BYTES_PER_TOKEN = 8
 
 
 class ImageBlock(NamedTuple):
@@ -50,7 +53,12 @@ class ImageSource:
     count: int
     stored_size: tuple[int, int]
     labels: IntArray | None
+    limits: Limits
     label_names: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        what = "an image of {} x {} pixels".format(*self.size)
+        self.limits.check_value(self.path, what, _BYTES_PER_TOKEN * math.prod(self.size))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -75,7 +83,8 @@ class ImageSource:
         for first in range(0, self.count, rows):
             pictures = []
             for file in self.files[first : first + rows]:
-                pictures.append(to_levels(_read_picture(file)[None], self.settings, str(file), 0))
+                picture = _read_picture(file, self.limits)[None]
+                pictures.append(to_levels(picture, self.settings, str(file), 0))
                 _check_size(file, pictures[-1].shape[1:], self.size)
             yield np.concatenate(pictures)
 
@@ -90,13 +99,17 @@ class ImageSet:
     - a directory: all such pictures below it, in order of path; its subdirectories are the labels.
 
     Raises UsageError where a path does not exist or holds no images, where labels do not agree, or
-    where Pillow is missing; InputOutputError where a file is damaged or images differ in size.
+    where Pillow is missing; InputOutputError where a file is damaged or exceeds `limits`, or images
+    differ in size.
     """
 
-    def __init__(self, inputs: Sequence[str], settings: PixelConfig) -> None:
+    def __init__(
+        self, inputs: Sequence[str], settings: PixelConfig, limits: Limits | None = None
+    ) -> None:
         if not inputs:
             raise UsageError("no images are named")
-        self.sources = [_open_source(Path(name), settings) for name in inputs]
+        limits = limits or Limits()
+        self.sources = [_open_source(Path(name), settings, limits) for name in inputs]
         first = self.sources[0]
         self.height, self.width = first.size
         self.labelled, self.label_names = first.labels is not None, first.label_names
@@ -115,19 +128,19 @@ class ImageSet:
         return (block for source in self.sources for block in source.blocks())
 
 
-def _open_source(path: Path, settings: PixelConfig) -> ImageSource:
+def _open_source(path: Path, settings: PixelConfig, limits: Limits) -> ImageSource:
     with reading(path):
         if not path.exists():
             raise UsageError(f"{path}: no such file or directory")
         if path.is_dir():
-            return open_pictures(path, settings)
+            return open_pictures(path, settings, limits)
         for name, open_source in FORMATS.items():
             if name.search(path.name):
-                return open_source(path, settings)
+                return open_source(path, settings, limits)
     raise UsageError(f"{path}: unknown kind of file: allowed are {_ALLOWED}")
 
 
-def open_pictures(path: Path, settings: PixelConfig) -> ImageSource:
+def open_pictures(path: Path, settings: PixelConfig, limits: Limits) -> ImageSource:
     """A picture, or all pictures below a directory."""
     files: list[Path] = []
     classes: list[str] = []
@@ -144,31 +157,32 @@ def open_pictures(path: Path, settings: PixelConfig) -> ImageSource:
         raise UsageError(f"{path}: some pictures are in subdirectories, some are not: all or none")
     names = sorted(set(classes))
     labels = np.searchsorted(names, classes) if names else None
-    size = _read_picture(files[0]).shape
-    return ImageSource(path, settings, files, None, len(files), size, labels, names or None)
+    size = _read_picture(files[0], limits).shape
+    return ImageSource(path, settings, files, None, len(files), size, labels, limits, names or None)
 
 
-def open_array(path: Path, settings: PixelConfig) -> ImageSource:
+def open_array(path: Path, settings: PixelConfig, limits: Limits) -> ImageSource:
     """An array of images, IDX or .npy; for IDX with the labels file beside it, if any."""
     name = re.sub(r"images([.-])idx3", r"labels\1idx1", path.name)
     plain = path.with_name(name.removesuffix(".gz"))
     beside = (path.with_name(name), plain, plain.with_name(f"{plain.name}.gz"))
     found = [other for other in beside if other.exists()] if name != path.name else []
-    return _source_of(StoredArray(path), [StoredArray(other) for other in found], settings)
+    labels = [StoredArray(other, None, limits) for other in found]
+    return _source_of(StoredArray(path, None, limits), labels, settings, limits)
 
 
-def open_archive(path: Path, settings: PixelConfig) -> ImageSource:
+def open_archive(path: Path, settings: PixelConfig, limits: Limits) -> ImageSource:
     """An .npz file of images and perhaps labels."""
     with ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    labels = [StoredArray(path, name) for name in ("labels", "y") if name in names]
+    labels = [StoredArray(path, name, limits) for name in ("labels", "y") if name in names]
     images = {"images"} & set(names) or set(names) - {"labels", "y"}
     if len(images) != 1:
         raise ValueError(f"arrays are named {', '.join(names)}: one must be named images")
-    return _source_of(StoredArray(path, *images), labels, settings)
+    return _source_of(StoredArray(path, images.pop(), limits), labels, settings, limits)
 
 
-FORMATS: dict[re.Pattern[str], Callable[[Path, PixelConfig], ImageSource]] = {
+FORMATS: dict[re.Pattern[str], Callable[[Path, PixelConfig, Limits], ImageSource]] = {
     IDX_NAME: open_array,
     re.compile(r"\.npy$"): open_array,
     re.compile(r"\.npz$"): open_archive,
@@ -184,17 +198,16 @@ def is_image(path: Path) -> bool:
 
 
 def _source_of(
-    images: StoredArray, labels: Sequence[StoredArray], settings: PixelConfig
+    images: StoredArray, labels: Sequence[StoredArray], settings: PixelConfig, limits: Limits
 ) -> ImageSource:
     """The source of an array, and of the first of `labels`, if any."""
     count, *size = images.shape[:-1] if images.shape[3:] == (1,) else images.shape
     if images.dtype.kind not in "biuf" or len(size) != 2:
         raise InputOutputError(f"{images}: images are numbers of shape (n, height, width)")
-    if min(count, *size) < 1 or math.prod(size) > _LARGEST_IMAGE:
-        raise InputOutputError(f"{images}: allowed is n >= 1, of 1 to {_LARGEST_IMAGE} pixels")
     values = _read_labels(labels[0], count) if labels else None
     files = list(dict.fromkeys(array.path for array in (images, *labels[:1])))
-    return ImageSource(images.path, settings, files, images, count, (size[0], size[1]), values)
+    shape = (size[0], size[1])
+    return ImageSource(images.path, settings, files, images, count, shape, values, limits)
 
 
 def _read_labels(labels: StoredArray, count: int) -> IntArray:
@@ -206,13 +219,20 @@ def _read_labels(labels: StoredArray, count: int) -> IntArray:
     return values
 
 
-def _read_picture(path: Path) -> NDArray[np.uint8]:
+def _read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
     pillow = import_pillow(path)
     try:
-        with pillow.open(path, formats=("PNG", "JPEG")) as picture:
+        with warnings.catch_warnings(action="ignore"):  # Pillow warns of images we refuse
+            picture = pillow.open(path, formats=("PNG", "JPEG"))
+        with picture:
+            pixels = math.prod(picture.size)
+            limits.check_value(path, "an image of {} x {} pixels".format(*picture.size), pixels)
+            limits.check_expansion(path, pixels, file_size(path) or 0)
             if picture.mode[0] in "IF":
                 raise ValueError("more than 8 bits per pixel: an .npy file can hold them")
             return np.asarray(picture.convert("L"))
+    except InputOutputError:
+        raise
     except Exception as error:  # Pillow raises many undocumented kinds for a damaged file
         raise InputOutputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 

@@ -70,7 +70,7 @@ class TextCorpus:
         self._workers = config.workers or os.cpu_count() or 1
         self._fractions = Fractions(config.validation_fraction, config.test_fraction)
         self._read, self._lock = 0, Lock()
-        reader = Reader(config.max_expansion, self._count_read)
+        reader = Reader(config.max_expansion, config.max_value_bytes, self._count_read)
         self._sources, self._binary = find_sources(config.inputs, config, reader)
         self._given_test = 0
         if config.test_inputs:

@@ -1,0 +1,175 @@
+"""Inputs that expand to much are refused, or read in bounded memory; pages of parquet files."""
+
+import contextlib
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from bombs import BOMBS
+from corpora import MIB
+from smtkit.corpus.limits import Limits
+from smtkit.corpus.parquet_column import column_values
+from smtkit.corpus.parquet_pages import DICTIONARY, pages
+from smtkit.errors import InputOutputError, UsageError
+
+FITS = {
+    "many objects of JSON under the bound",
+    "line of JSON that fits",
+    "field of CSV with an emoji",
+    "picture that fits",
+}
+SECONDS = 120
+ADDRESS_SPACE = 4 * 2**30  # what is mapped but never touched counts, too
+
+needs_peak = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the kernel tells no peak"
+)
+RUN = """
+import resource, sys
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+from pathlib import Path
+from smtkit.cli.app import main
+code = None
+try:
+    main()
+except SystemExit as end:
+    code = end.code
+status = Path("/proc/self/status").read_text()
+print(code, next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+"""
+
+
+def code_peak_and_error(*arguments: object) -> tuple[int, int, str]:
+    """Exit code, peak memory in bytes, and stderr of a command."""
+    result = subprocess.run(
+        [sys.executable, "-c", RUN, str(ADDRESS_SPACE), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=SECONDS,
+    )
+    code, peak = map(int, result.stdout.split())
+    return code, peak * 1024, result.stderr
+
+
+@needs_peak
+@pytest.mark.parametrize("name", BOMBS)
+def test_memory_stays_under_a_gibibyte(tmp_path: Path, name: str) -> None:
+    file, write = BOMBS[name]
+    write(tmp_path / file)
+    is_text = file.endswith((".gz", ".csv", ".parquet")) and "idx3" not in file
+    tokenizer = "char" if is_text else "pixel"
+    code, peak, error = code_peak_and_error(
+        "tokenize", tmp_path / file, "--out", tmp_path / "out", "-q", "--tokenizer", tokenizer
+    )
+    assert code == (0 if name in FITS else 74), error
+    assert peak < 2**30
+    if code:
+        assert error.startswith(f"smtkit: {tmp_path / file}")
+        assert error.count("\n") == 1
+        reasons = ("(--max-value-bytes allows", "(--max-expansion allows", "exceeds limit of")
+        assert any(reason in error for reason in reasons), error
+
+
+@needs_peak
+def test_memory_does_not_grow_with_the_threads_that_read(tmp_path: Path) -> None:
+    file, write = BOMBS["many objects of JSON under the bound"]
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        write(tmp_path / "in" / f"{number}-{file}")
+    arguments = ("--out", tmp_path / "out", "--quiet", "--workers", 4, "--tokenizer", "char")
+    code, peak, error = code_peak_and_error("tokenize", tmp_path / "in", *arguments)
+    assert code == 0, error
+    assert peak < 2**30
+
+
+def texts(seed: int, count: int, longest: int, distinct: int) -> list[str | None]:
+    draw = random.Random(seed)
+    words = ["".join(draw.choices("abcdé", k=draw.randrange(longest))) for _ in range(distinct)]
+    return [None if draw.random() < 0.1 else draw.choice(words) for _ in range(count)]
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_dictionary": False},
+        {"dictionary_pagesize_limit": 200},
+        {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}},
+        {"use_dictionary": False, "column_encoding": {"text": "DELTA_LENGTH_BYTE_ARRAY"}},
+    ],
+    ids=["dictionary", "plain", "both", "delta", "delta of lengths"],
+)
+def test_a_column_is_read_as_it_was_written(
+    tmp_path: Path, version: str, kind: pa.DataType, options: dict[str, object]
+) -> None:
+    rows = texts(0, 5000, 40, 300)
+    table = pa.table({"id": range(5000), "text": pa.array(rows).cast(kind)})
+    path = tmp_path / "a.parquet"
+    options = {"row_group_size": 1800, "data_page_size": 3000, "write_batch_size": 100, **options}
+    pa.parquet.write_table(table, path, data_page_version=version, **options)
+    with pa.parquet.ParquetFile(path) as file, path.open("rb") as raw:
+        for group in range(file.metadata.num_row_groups):
+            chunk = file.metadata.row_group(group).column(1)
+            start = chunk.dictionary_page_offset or chunk.data_page_offset
+            found = list(pages(raw, start, chunk.total_compressed_size))
+            data = [page for page in found if page.kind != DICTIONARY]
+            assert sum(page.values for page in data) == chunk.num_values
+            assert (len(data) < len(found)) == chunk.has_dictionary_page
+            # The metadata counts the headers, too.
+            assert sum(page.size for page in found) <= chunk.total_uncompressed_size
+    for most in (2**24, 9000):
+        limits = Limits(200.0, most)
+        found_rows = list(column_values(path, "a", lambda names: names.index("text"), limits))
+        assert [None if row is None else row.decode() for row in found_rows] == rows
+
+
+def test_a_page_is_checked_by_its_own_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pa.parquet.write_table(pa.table({"text": ["x" * 5000]}), path, use_dictionary=False)
+    for most, fits in ((6000, True), (5000, False)):
+        values = column_values(path, "a", lambda names: 0, Limits(200.0, most))
+        if fits:
+            assert list(values) == [b"x" * 5000]
+            continue
+        with pytest.raises(InputOutputError, match="a: a page takes more than 5,000 bytes"):
+            list(values)
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.list_(pa.string()), pa.binary(4)])
+def test_a_column_of_another_type_is_named(tmp_path: Path, kind: pa.DataType) -> None:
+    path = tmp_path / "a.parquet"
+    pa.parquet.write_table(pa.table({"text": pa.array([None], kind)}), path)
+    with pytest.raises(UsageError, match=r"a: column text is .*, expected text"):
+        list(column_values(path, "a", lambda names: 0, Limits()))
+
+
+def test_damaged_headers_of_pages_are_errors(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pa.parquet.write_table(pa.table({"text": texts(1, 2000, 30, 2000)}), path)
+    content = path.read_bytes()
+    draw = random.Random(2)
+    for _ in range(300):
+        damaged = bytearray(content)
+        for _ in range(draw.randint(1, 3)):
+            damaged[draw.randrange(4, 60)] = draw.randrange(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(InputOutputError, ValueError, OSError, pa.ArrowException):
+            list(column_values(path, "a", lambda names: 0, Limits()))
+
+
+def test_a_value_at_the_bound_is_read(command, tmp_path: Path) -> None:
+    """A line of 1 MiB with its line end, and one byte more."""
+    for size, code in ((MIB, 0), (MIB + 1, 74)):
+        path = tmp_path / f"{size}.jsonl"
+        path.write_bytes(b'{"text": "' + b"x" * (size - 13) + b'"}\n')
+        arguments = (path, "--out", tmp_path / f"out-{size}", "-q", "--max-value-bytes", MIB)
+        assert command("tokenize", *arguments).code == code
