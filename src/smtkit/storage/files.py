@@ -43,7 +43,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # of no other process
     try:
         with named_errors(path):
+            # The mode is what the umask allows, whatever the writer makes of it.
+            mode = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+            descriptor = os.open(temporary, mode, 0o666)
+            allowed = stat.S_IMODE(os.fstat(descriptor).st_mode)
+            os.close(descriptor)
             yield temporary
+            temporary.chmod(allowed)
             publish(temporary, path)
     finally:
         with contextlib.suppress(OSError):

@@ -212,10 +212,12 @@ class Run:
         others = sorted(name for name in names if not is_of_runs(name))
         if others and not committed and not runs:
             raise self._refusal(f"holds other files ({others[0]})", "name a new or empty directory")
-        if committed and not (self._resume or self._overwrite):
-            raise self._refusal("exists", "`overwrite` replaces it, `resume` keeps it")
         done = {run_of(entry.name) for entry in committed.files} if committed else set()
         unfinished = [run for run in runs if run.name not in done]
+        if committed and not self._part:
+            self._store.tidy({entry.name for entry in committed.files}, unfinished)
+        if committed and not (self._resume or self._overwrite):
+            raise self._refusal("exists", "`overwrite` replaces it, `resume` keeps it")
         allowed = self._resume or self._overwrite or self._part
         if not allowed and any(self._store.holds_work(run) for run in unfinished):
             hint = "`resume` continues it, `overwrite` starts anew"
@@ -260,13 +262,16 @@ class Run:
         self.keep()
         if not self._part:
             for temporary in run.glob(".*"):  # left by a process that was killed
-                temporary.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
         self._store.begin(run, self._record)
 
     def _start(self) -> None:
         """Makes the folder of a new run; parts of one run have the same."""
         name = self._record.key() if self._part else secrets.token_hex(4)
         self.directory = self._store.directory / f"run-{name}"
+        if self.directory.is_symlink():
+            raise self._refusal(f"{self.directory.name} is a link", "remove it")
         self.directory.mkdir(exist_ok=self._part)
         write_atomically(self.directory / RUN_RECORD, self._record.text())
         self._store.begin(self.directory, self._record)

@@ -17,7 +17,7 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from smtkit.errors import ArtifactError, InputOutputError, LockedError
 from smtkit.storage.cache import staging
-from smtkit.storage.files import hash_file, named_errors, write_atomically
+from smtkit.storage.files import hash_file, named_errors, read_record, write_atomically
 from smtkit.storage.location import Location
 from smtkit.storage.locks import LOCK
 from smtkit.storage.manifest import MANIFEST, FileEntry, Manifest, Record
@@ -49,7 +49,9 @@ class RunRecord(Record):
         """Reads the record in the folder of a run. Raises ArtifactError."""
         path = run / RUN_RECORD
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_record(path))
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArtifactError(f"{path}: missing", "`overwrite` starts anew") from None
         except ValidationError as error:
             message = f"{path}: damaged: {error.errors()[0]['msg']}"
             raise ArtifactError(message, "`overwrite` starts anew") from None
@@ -83,7 +85,8 @@ class LocalStore:
     def runs(self) -> list[Path]:
         """Folders of runs that have not been committed or removed."""
         records = sorted(self.directory.glob(f"*/{RUN_RECORD}"))
-        return [record.parent for record in records if run_of(record.parent.name)]
+        runs = [record.parent for record in records if run_of(record.parent.name)]
+        return [run for run in runs if not run.is_symlink()]
 
     def holds_work(self, run: Path) -> bool:
         """Whether a run has left more than its record."""
@@ -101,10 +104,17 @@ class LocalStore:
         """Replaces the manifest atomically."""
         write_atomically(self.directory / MANIFEST, manifest.text())
 
-    def collect(self, names: set[str]) -> None:
-        """Removes all files of runs but `names`; those that cannot be removed are left to the next
-        commit."""
+    def collect(self, names: set[str], unfinished: Iterable[Path] = ()) -> None:
+        """Removes all files of runs but `names` and those of `unfinished` runs. What cannot be
+        removed is left to the next run on this artifact. Links are removed, not followed."""
+        kept = {run.name for run in unfinished}
         for run in filter(lambda path: run_of(path.name), self.directory.iterdir()):
+            if run.name in kept:
+                continue
+            if run.is_symlink() or not run.is_dir():
+                with contextlib.suppress(OSError):
+                    run.unlink()
+                continue
             if not any(name.startswith(f"{run.name}/") for name in names):
                 shutil.rmtree(run, ignore_errors=True)
                 continue
@@ -113,11 +123,18 @@ class LocalStore:
                     with contextlib.suppress(OSError):
                         file.unlink()
         for draft in self.directory.glob(f"{_DRAFTS}*"):
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                draft.unlink()
+
+    def tidy(self, names: set[str], unfinished: Sequence[Path]) -> None:
+        """Removes what a commit that was killed has left: all but `names`, the files of the
+        manifest, and `unfinished` runs. Called after `names` and `runs`."""
+        self.collect(names, unfinished)
 
     def remove(self, run: Path) -> None:
         """Removes a run that is not committed."""
-        shutil.rmtree(run)
+        with named_errors(run):
+            shutil.rmtree(run)
 
     def discard_uploads(self) -> None:
         """Removes what this process has uploaded."""
@@ -203,18 +220,26 @@ class RemoteStore(LocalStore):
         draft = f"{self._folder}.work/{MANIFEST}"
         self._remote.write(draft, manifest.text().encode())
         self._remote.replace(draft, MANIFEST)
-        named = {entry.name for entry in manifest.files}
-        kept = {name.partition("/")[0] for name in named}
-        for name in self._sizes.keys() - named:
+        self._remove_all_but({entry.name for entry in manifest.files}, set())
+        self._remote.remove_directory(f"{self._folder}.work")
+
+    def collect(self, names: set[str], unfinished: Iterable[Path] = ()) -> None:
+        """Empties the staging directory."""
+        super().collect(set(), unfinished)
+
+    def tidy(self, names: set[str], unfinished: Sequence[Path]) -> None:
+        """Removes what is left at the URI. A run on another machine has its record there."""
+        self.collect(set(), unfinished)
+        self._remove_all_but(names, {run.name for run in unfinished})
+
+    def _remove_all_but(self, names: set[str], unfinished: set[str]) -> None:
+        kept = {name.partition("/")[0] for name in names}
+        for name in self._sizes.keys() - names:
             if name.partition("/")[0] in kept:
                 self._remote.remove(name)
-        for folder in {f"{self._folder}.work", *self._folders()} - kept:
-            if run_of(folder):
+        for folder in self._folders() - kept:
+            if (run := run_of(folder)) and run not in unfinished:
                 self._remote.remove_directory(folder)
-
-    def collect(self, names: set[str]) -> None:
-        """Empties the staging directory."""
-        super().collect(set())
 
     def remove(self, run: Path) -> None:
         super().remove(run)

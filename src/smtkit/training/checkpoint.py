@@ -5,16 +5,81 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import xxhash
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from smtkit.errors import ArtifactError
-from smtkit.storage.files import hash_file, write_atomically
-from smtkit.storage.tensors import load_tensors, save_tensors
+from smtkit.storage.files import hash_file, read_record, read_verified, write_atomically
+from smtkit.storage.manifest import Record
+from smtkit.storage.tensors import check_finite, decode_tensors, save_tensors
 from smtkit.training.distributed import ALONE, Ranks
 from smtkit.training.parallel import full_tensors, like_parameter
 
 _RECORD = "checkpoint.json"
+_NETWORK, _OPTIMIZER = "network.", "optimizer."
 _HINT = "`overwrite` starts again from the first step"
+
+
+class CheckpointRecord(Record):
+    """`checkpoint.json`: which file holds the tensors, and how far the run has come. `digest` is
+    the checksum of the other fields, so that a flipped bit in a number is found."""
+
+    file: str = Field(pattern=r"^checkpoint-[0-9]{9,}\.safetensors$")
+    bytes: int = Field(ge=0)
+    xxh3: str
+    step: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    digest: str
+
+    @classmethod
+    def of(cls, path: Path, step: int, tokens: int, seconds: float) -> "CheckpointRecord":
+        """The record of the file `path` that was just written."""
+        record = cls(
+            file=path.name,
+            bytes=path.stat().st_size,
+            xxh3=hash_file(path),
+            step=step,
+            tokens=tokens,
+            seconds=seconds,
+            digest="",
+        )
+        return record.model_copy(update={"digest": record.own_digest()})
+
+    def own_digest(self) -> str:
+        """The checksum of all fields but `digest`."""
+        text = json.dumps(self.model_dump(exclude={"digest"}), sort_keys=True)
+        return xxhash.xxh3_128_hexdigest(text.encode())
+
+    @classmethod
+    def read(cls, path: Path) -> "CheckpointRecord | None":
+        """The record in the file `path`; None if there is no such file. Raises ArtifactError."""
+        try:
+            record = cls.model_validate_json(read_record(path), strict=True)
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            detail = error.errors()[0]
+            key = ".".join(map(str, detail["loc"]))
+            message = f"{path}: damaged: {key or 'content'}: {detail['msg']}"
+            raise ArtifactError(message.partition("\n")[0], _HINT) from None
+        if record.digest != record.own_digest():
+            raise ArtifactError(f"{path}: damaged: digest is not that of its content", _HINT)
+        if record.file != f"checkpoint-{record.step:09d}.safetensors":
+            raise ArtifactError(f"{path}: step {record.step} with file {record.file}", _HINT)
+        return record
+
+
+def _check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raises ArtifactError where tensors of network and method are not `expected`, or those of the
+    optimizer do not belong to a parameter."""
+    for name in sorted(expected.keys() | found.keys()):
+        own, tensor = expected.get(name), found.get(name)
+        if name.startswith(_OPTIMIZER):
+            continue
+        if own is None or tensor is None or own.shape != tensor.shape or own.dtype != tensor.dtype:
+            raise ArtifactError(f"{path}: tensor {name!r:.80} is not that of this run", _HINT)
 
 
 class TrainingState:
@@ -49,14 +114,8 @@ class TrainingState:
             return
         path = directory / f"checkpoint-{self.step:09d}.safetensors"
         save_tensors(path, tensors, {})
-        record = {
-            "file": path.name,
-            "xxh3": hash_file(path),
-            "step": self.step,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-        }
-        write_atomically(directory / _RECORD, json.dumps(record, indent=2) + "\n")
+        record = CheckpointRecord.of(path, self.step, self.tokens, self.seconds)
+        write_atomically(directory / _RECORD, record.text())
         for stale in directory.glob("checkpoint-*.safetensors"):
             if stale != path:
                 stale.unlink()
@@ -64,32 +123,31 @@ class TrainingState:
     def load(self, directory: Path) -> bool:
         """Restores the state saved in `directory`; returns False where there is none.
 
-        Raises ArtifactError where it is damaged.
+        Raises ArtifactError where it is damaged, not of this network, or not finite; the state is
+        then unchanged.
         """
-        path = directory / _RECORD
-        if not path.exists():
+        record = CheckpointRecord.read(directory / _RECORD)
+        if record is None:
             return False
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            file = directory / record["file"]
-            is_whole = file.exists() and hash_file(file) == record["xxh3"]
-            progress = record["step"], record["tokens"], record["seconds"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path}: damaged: {error}", _HINT) from None
-        if not is_whole:
-            raise ArtifactError(f"{file}: damaged or missing", _HINT)
-        tensors, _ = load_tensors(file)
+        path = directory / record.file
+        content = read_verified(path, record.bytes, record.xxh3)
+        tensors, _ = decode_tensors(path, content)
+        own = self._tensors()
+        network = {name: t for name, t in tensors.items() if name.startswith(_NETWORK)}
+        _check_shapes(path, own, tensors)
+        check_finite(path, network)
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "more": {}}
         for key, tensor in tensors.items():
             part, _, name = key.partition(".")
             parts[part][name] = tensor
-        own = self.network.state_dict()
+        self._check_optimizer(path, parts["optimizer"])
+        state = self.network.state_dict()
         self.network.load_state_dict(
-            {name: like_parameter(t, own.get(name)) for name, t in parts["network"].items()}
+            {name: like_parameter(t, state[name]) for name, t in parts["network"].items()}
         )
         self._load_optimizer(parts["optimizer"])
         self.method_state.load_state_dict(parts["more"])
-        self.step, self.tokens, self.seconds = progress
+        self.step, self.tokens, self.seconds = record.step, record.tokens, record.seconds
         return True
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -99,11 +157,24 @@ class TrainingState:
             tensors |= {f"optimizer.{index}.{name}": t for name, t in values.items()}
         return tensors
 
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _check_optimizer(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Raises ArtifactError where a tensor is no state of a parameter."""
+        shapes = {str(index): p.shape for index, p in enumerate(self._parameters())}
+        for key, tensor in tensors.items():
+            index, _, name = key.partition(".")
+            expected = {"step": torch.Size(()), "exp_avg": shapes.get(index)}
+            expected["exp_avg_sq"] = expected["exp_avg"]
+            if index not in shapes or tensor.shape != expected.get(name):
+                raise ArtifactError(f"{path}: tensor 'optimizer.{key:.80}': of no parameter", _HINT)
+
     def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = like_parameter(tensor, parameters[int(index)])
+            parameter = self._parameters()[int(index)]
+            state.setdefault(int(index), {})[name] = like_parameter(tensor, parameter)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})

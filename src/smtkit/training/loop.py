@@ -149,7 +149,8 @@ class Trainer(Generic[BatchT]):
                 "to resume, all ranks need the same folder",
             )
         if self._ranks.is_first:
-            self._metrics_file.truncate(self.state.step)
+            if damaged := self._metrics_file.truncate(self.state.step):
+                self._progress.warn(f"{METRICS}: {damaged} damaged lines are left out")
             self._validated = self._metrics_file.records("validation")
 
     def _read(self) -> list[BatchT]:

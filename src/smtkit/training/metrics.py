@@ -1,15 +1,17 @@
 """Sums and counts of loss terms, and the file of their means."""
 
+import contextlib
 import json
+import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from smtkit.storage.files import write_atomically
+from smtkit.storage.files import named_errors, open_regular, write_atomically
 from smtkit.training.distributed import Ranks
 
 Record = Mapping[str, Any]
@@ -23,27 +25,52 @@ class MetricsFile:
         self._path = path
 
     def append(self, record: Record) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+        with named_errors(self._path):
+            descriptor = os.open(self._path, flags, 0o666)
+            with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
 
     def records(self, split: str) -> list[Record]:
-        """The records of `split`, as far as they are whole."""
-        found = [json.loads(line) for line in self._lines()]
-        return [record for record in found if record["split"] == split]
+        """The records of `split`."""
+        return [record for _, record in self._whole() if record["split"] == split]
 
-    def truncate(self, step: int) -> None:
-        """Drops records after `step`, which a run wrote that was killed before its next save."""
-        if not self._path.exists():
-            return
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
+    def truncate(self, step: int) -> int:
+        """Drops records after `step`, which a run wrote that was killed before its next save, and
+        damaged lines. Returns how many lines were damaged; a part of a line at the end, which a
+        killed run leaves, is none. Raises ArtifactError where the file is a link or special."""
+        lines = self._lines()
+        if lines is None:
+            return 0
+        whole = list(self._whole())
+        kept = [line for line, record in whole if record["step"] <= step]
         write_atomically(self._path, "".join(kept))
+        return len(lines) - len(whole)
 
-    def _lines(self) -> list[str]:
-        """Whole lines; a run that was killed may have left a part of one."""
-        if not self._path.exists():
-            return []
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [line for line in lines if line.endswith("\n")]
+    def _whole(self) -> Iterator[tuple[str, Record]]:
+        """Lines that hold a record, and their records."""
+        for line in self._lines() or ():
+            with contextlib.suppress(ValueError, RecursionError):
+                record = json.loads(line)
+                if isinstance(record, dict) and _is_record(record):
+                    yield line.decode("utf-8"), record
+
+    def _lines(self) -> list[bytes] | None:
+        """Whole lines; a run that was killed may have left a part of one. None without a file."""
+        try:
+            with open_regular(self._path) as file, named_errors(self._path):
+                lines = file.read().splitlines(keepends=True)
+        except FileNotFoundError:
+            return None
+        return [line for line in lines if line.endswith(b"\n")]
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    """Whether the fields of a line are those of a record: step, split, and numbers."""
+    step, split = record.get("step"), record.get("split")
+    if type(step) is not int or step < 0 or split not in ("train", "validation"):
+        return False
+    return all(isinstance(record[name], int | float) for name in record if name != "split")
 
 
 @dataclass
