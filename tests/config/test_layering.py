@@ -139,6 +139,40 @@ def test_a_file_that_is_not_toml_is_named(tmp_path: Path, content: bytes) -> Non
     assert message(TrainEncoderConfig, path).startswith(f"{path}: not a readable TOML file")
 
 
+HOSTILE = {
+    "lists within lists": "seed = " + "[" * 5000 + "]" * 5000,
+    "tables within tables": "seed = " + "{a = " * 3000 + "1" + "}" * 3000,
+    "many digits": "seed = " + "1" * 5000,
+    "digits that Python still reads": "seed = " + "1" * 4000,
+    "many hexadecimal digits": "seed = 0x" + "f" * 50_000,
+    "steps of many hexadecimal digits": "training.max_steps = 0x" + "f" * 50_000,
+    "a key of many parts": ".".join("a" * 20_000) + " = 1",
+    "a key of some parts": "training." + ".".join("a" * 300) + " = 1",
+    "a table of many parts": "[" + ".".join("a" * 20_000) + "]\nx = 1",
+    "a long text": "seed = '" + "x" * 100_000 + "'",
+    "a long key": "x" * 100_000 + " = 1",
+    "a long file": "# " + "x" * 2**20,
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_file_is_one_short_line(tmp_path: Path, content: str) -> None:
+    path = toml(tmp_path, content)
+    line = message(TrainEncoderConfig, path)
+    assert line.startswith(f"{path}: ")
+    assert len(line) < len(str(path)) + 700
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if HOSTILE[name][0] not in "[#"])
+def test_a_hostile_override_is_one_short_line(name: str) -> None:
+    key, _, value = HOSTILE[name].partition(" = ")
+    line = message(TrainEncoderConfig, overrides=[f"{key}={value}"])
+    assert line.startswith("`overrides` ")
+    assert len(line) < 1000
+    assert "\n" not in line
+
+
 def test_a_syntax_error_of_a_file_names_the_line(tmp_path: Path) -> None:
     path = toml(tmp_path, "seed = 1\n[training]\nmax_steps\n")
     assert "line 3" in message(TrainEncoderConfig, path)

@@ -1,7 +1,9 @@
 """Tokenizers: text to tokens and back, streams of pieces, and tokenizers on disk."""
 
+import contextlib
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from smtkit.config import EvaluateConfig
 from smtkit.corpus.stored_tokenizer import load_tokenizer
+from smtkit.corpus.subwords import MODEL_FILE, SentencePieceTokenizer
 from smtkit.corpus.tokenizers import (
     TOKENIZER,
     ByteTokenizer,
@@ -174,6 +177,15 @@ def test_different_tokenizers_have_different_descriptions() -> None:
         '{"kind": "char", "characters": "ba"}',
         '{"kind": "char", "characters": 3}',
         '{"kind": "char", "characters": ["a", "b"]}',
+        '{"kind": "char", "characters": "\\ud800"}',
+        '{"kind": ["char"]}',
+        '{"kind": "pixel", "levels": "2", "height": 2, "width": 2}',
+        '{"kind": "pixel", "levels": 2, "height": -2, "width": 2}',
+        '{"kind": "pixel", "levels": 2, "height": true, "width": 2}',
+        '{"kind": "symbols", "symbols": 3}',
+        '{"kind": "symbols", "symbols": ["a", 3]}',
+        '{"kind": "byte", "n": ' + "1" * 5000 + "}",
+        "[" * 100_000,
     ],
 )
 def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: str) -> None:
@@ -185,6 +197,30 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: str) -> None:
     with pytest.raises(ArtifactError) as caught:
         load_tokenizer(artifact)
     assert str(artifact.file(TOKENIZER)) in str(caught.value)
+
+
+@pytest.mark.parametrize("model", [b"", b"abc", bytes(1000), b"\x0a\x05hello", b"\x12\x00"])
+def test_a_sentencepiece_model_that_is_none_is_named(tmp_path: Path, model: bytes) -> None:
+    with Run(tmp_path, "rnn", EvaluateConfig()) as run:
+        (run.directory / TOKENIZER).write_text('{"kind": "sentencepiece", "model": "?"}')
+        (run.directory / MODEL_FILE).write_bytes(model)
+        run.add(TOKENIZER)
+        run.add(MODEL_FILE)
+        run.commit({})
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json: not a tokenizer of smtkit"):
+        load_tokenizer(Artifact.open(tmp_path))
+
+
+def test_a_changed_sentencepiece_model_is_one_or_an_error() -> None:
+    draw = Random(0)
+    words = ["".join(draw.choices("abcdefghij", k=draw.randint(1, 6))) for _ in range(2000)]
+    good = SentencePieceTokenizer.fit([" ".join(words).encode()], 320, "unigram")._model
+    for _ in range(200):
+        model = bytearray(good)
+        for _ in range(draw.choice([1, 2, 8])):
+            model[draw.randrange(len(model))] = draw.randrange(256)
+        with contextlib.suppress(RuntimeError, ValueError, LookupError):
+            SentencePieceTokenizer(bytes(model)).encode(b"abc def")
 
 
 def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:

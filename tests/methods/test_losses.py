@@ -180,3 +180,11 @@ def test_the_health_of_spread_memories():
     assert health["uniformity"] < -1.5
     assert health["variance"] == pytest.approx(1, rel=0.1)
     assert health["effective_rank"] > 11
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_the_health_of_memories_that_are_not_finite(value):
+    memory = torch.randn(10, 3, 4)
+    memory[3, 1, 2] = value
+
+    assert all(map(math.isnan, memory_health(memory).values()))

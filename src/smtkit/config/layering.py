@@ -3,7 +3,8 @@ mistake is one line that helps."""
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,11 @@ from smtkit.errors import UsageError
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
+_LARGEST_FILE = 2**20
+_DEEPEST = 16
+"""Dots in a key of a file or an override: more than any schema has."""
+_LONGEST = 200
+"""Characters of a value that messages repeat."""
 _LIMIT_HINT = "for example `training.max_steps` 1000, or `training.max_seconds` 600"
 
 
@@ -60,35 +66,54 @@ def _given(
 ) -> Iterator[tuple[str, str, Any]]:
     """Origin, dotted key and value of everything that is set, the weakest first."""
     if file is not None:
-        for key, value in flatten(_read_toml(file)):
+        for key, value in _flat(str(file), lambda: _read_toml(file)):
             yield str(file), key, value
     for override in overrides:
-        origin = f"`overrides` {override}"
+        origin = f"`overrides` {_short(override)}"
         key, equals, text = override.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"{origin}: expected section.key=value")
-        for name, value in flatten({key.strip(): _parse_value(text.strip())}):
-            yield origin, name, value
+        value = partial(_parse_value, key.strip(), text.strip())
+        for name, leaf in _flat(origin, value):
+            yield origin, name, leaf
     for key, value in flags.items():
         if value is not None:
             yield f"`{key}`", key, value
 
 
+def _flat(origin: str, parse: Callable[[], dict[str, Any]]) -> list[tuple[str, Any]]:
+    """Dotted key and value of everything in the table that `parse` returns."""
+    try:
+        found = list(flatten(parse()))
+    except RecursionError:
+        raise UsageError(f"{origin}: tables or lists nested too deeply") from None
+    for key, _ in found:
+        if key.count(".") > _DEEPEST:
+            raise UsageError(f"{origin}: unknown key {_short(key)}")
+    return found
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+        if len(content) > _LARGEST_FILE:
+            raise UsageError(f"{path}: more than {_LARGEST_FILE:,} bytes: not a file of settings")
+        return tomllib.loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: not a readable TOML file: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:  # tomllib raises it itself for integers of too many digits
+        raise UsageError(f"{path}: not a readable TOML file: {_short(str(error))}") from None
 
 
-def _parse_value(text: str) -> Any:
-    """TOML, or else plain text."""
+def _parse_value(key: str, text: str) -> dict[str, Any]:
+    """`text` as TOML, or else as plain text, by its key."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+        return {key: tomllib.loads(f"value = {text}")["value"]}
+    except ValueError:  # tomllib raises it itself for integers of too many digits
+        return {key: text}
 
 
 def _assign(values: dict[str, Any], key: str, value: Any, origin: str) -> None:
@@ -112,19 +137,31 @@ def _explain(
     named = [origins[k] for k in origins if is_within(k, subject) or is_within(subject, k)]
     where = f"{named[-1]}: " if named else ""
     if detail["type"] == "extra_forbidden":
-        return UsageError(f"{where}unknown key {key}", _suggest(schema, key))
+        return UsageError(f"{where}unknown key {_short(key)}", _suggest(schema, key))
     if detail["type"] == "missing" and key == "training":
         return UsageError("training.max_steps or training.max_seconds must be set", _LIMIT_HINT)
     if detail["type"] == "missing" and not named:
         return UsageError(f"`{key}`: must be set", f"or with `overrides` {key}=VALUE, or in `file`")
     if detail["type"] == "value_error":
         hint = _LIMIT_HINT if "max_steps or max_seconds" in message else None
-        found = "" if isinstance(detail["input"], dict) else f" = {detail['input']!r}"
+        found = "" if isinstance(detail["input"], dict) else f" = {_shown(detail['input'])}"
         return UsageError(f"{where}{key}{found}: {message}" if key else where + message, hint)
     # For a union there is one error per member type.
     first, *others = [_message(other) for other in details if _key(schema, other["loc"]) == key]
     message = ", or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
-    return UsageError(f"{where}{key} = {detail['input']!r}: {message}")
+    return UsageError(f"{where}{key} = {_shown(detail['input'])}: {message}")
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, shortened."""
+    try:
+        return _short(repr(value))
+    except (ValueError, RecursionError):  # an integer of too many digits, or lists within lists
+        return f"a large {type(value).__name__}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}...{text[-20:]}"
 
 
 def _message(detail: ErrorDetails) -> str:

@@ -34,8 +34,8 @@ def load_tokenizer(artifact: Artifact) -> Tokenizer:
         if (kind := description["kind"]) not in KINDS:
             raise ValueError(f"kind is {kind}, expected one of {', '.join(KINDS)}")
         return KINDS[kind](description, artifact)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: not a tokenizer of smtkit: {error}") from None
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        raise ArtifactError(f"{path}: not a tokenizer of smtkit: {str(error)[:200]}") from None
 
 
 def check_tokenizers(one: Artifact, other: Artifact) -> None:

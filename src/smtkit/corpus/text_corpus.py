@@ -293,6 +293,8 @@ def _ordered_map(
 
 def _existing_model(path: str) -> SentencePieceTokenizer:
     where = f"`tokenizer_model` {path}"
+    if Path(path).exists() and not Path(path).is_file():
+        raise UsageError(f"{where}: not a file")
     try:
         model = Path(path).read_bytes()
     except OSError as error:
@@ -301,5 +303,5 @@ def _existing_model(path: str) -> SentencePieceTokenizer:
         raise UsageError(f"{where}: not a sentencepiece model: it is empty")
     try:
         return SentencePieceTokenizer(model)
-    except (RuntimeError, OSError, IndexError) as error:
+    except (RuntimeError, OSError, LookupError, ValueError) as error:
         raise UsageError(f"{where}: not a sentencepiece model: {error}") from None

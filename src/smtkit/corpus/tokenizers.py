@@ -118,6 +118,8 @@ class PixelTokenizer(Tokenizer):
     """Every grey level is a token; a row is an image, line by line from its top left corner."""
 
     def __init__(self, levels: int, height: int, width: int) -> None:
+        if not all(type(size) is int and 0 < size < 2**31 for size in (levels, height, width)):
+            raise ValueError("levels, height and width must be positive integers")
         self.vocabulary_size = self.levels = levels
         self.height, self.width = height, width
 
@@ -139,6 +141,8 @@ class SymbolTokenizer(Tokenizer):
 
     def __init__(self, symbols: Sequence[str]) -> None:
         self.symbols = list(symbols)
+        if not all(isinstance(symbol, str) for symbol in self.symbols):
+            raise ValueError("symbols must be text")
         self.vocabulary_size = len(self.symbols)
 
     def pieces(self, tokens: Iterable[int]) -> Iterator[str]:

@@ -6,6 +6,8 @@ that means can be taken over ranks and accumulation steps.
 N: items, G: groups, K: slots, D: slot width, V: vocabulary.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,10 +67,13 @@ def memory_health(memory: Tensor) -> dict[str, float]:
 
     `uniformity`: as above, 0 where all are equal; `variance`: the variance over memories, averaged
     over the K D numbers; `effective_rank`: exp of the entropy of the covariance's normalised
-    eigenvalues (Roy & Vetterli 2007), 1 where memories differ along one direction only.
+    eigenvalues (Roy & Vetterli 2007), 1 where memories differ along one direction only. All are
+    NaN where a memory is, or the variance is infinite.
     """
     flat = memory.float().flatten(1)
     centered = flat - flat.mean(0)
+    if not centered.square().mean().isfinite():
+        return dict.fromkeys(("uniformity", "variance", "effective_rank"), math.nan)
     spectrum = torch.linalg.svdvals(centered).square()
     shares = spectrum / spectrum.sum().clamp_min(1e-12)
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
