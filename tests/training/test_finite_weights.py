@@ -64,7 +64,7 @@ def test_the_message_names_the_step_that_spoiled_the_weights(
 def test_large_finite_weights_are_no_error(tmp_path: Path) -> None:
     method = Regression(lambda step: 0.0)
     with torch.no_grad():
-        method.network.weight.fill_(3e38)
+        method.network.weight.fill_(1e18)
     run = trainer(tmp_path, method, training_config(max_steps=1))
     assert float(run._network.non_finite()) == 0
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smtkit.errors import UsageError
-from smtkit.storage.files import atomic_file
+from smtkit.storage.files import atomic_file, named_errors
 
 Levels = NDArray[np.int64]
 
@@ -46,8 +46,9 @@ def write_grid(images: Sequence[Levels], white: int, path: Path) -> None:
         row, column = divmod(number, columns)
         cell = grid[row * height :, column * width :]
         cell[: image.shape[0], : image.shape[1]] = 255 * image // white
-    with atomic_file(path) as temporary:
+    with named_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
         pillow.fromarray(grid).save(temporary, format="PNG")
 
 

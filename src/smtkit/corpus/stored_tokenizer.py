@@ -49,6 +49,15 @@ def check_tokenizers(one: Artifact, other: Artifact) -> None:
         )
 
 
+def check_vocabulary(artifact: Artifact, size: int) -> None:
+    """Raises ArtifactError where the network of an artifact has a vocabulary of another `size` than
+    its tokenizer."""
+    if (found := load_tokenizer(artifact).vocabulary_size) != size:
+        raise ArtifactError(
+            f"{artifact.directory}: its tokenizer has {found} tokens, its network {size}"
+        )
+
+
 def _summary(description: dict[str, object]) -> str:
     characters = description.get("characters")
     size = f" of {len(characters)} characters" if isinstance(characters, str) else ""

@@ -4,8 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import ValidationError
 
 from smtkit.config import TrainEncoderConfig
+from smtkit.corpus.stored_tokenizer import check_vocabulary
+from smtkit.errors import ArtifactError
 from smtkit.networks.loading import load_rnn, load_teacher
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import Teacher
@@ -46,7 +49,15 @@ class Subject:
 def load_subject(rnn: Artifact, encoder: Artifact | None, device: torch.device) -> Subject:
     """The networks of an `rnn` and an `encoder` artifact, on `device`, for inference."""
     network = load_rnn(rnn).to(device)
+    check_vocabulary(rnn, network.architecture.vocabulary_size)
     if encoder is None:
         return Subject(network, None)
-    config = TrainEncoderConfig(**encoder.manifest.config)
-    return Subject(network, load_teacher(encoder).to(device), config.objective.future_length)
+    teacher = load_teacher(encoder).to(device)
+    check_vocabulary(encoder, teacher.architecture.vocabulary_size)
+    try:
+        config = TrainEncoderConfig(**encoder.manifest.config)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        key = ".".join(map(str, detail["loc"]))
+        raise ArtifactError(f"{encoder.directory}: config: {key}: {detail['msg']}") from None
+    return Subject(network, teacher, config.objective.future_length)

@@ -21,7 +21,7 @@ from torch import Tensor
 from smtkit.config import ExtractLabelsConfig
 from smtkit.corpus.seeded import IntArray, permute, random_key
 from smtkit.corpus.shards import is_stream
-from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
+from smtkit.corpus.stored_tokenizer import check_tokenizers, check_vocabulary, load_tokenizer
 from smtkit.corpus.windows import Windows, open_windows
 from smtkit.errors import ArtifactError, InterruptedRunError, UsageError
 from smtkit.labels.format import LABEL_SPLITS, LabelShape
@@ -145,7 +145,9 @@ class _Sources:
 
     @cached_property
     def teacher(self) -> Teacher:
-        return load_teacher(self._encoder)
+        teacher = load_teacher(self._encoder)
+        check_vocabulary(self._encoder, teacher.architecture.vocabulary_size)
+        return teacher
 
     def encoder(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Computes the memories of rows as they are stored: (B, T) -> (B, memories, K, D)."""
@@ -168,6 +170,7 @@ class _Sources:
         hint = "name that one, or an RNN trained on labels of this encoder"
         check_lineage(rnn, self._encoder, hint)
         network = load_rnn(rnn)
+        check_vocabulary(rnn, network.architecture.vocabulary_size)
         found, allowed = network.architecture.memory, self.teacher.architecture.memory
         if found != allowed:
             raise ArtifactError(

@@ -14,7 +14,7 @@ from smtkit import IGNORE
 from smtkit.config import GenerateConfig
 from smtkit.corpus.pictures import completion_shades, completion_strip, shades, write_grid
 from smtkit.corpus.seeded import choose, random_key
-from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
+from smtkit.corpus.stored_tokenizer import check_tokenizers, check_vocabulary, load_tokenizer
 from smtkit.corpus.tokenizers import PixelTokenizer, SymbolTokenizer, TextTokenizer, Tokenizer
 from smtkit.corpus.windows import Windows, open_windows
 from smtkit.errors import UsageError
@@ -72,6 +72,7 @@ def run(
         key = random_key(generator.initial_seed(), "generate")
         rows = windows.read(choose(config.samples, windows.per_epoch, key))
     network = load_rnn(trained).to(choose_device(config.device))
+    check_vocabulary(trained, network.architecture.vocabulary_size)
     temperature = 0.0 if kind == "answers" else 1.0
     sampling = Sampling(
         temperature=temperature if config.temperature is None else config.temperature,

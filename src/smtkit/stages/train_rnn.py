@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import torch
 
 from smtkit.config import TrainRnnConfig
-from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
+from smtkit.corpus.stored_tokenizer import check_tokenizers, check_vocabulary, load_tokenizer
 from smtkit.corpus.windows import WindowReader, open_windows
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.evaluation.free_running import FreeRunning
@@ -175,6 +175,7 @@ def _prepare_labels(
     found = (rows.shape.vocabulary_size, rows.shape.slots, rows.shape.slot_width)
     if found != teacher.architecture.shape or held_out.shape != rows.shape:
         raise ArtifactError(f"{labels.directory}: its rows and its teacher are of other sizes")
+    check_vocabulary(labels, teacher.architecture.vocabulary_size)
     if initial is not None:
         network = _load_initial(config, initial, rows.shape.window)
     else:
@@ -218,6 +219,7 @@ def _prepare_labels(
 def _load_initial(config: TrainRnnConfig, initial: Artifact, window: int) -> RecurrentNetwork:
     """The network of `initial`, to be trained on windows of `window` tokens."""
     network = load_rnn(initial)
+    check_vocabulary(initial, network.architecture.vocabulary_size)
     _check_parts(config, network.architecture, _PARTS, f"`init` {initial.directory} has a")
     network.architecture = network.architecture.model_copy(update={"window": window})
     return network.train().requires_grad_(True)

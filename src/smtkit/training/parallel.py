@@ -1,6 +1,5 @@
 """The network on all ranks: replicated by DistributedDataParallel, or sharded by FSDP."""
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeVar
@@ -56,7 +55,8 @@ class ParallelNetwork:
         return _full_tensor(nn.utils.clip_grad_norm_(self._caller.parameters(), limit))
 
     def non_finite(self) -> Tensor:
-        """On how many ranks a weight is infinite or not a number, without waiting for the result.
+        """On how many ranks a weight is infinite, not a number, or so large (10^19) that its tensor
+        has no finite norm; without waiting for the result.
 
         All ranks must call it. Replicas are equal, so only shards are compared across ranks.
         """
@@ -64,8 +64,7 @@ class ParallelNetwork:
         own = [each for each in own if each.numel()]  # a rank may have no part of any parameter
         found = torch.zeros((), device=self._ranks.device)
         if own:
-            # Not the Euclidean norm, which overflows for large finite weights.
-            norms = torch._foreach_norm(own, math.inf)
+            norms = torch._foreach_norm(own, 2)
             found += ~torch.isfinite(torch.stack([norm.float() for norm in norms]).amax())
         return self._ranks.sum_tensors([found])[0] if self._is_sharded else found
 
