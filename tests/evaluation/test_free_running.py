@@ -37,7 +37,10 @@ def sequences(*lengths: int, width: int = 80) -> SequenceBatch:
 
 @pytest.mark.parametrize("normalize", ["slot", "none"])
 @pytest.mark.parametrize("kind", ["mlp", "gru", "lstm"])
-def test_sums_and_counts_equal_a_loop_over_targets(kind, normalize):
+@pytest.mark.parametrize("readout", ["mlp", "decoder"])
+@pytest.mark.parametrize("starts", [True, False])
+def test_sums_and_counts_equal_a_loop_over_targets(kind, normalize, readout, starts):
+    """Also where no row has a target at position 0, as in all tasks."""
     torch.manual_seed(0)
     network = RecurrentNetwork(
         architecture(
@@ -45,11 +48,13 @@ def test_sums_and_counts_equal_a_loop_over_targets(kind, normalize):
             2,
             4,
             CellConfig(kind=kind, width=8, normalize=normalize),
-            ReadoutConfig(),
+            ReadoutConfig(kind=readout),
             DecoderConfig(width=8, heads=2),
         )
     )
     batch = sequences(80, 33, 1)
+    if not starts:
+        batch.targets[:, 0] = IGNORE
     nll, correct, count = 0.0, 0, 0
     with torch.no_grad():
         for row, length in enumerate(batch.length.tolist()):

@@ -82,7 +82,8 @@ class Attention(nn.Module):
         self, inputs: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None = None
     ) -> Tensor:
         batch, length, width = inputs.shape
-        projected = self.query_key_value(inputs).view(batch, length, 3, self.heads, -1)
+        projected = self.query_key_value(inputs)
+        projected = projected.view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = projected.permute(2, 0, 3, 1, 4)  # (B, H, L, C / H) each
         mixed = F.scaled_dot_product_attention(
             rotate(query, rotation),
