@@ -88,6 +88,8 @@ def test_every_section_refuses_unknown_keys(schema: type[Config]) -> None:
         ("objective.dynamics_weight", "nan"),
         ("cell.gate_bias", "-3"),
         ("cell.gate_bias", "[-3, inf]"),
+        ("encoder.gate_bias", "[-inf, 1]"),
+        ("encoder.gate_bias", "[-3, nan]"),
     ],
 )
 def test_a_wrong_value_is_named_with_key_and_origin(key: str, value: str) -> None:
@@ -200,6 +202,10 @@ def test_missing_inputs_are_named() -> None:
         (["cell.gate_bias=[-3, 1]"], ["gate_bias with kind = mlp needs gate = true"]),
         (["cell.gate_bias=[-3, 1]", "cell.kind=transformer"], ["kind = transformer needs gate"]),
         (["training.batch_size=10", "training.accumulation=3"], ["(10)", "accumulation (3)"]),
+        (
+            ["encoder.memory=gated", "decoder.kind=handoff", "objective.future_length=0"],
+            ["decoder.kind = handoff", "objective.future_length (0) must be at least 1"],
+        ),
         (["training.batch_size=12"], ["objective.uniformity_group (8)", "(12)"]),
         (
             ["training.batch_size=16", "training.accumulation=4"],
@@ -223,3 +229,10 @@ def test_the_train_split_must_not_be_empty() -> None:
     assert "validation_fraction + test_fraction must be below 1" in message(
         TokenizeConfig, flags=flags
     )
+
+
+def test_an_rnn_cannot_read_out_by_a_handoff() -> None:
+    readout = ["readout.kind=decoder", "decoder.kind=handoff"]
+    overrides = ["training.max_steps=1", "method=bptt", *readout]
+    line = message(TrainRnnConfig, overrides=overrides)
+    assert "readout.kind = decoder needs decoder.kind = transformer" in line

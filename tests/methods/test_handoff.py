@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import encoder_config, write_keys_values, write_stream
+from conftest import encoder_config, rnn_config, write_keys_values, write_stream
 from smtkit import IGNORE
-from smtkit.config import TrainEncoderConfig
+from smtkit.config import ExtractLabelsConfig, TrainEncoderConfig
 from smtkit.corpus.windows import TextWindows, WindowReader, open_windows
 from smtkit.errors import UsageError
 from smtkit.methods.predictive_state import PredictiveState, TeacherSampler
 from smtkit.networks.architecture import Architecture
 from smtkit.networks.teacher import Teacher
+from smtkit.stages import extract_labels, train_encoder, train_rnn
 from smtkit.storage.artifact import Artifact
 
 WINDOW = 16
@@ -169,3 +170,20 @@ def test_parts_that_do_not_fit_are_refused(settings, named):
     with pytest.raises(UsageError) as caught:
         Teacher(Architecture.of_teacher(TrainEncoderConfig(**config), 257, WINDOW))
     assert named in f"{caught.value} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"readout": {"kind": "decoder"}}, "`readout.kind` = decoder"),
+        ({"objective": {"kl_weight": 1.0}}, "`objective.kl_weight`"),
+    ],
+)
+def test_an_rnn_cannot_use_the_decoder_that_the_teacher_lacks(parity, tmp_path, settings, named):
+    encoder, labels = tmp_path / "encoder", tmp_path / "labels"
+    teacher = _config().model_copy(update={"data": encoder_config(data={"window": None}).data})
+    train_encoder.run(teacher, parity, encoder)
+    extract_labels.run(ExtractLabelsConfig(), encoder, parity, labels)
+    with pytest.raises(UsageError) as caught:
+        train_rnn.run(rnn_config(**settings), labels, tmp_path / "rnn")
+    assert f"{caught.value}".startswith(f"{named}: the teacher of these labels has no decoder")

@@ -50,7 +50,7 @@ class EncoderConfig(_AttentionConfig, MemoryConfig):
     map of the output at position i; `registers`: K queries that attend to the outputs up to i;
     `gated`: the output at i sets what is kept of memory i - 1 and what is written, so that a cell
     can follow and the encoder can start from any memory."""
-    gate_bias: tuple[float, float] = (-4.0, 1.5)
+    gate_bias: tuple[_Finite, _Finite] = (-4.0, 1.5)
     """Initial biases of the gates of `gated` memory, spread evenly from the first to the second
     over the numbers of a slot. Lower both where memories must be held for long."""
     context_length: Positive | None = None

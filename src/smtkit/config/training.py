@@ -151,6 +151,15 @@ class TrainEncoderConfig(_SeedAndDevice):
         return self
 
     @model_validator(mode="after")
+    def _handoffs_read(self) -> Self:
+        if self.decoder.kind == "handoff" and self.objective.future_length == 0:
+            raise ValueError(
+                "decoder.kind = handoff reads at least one token after the memory: "
+                "objective.future_length (0) must be at least 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _groups_divide(self) -> Self:
         micro_batch = self.training.batch_size // self.training.accumulation
         if micro_batch % self.objective.uniformity_group:
@@ -248,5 +257,10 @@ class TrainRnnConfig(_SeedAndDevice):
             raise ValueError(
                 "objective.noise is added to labels, and a sequential rollout uses none; "
                 "use rollout.kind segments or jacobi"
+            )
+        if self.decoder.kind == "handoff" and self.readout.kind == "decoder":
+            raise ValueError(
+                "readout.kind = decoder needs decoder.kind = transformer: an RNN has no encoder to "
+                "hand off to"
             )
         return self

@@ -237,6 +237,11 @@ def _new_network(config: TrainRnnConfig, teacher: LabelTeacher, window: int) -> 
         why = "`init_from_labels` starts from the co-trained"
         _check_parts(config, found, ("cell", "readout"), why)
     else:
+        if config.readout.kind == "decoder" and teacher.decoder is None:
+            raise UsageError(
+                "`readout.kind` = decoder: the teacher of these labels has no decoder of its own",
+                "use `readout.kind` = mlp, or a teacher with `decoder.kind` = transformer",
+            )
         found = found.model_copy(update={"cell": config.cell, "readout": config.readout})
     network = RecurrentNetwork(found.model_copy(update={"encoder": None, "window": window}))
     if cotrained:
