@@ -108,6 +108,28 @@ def test_a_file_that_loses_rows_while_it_is_read_is_refused(tmp_path: Path, suff
     assert everything_below(tmp_path) == [path.name]
 
 
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("tokenizer", ["byte", "char"])
+def test_a_file_replaced_by_one_of_equal_size_is_refused(
+    tmp_path: Path, suffix: str, tokenizer: str
+) -> None:
+    path = tmp_path / f"log.{suffix}"
+    WRITERS[suffix](path, many_texts())
+
+    class Replace(Silent):
+        def update(
+            self, task: str, completed: float, total: float | None, **metrics: float | str
+        ) -> None:
+            if task == "reading" and completed == total:
+                WRITERS[suffix](path, [text.swapcase() for text in many_texts()])
+
+    flags = {"inputs": [str(path)], "workers": 1, "tokenizer": tokenizer}
+    config = resolve(TokenizeConfig, flags=flags)
+    with pytest.raises(InputOutputError, match=rf"log\.{suffix}.*changed while it was read"):
+        tokenize.run(config, tmp_path / "out", progress=Replace())
+    assert everything_below(tmp_path) == [path.name]
+
+
 def truncated(data: bytes) -> bytes:
     return data[: len(data) * 2 // 3]
 

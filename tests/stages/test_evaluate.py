@@ -1,6 +1,7 @@
 """`smtkit eval`: what it reads, what it refuses, and what its result holds."""
 
 import pytest
+from pydantic import ValidationError
 
 from conftest import (
     WINDOW,
@@ -12,9 +13,10 @@ from conftest import (
     write_text,
 )
 from evaluations import by_range, evaluated
-from smtkit.errors import ArtifactError
+from smtkit.config import TrainRnnConfig
+from smtkit.errors import ArtifactError, UsageError
 from smtkit.evaluation import inference_cost
-from smtkit.stages import evaluate, train_encoder
+from smtkit.stages import evaluate, train_encoder, train_rnn
 from smtkit.storage.artifact import Artifact
 
 
@@ -51,6 +53,29 @@ def test_a_split_shorter_than_the_window_has_no_drift(pipeline, tmp_path):
 
     assert evaluation["drift"] is None
     assert by_range(evaluation, "rnn, free-running")
+
+
+def test_more_lengths_than_the_split_has_are_refused(pipeline, tmp_path):
+    tokens = len(split_tokens(pipeline.tokens, "test"))
+    config = evaluate_config(lengths=4000)
+    with pytest.raises(UsageError) as caught:
+        evaluate.run(config, pipeline.rnn, pipeline.tokens, tmp_path / "out")
+    found = f"windows of {4000 * WINDOW:,} tokens, but the test split has {tokens:,}"
+    assert str(caught.value) == f"`lengths` 4000: {found}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_window_longer_than_the_train_split_is_refused(pipeline, tmp_path):
+    tokens = len(split_tokens(pipeline.tokens, "train"))
+    for window in (tokens + 1, 2**20):
+        data = {"window": window}
+        with pytest.raises(UsageError, match=rf"^data\.window = {window}: .*{tokens:,}$"):
+            train_encoder.run(encoder_config(data=data), pipeline.tokens, tmp_path / "encoder")
+        config = TrainRnnConfig(method="bptt", data=data, training={"max_steps": 1})
+        with pytest.raises(UsageError, match=rf"^data\.window = {window}: .*{tokens:,}$"):
+            train_rnn.run(config, pipeline.tokens, tmp_path / "rnn")
+    with pytest.raises(ValidationError, match="less than or equal to 1048576"):
+        encoder_config(data={"window": 10**7})
 
 
 def test_another_encoder_than_the_rnns_is_refused(pipeline, tmp_path):

@@ -23,10 +23,11 @@ from smtkit import IGNORE
 from smtkit.config import ExtractLabelsConfig, TokenizeConfig, resolve
 from smtkit.corpus.shards import read_split
 from smtkit.corpus.splits import SPLITS
-from smtkit.errors import UsageError
+from smtkit.errors import InputOutputError, UsageError
 from smtkit.networks.loading import load_rnn, load_teacher
 from smtkit.stages import evaluate, tokenize
 from smtkit.storage.artifact import Artifact
+from smtkit.storage.run import Run
 
 Row = tuple[tuple[int, ...], int | None]
 
@@ -56,6 +57,25 @@ def write_pictures(directory: Path, images: np.ndarray, classes: list[str]) -> P
 def write_npy(path: Path, images: np.ndarray) -> Path:
     np.save(path, images)
     return path
+
+
+def test_images_replaced_while_they_are_read_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_npy(tmp_path / "a.npy", random_images(40))
+    config = resolve(TokenizeConfig, flags={"inputs": [str(path)], "tokenizer": "pixel"})
+
+    class Replacing(Run):
+        """Replaces the images when the first file is added: between the passes."""
+
+        def add(self, *arguments: Any, **options: Any) -> Any:
+            write_npy(path, random_images(40, seed=1))
+            return super().add(*arguments, **options)
+
+    monkeypatch.setattr(tokenize, "Run", Replacing)
+    with pytest.raises(InputOutputError, match=r"a\.npy: images 0 to 39 changed while"):
+        tokenize.run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def tokenized(command: Command, out: Path, *arguments: object) -> Artifact:

@@ -1,7 +1,9 @@
 """Artifacts at URIs, on an S3 server of this machine: reading, damage, and all stages."""
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +29,7 @@ from conftest import (
 )
 from object_store import at, named, objects, put
 from smtkit.config import ExtractLabelsConfig
-from smtkit.errors import ArtifactError, UsageError
+from smtkit.errors import ArtifactError, InputOutputError, UsageError
 from smtkit.stages import extract_labels, train_encoder
 from smtkit.storage import cache
 from smtkit.storage.artifact import Artifact, read_manifest
@@ -292,3 +294,28 @@ def test_ranks_read_and_write_uris(store: str, pipeline: Pipeline, tmp_path: Pat
     for uri in (labels, rnn, evaluation):
         assert objects(uri) == named(read_manifest(at(uri)))
         Artifact.open(uri).verify()
+
+
+def test_a_server_that_never_answers_is_given_up_after_three_attempts(store: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections wait in its backlog
+        endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
+        uri = f"s3://bucket/name?endpoint_override={endpoint}&scheme=http&region=us-east-1"
+        with pytest.raises(InputOutputError, match="bucket/name/file"):
+            at(uri).read("file")
+        silent.setblocking(False)
+        attempts = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                silent.accept()[0].close()
+                attempts += 1
+    assert attempts == 3
+
+
+def test_options_of_a_uri_are_kept_with_fewer_retries(store: str, endpoint: str) -> None:
+    host = endpoint.removeprefix("http://")
+    options = "scheme=http&region=eu-west-2&allow_bucket_creation=true&tls_ca_file_path=/a.pem"
+    files = at(f"{store}?endpoint_override={host}&{options}")._files.base_fs
+    _, (found,) = files.__reduce__()
+    assert (found["endpoint_override"], found["scheme"]) == (host, "http")
+    assert (found["region"], found["allow_bucket_creation"]) == ("eu-west-2", True)
+    assert found["tls_ca_file_path"] == "/a.pem"

@@ -15,6 +15,7 @@ import typer
 from smtkit import config as schemas
 from smtkit.cli import launcher
 from smtkit.cli.options import ARTIFACTS, argument, flags_of, option, values_of, with_flags
+from smtkit.cli.plain import plain
 from smtkit.cli.startup import ended_by_interrupt
 from smtkit.errors import UsageError
 
@@ -125,8 +126,9 @@ def parse_part(text: str) -> tuple[int, int]:
 
 def _generate(stage: Any, config: schemas.GenerateConfig, given: Given) -> None:
     pieces = stage.run(config, **_for_stage(given))
+    shown = plain if sys.stdout.isatty() else str
     for piece in chain([config.prompt], pieces, ["\n"]):
-        sys.stdout.write(piece)
+        sys.stdout.write(shown(piece))
         sys.stdout.flush()
 
 

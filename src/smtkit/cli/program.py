@@ -17,6 +17,7 @@ from smtkit import __version__
 from smtkit.cli import launcher
 from smtkit.cli.commands import COMMANDS, Command
 from smtkit.cli.options import SectionedCommand, flags_of, signature, with_flags
+from smtkit.cli.plain import plain
 
 app = typer.Typer(
     name="smtkit",
@@ -135,5 +136,6 @@ def _fail(message: str, code: int, patience: float = 0.0) -> int:
         if first is not None:
             return first
     flags = next((_FLAGS[word] for word in sys.argv[1:] if word in _FLAGS), {})
-    print("smtkit: " + " ".join(with_flags(message, flags).split("\n")), file=sys.stderr)
+    line = plain(" ".join(with_flags(message, flags).split("\n")))
+    print(f"smtkit: {line}", file=sys.stderr)
     return code

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from smtkit.cli.plain import plain, plain_json, plain_values
 from smtkit.corpus.pictures import shades
 from smtkit.stages.inspect import Answers, Inspection, Picture
 from smtkit.storage.manifest import Manifest, Parent
@@ -19,13 +20,14 @@ Record = Mapping[str, Any]
 def show_manifest(manifest: Manifest, path: str, *, as_json: bool, quiet: bool = False) -> None:
     """The statistics of an artifact; for an evaluation, its tables."""
     if as_json:
-        print(manifest.model_dump_json(indent=2))
+        print(plain_json(manifest.model_dump_json(indent=2)))
     elif not quiet:
-        print(f"{path}: {manifest.kind} {manifest.digest[:12]}")
+        print(plain(f"{path}: {manifest.kind} {manifest.digest[:12]}"))
+        statistics = plain_values(manifest.statistics)
         if manifest.kind == "evaluation":
-            _print_evaluation(manifest.statistics)
+            _print_evaluation(statistics)
         else:
-            _print_statistics(manifest.statistics)
+            _print_statistics(statistics)
 
 
 def show_inspection(inspection: Inspection, path: str, *, as_json: bool, draw: bool) -> None:
@@ -42,16 +44,16 @@ def show_inspection(inspection: Inspection, path: str, *, as_json: bool, draw: b
         return
     show_manifest(manifest, path, as_json=False)
     size = sum(entry.bytes for entry in manifest.files)
-    print(f"  {len(manifest.files)} files, {size:,} bytes, finished {manifest.finished}")
-    print(f"  $ {manifest.command}")
+    print(plain(f"  {len(manifest.files)} files, {size:,} bytes, finished {manifest.finished}"))
+    print(plain(f"  $ {manifest.command}"))
     _print_lineage(manifest.parents, "  ")
     for split, counts in inspection.counts.items():
         print(f"{split}: {_joined(counts)}")
     for number, row in enumerate(inspection.rows, start=1):
         if isinstance(row, Picture) and not draw:
             continue
-        print(f"--- row {number}" + (f": {row.label}" if isinstance(row, Picture) else ""))
-        print(_drawn(row))
+        print(plain(f"--- row {number}" + (f": {row.label}" if isinstance(row, Picture) else "")))
+        print(plain(_drawn(row)))
 
 
 def _drawn(row: str | Picture | Answers) -> str:
@@ -90,7 +92,7 @@ def _number(value: Any) -> str:
 
 def _print_lineage(parents: Sequence[Parent], indent: str) -> None:
     for parent in parents:
-        print(f"{indent}from {parent.path}: {parent.kind} {parent.digest[:12]}")
+        print(plain(f"{indent}from {parent.path}: {parent.kind} {parent.digest[:12]}"))
         _print_lineage(parent.parents, indent + "  ")
 
 
@@ -193,7 +195,9 @@ def _print_cost(records: Sequence[Record]) -> None:
     for record in records:
         if record["skipped"]:
             where = f"{record['predictor']} after {record['tokens']:,}"
-            Console(highlight=False).print(f"  {where}: {record['skipped']}")
+            Console(highlight=False, markup=False, emoji=False).print(
+                f"  {where}: {record['skipped']}"
+            )
 
 
 def _cost(record: Record) -> str:
@@ -240,4 +244,4 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
         table.add_column(name, justify="right" if number else "left", no_wrap=not number)
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False).print(table)
+    Console(highlight=False, markup=False, emoji=False).print(table)

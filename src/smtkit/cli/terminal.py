@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from smtkit.cli.plain import plain
+
 _LINE_SECONDS = 5.0
 
 
@@ -48,7 +50,7 @@ class Terminal:
         self._bar.update(self._tasks[task], completed=completed, total=total, metrics=unbroken)
 
     def warn(self, message: str) -> None:
-        self._log.print(Text(f"warning: {message}", style="yellow"))
+        self._log.print(Text(plain(f"warning: {message}"), style="yellow"))
 
     def _print_line(self, task: str, completed: float, total: float | None, shown: str) -> None:
         now = time.monotonic()

@@ -10,7 +10,7 @@ from smtkit.config.base import Config, Flag, NonNegative, Positive, Weight
 class WindowConfig(Config):
     """The sequences of tokens a batch is made of."""
 
-    window: Annotated[Positive | None, Flag(metavar="T")] = None
+    window: Annotated[Annotated[int, Field(gt=0, le=2**20)] | None, Flag(metavar="T")] = None
     """Length of a sequence (T), in tokens; unset: 128 for text, the longest row for images and
     tasks. Raise it for memories that reach further back."""
 

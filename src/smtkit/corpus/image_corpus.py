@@ -17,7 +17,7 @@ from smtkit.corpus.limits import Limits
 from smtkit.corpus.shards import Column, SplitWriter, rows_schema
 from smtkit.corpus.splits import SPLITS, Fractions
 from smtkit.corpus.tokenizers import PixelTokenizer
-from smtkit.errors import UsageError
+from smtkit.errors import InputOutputError, UsageError
 from smtkit.storage.run import Run
 
 
@@ -50,10 +50,10 @@ class ImageCorpus:
 
         Raises InputOutputError for damaged images.
         """
-        digests = np.concatenate([_digests(block) for block in self._blocks()])
+        self._digests = np.concatenate([_digests(block) for block in self._blocks()])
         self.codes = splits.assign_splits(
-            digests,
-            np.ones(len(digests), dtype=np.int64),
+            self._digests,
+            np.ones(len(self._digests), dtype=np.int64),
             Fractions(self._config.validation_fraction, self._config.test_fraction),
             self._config.seed,
             given_test=self._given_test,
@@ -61,17 +61,26 @@ class ImageCorpus:
         )
 
     def write(self, run: Run) -> dict[str, Any]:
-        """Writes the pixels of all splits; returns the statistics for the manifest."""
+        """Writes the pixels of all splits; returns the statistics for the manifest.
+
+        Raises InputOutputError where an image is not what `assign_splits` has read.
+        """
         images = self._images
         schema = rows_schema(self.tokenizer.vocabulary_size, distance=False, label=images.labelled)
         done = 0
         with ExitStack() as stack:
             writers = [stack.enter_context(SplitWriter(run, split, schema)) for split in SPLITS]
             for block in self._blocks():
-                codes = self.codes[done : done + len(block.pixels)]
+                end = done + len(block.pixels)
+                if not np.array_equal(_digests(block), self._digests[done:end]):
+                    inputs = ", ".join((*self._config.inputs, *self._config.test_inputs))
+                    raise InputOutputError(
+                        f"{inputs}: images {done} to {end - 1} changed while they were read"
+                    )
+                codes = self.codes[done:end]
                 for split, writer in enumerate(writers):
                     _append(writer, block, codes == split)
-                done += len(block.pixels)
+                done = end
                 self._report("tokenizing", done, len(self.codes))
         return {
             "layout": "rows",

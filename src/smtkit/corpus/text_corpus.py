@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from smtkit.config import TokenizeConfig
 from smtkit.corpus import splits
@@ -103,8 +104,9 @@ class TextCorpus:
         self._broken = sum(survey.broken for survey in surveys)
         self.sizes = np.concatenate([np.array(survey.sizes, np.int64) for survey in surveys])
         digests = np.frombuffer(b"".join(survey.digests for survey in surveys), ">u8")
+        self._digests = digests.astype(np.uint64).reshape(-1, 2)
         self.codes = splits.assign_splits(
-            digests.astype(np.uint64).reshape(-1, 2),
+            self._digests,
             self.sizes,
             self._fractions,
             self._config.seed,
@@ -190,7 +192,7 @@ class TextCorpus:
             code, size = int(self.codes[number]), int(self.sizes[number])
             if code == splits.REMOVED:
                 continue
-            blocks = _blocks(document, size)
+            blocks = _blocks(document, size, self._digests[number])
             if code == splits.BY_POSITION:
                 parts = splits.cut(blocks, self._fractions.boundaries(size))
             else:
@@ -262,12 +264,14 @@ def _survey(source: TextSource) -> Survey:
     return Survey(sizes, digests, broken)
 
 
-def _blocks(document: Document, size: int) -> Iterator[bytes]:
-    """The bytes of a document. Raises InputOutputError where they are not `size`."""
+def _blocks(document: Document, size: int, digest: NDArray[np.uint64]) -> Iterator[bytes]:
+    """The bytes of a document. Raises InputOutputError where they are not those of the survey."""
+    checksum = xxhash.xxh3_128()
     for block in document.blocks():
+        checksum.update(block)
         size -= len(block)
         yield block
-    if size:
+    if size or checksum.digest() != digest.astype(">u8").tobytes():
         raise InputOutputError(f"{document.name}: changed while it was read")
 
 

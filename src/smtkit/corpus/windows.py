@@ -91,10 +91,12 @@ class RowWindows:
 
 
 class TextWindows:
-    """Windows of `window` tokens that tile a stream, from a phase that changes with the epoch."""
+    """Windows of `window` tokens that tile a stream of `tokens` tokens, from a phase that changes
+    with the epoch."""
 
     def __init__(self, stream: TokenShards, window: int, lookahead: int = 0) -> None:
         self.window = window
+        self.tokens = stream.tokens
         self.per_epoch = max(1, stream.tokens // window)
         self._stream = stream
         self._width = window + lookahead
@@ -135,6 +137,15 @@ def open_windows(
             "leave data.window out: every row is a window",
         )
     return RowWindows(open_split(tokens, split), length, lookahead)
+
+
+def check_fit(windows: WindowReader, setting: str, split: str) -> None:
+    """Raises UsageError, which begins with `setting`, where windows of text exceed their split."""
+    if isinstance(windows, TextWindows) and windows.window > windows.tokens:
+        raise UsageError(
+            f"{setting}: windows of {windows.window:,} tokens, but the {split} split has "
+            f"{windows.tokens:,}"
+        )
 
 
 def unequal_lengths(lengths: IntArray) -> IntArray | None:

@@ -14,7 +14,7 @@ from smtkit.corpus.seeded import IntArray
 from smtkit.corpus.shards import is_stream
 from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
 from smtkit.corpus.tokenizers import TextTokenizer, Tokenizer
-from smtkit.corpus.windows import RowWindows, WindowReader, open_windows
+from smtkit.corpus.windows import RowWindows, WindowReader, check_fit, open_windows
 from smtkit.evaluation import gradients, inference_cost, metrics, sufficiency
 from smtkit.evaluation.ngrams import count_ngrams
 from smtkit.evaluation.predictors import BASELINES, evenly_spaced, score_windows
@@ -61,8 +61,7 @@ def run(
         progress = progress or Silent()
         subject = load_subject(trained, teacher, ranks.device)
         tokenizer = load_tokenizer(corpus)
-        length = config.lengths * subject.window if is_stream(corpus) else None
-        windows = open_windows(corpus, config.split, length)
+        windows = _open_windows(config, corpus, subject.window)
         starts = evenly_spaced(windows, config.windows)
         ngrams = count_ngrams(
             corpus, tokenizer.vocabulary_size, len(BASELINES), config.baseline_tokens
@@ -91,6 +90,16 @@ def run(
             write_atomically(artifact.directory / EVALUATION, json.dumps(result, indent=1) + "\n")
             artifact.add(EVALUATION)
         return artifact.commit(result)
+
+
+def _open_windows(config: EvaluateConfig, corpus: Artifact, window: int) -> WindowReader:
+    """Windows of `lengths` windows of training. Raises UsageError where the split is shorter than
+    the length that was set; the windows of the default length end with the split."""
+    length = config.lengths * window if is_stream(corpus) else None
+    windows = open_windows(corpus, config.split, length)
+    if "lengths" in config.model_fields_set:
+        check_fit(windows, f"`lengths` {config.lengths}", config.split)
+    return windows
 
 
 def _summaries(

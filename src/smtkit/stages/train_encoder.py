@@ -9,7 +9,7 @@ import torch
 from smtkit import IGNORE
 from smtkit.config import TrainEncoderConfig
 from smtkit.corpus.stored_tokenizer import load_tokenizer
-from smtkit.corpus.windows import WindowReader, open_windows
+from smtkit.corpus.windows import WindowReader, check_fit, open_windows
 from smtkit.errors import UsageError
 from smtkit.evaluation.free_running import FreeRunning
 from smtkit.evaluation.sufficiency import PairSampler, SufficiencyMeasure, offsets_up_to
@@ -55,6 +55,8 @@ def run(
         if artifact.finished:
             return artifact.finished
         windows = _open_windows(config, data, "train")
+        if config.data.window is not None:
+            check_fit(windows, f"data.window = {config.data.window}", "train")
         torch.manual_seed(config.seed)
         teacher = Teacher(
             Architecture.of_teacher(config, tokenizer.vocabulary_size, windows.window)

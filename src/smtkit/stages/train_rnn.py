@@ -9,7 +9,7 @@ import torch
 
 from smtkit.config import TrainRnnConfig
 from smtkit.corpus.stored_tokenizer import check_tokenizers, check_vocabulary, load_tokenizer
-from smtkit.corpus.windows import WindowReader, open_windows
+from smtkit.corpus.windows import WindowReader, check_fit, open_windows
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.evaluation.free_running import FreeRunning
 from smtkit.labels.reader import LabelShards
@@ -156,6 +156,8 @@ def _prepare_bptt(
     config: TrainRnnConfig, tokens: Artifact, initial: Artifact | None, _: torch.device
 ) -> _Training:
     windows, held_out = (open_windows(tokens, split, config.data.window) for split in _SPLITS)
+    if config.data.window is not None:
+        check_fit(windows, f"data.window = {config.data.window}", "train")
     if initial is not None:
         network = _load_initial(config, initial, windows.window)
     else:

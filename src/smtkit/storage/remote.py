@@ -20,6 +20,9 @@ from smtkit.errors import InputOutputError, UsageError
 from smtkit.storage.files import copy_hashed
 
 _BLOCK = 2**23  # bytes
+_ATTEMPTS = 3
+_ONLY_IN_URIS = re.compile(r"[?&](?:smart_defaults|tls_ca_dir_path|tls_verify_certificates)=")
+"""Options of pyarrow's URIs that its constructor does not take."""
 _GS_RETRY_LIMIT = "retry_limit_seconds="
 
 
@@ -104,6 +107,8 @@ class Remote:
                 filesystem, root = fs.FileSystem.from_uri(uri)
             except pa.ArrowInvalid as error:
                 raise UsageError(f"{self.uri}: {_reason(error)}") from None
+            if isinstance(filesystem, fs.S3FileSystem) and not _ONLY_IN_URIS.search(uri):
+                filesystem = _with_few_retries(filesystem)
         return fs.SubTreeFileSystem(root, filesystem)
 
     @contextlib.contextmanager
@@ -130,6 +135,14 @@ class Remote:
         except (OSError, pa.ArrowException) as error:
             uri = self.uri_of(name) if name else self.uri
             raise InputOutputError(f"{uri}: {_reason(error)}") from None
+
+
+def _with_few_retries(filesystem: fs.S3FileSystem) -> fs.S3FileSystem:
+    """The same store, where a request fails after three attempts of 3 s without an answer; a URI
+    cannot state that, and without it pyarrow tries for 100 s."""
+    _, (options,) = filesystem.__reduce__()
+    retries = fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
+    return fs.S3FileSystem(**options, retry_strategy=retries)
 
 
 def _reason(error: Exception) -> str:
