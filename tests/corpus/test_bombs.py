@@ -58,8 +58,21 @@ def code_peak_and_error(*arguments: object) -> tuple[int, int, str]:
     return code, peak * 1024, result.stderr
 
 
+QUICK = (
+    "one long line of JSON",
+    "field of CSV",
+    "equal texts of parquet",
+    "picture of 8000 x 8000",
+    "npz of one image",
+)
+"""Kinds of bombs that are tried in every run; the others take minutes."""
+
+
 @needs_peak
-@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BOMBS],
+)
 def test_memory_stays_under_a_gibibyte(tmp_path: Path, name: str) -> None:
     file, write = BOMBS[name]
     write(tmp_path / file)
@@ -78,6 +91,7 @@ def test_memory_stays_under_a_gibibyte(tmp_path: Path, name: str) -> None:
 
 
 @needs_peak
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_threads_that_read(tmp_path: Path) -> None:
     file, write = BOMBS["many objects of JSON under the bound"]
     (tmp_path / "in").mkdir()

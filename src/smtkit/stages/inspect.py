@@ -16,9 +16,6 @@ from smtkit.corpus.splits import SPLITS
 from smtkit.corpus.stored_tokenizer import load_tokenizer
 from smtkit.corpus.tokenizers import PixelTokenizer, SymbolTokenizer, TextTokenizer, Tokenizer
 from smtkit.errors import ArtifactError, UsageError
-from smtkit.labels.format import LABEL_SPLITS
-from smtkit.labels.reader import LabelShards
-from smtkit.networks.loading import load_label_teacher, load_rnn, load_teacher
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.location import PathOrURI
 from smtkit.storage.manifest import Manifest
@@ -94,6 +91,11 @@ def run(
 
 def _verify_content(artifact: Artifact) -> None:
     """Raises ArtifactError where weights or labels are not finite, out of range, or do not fit."""
+    # Imported here: other commands import this module to print results, without torch.
+    from smtkit.labels.format import LABEL_SPLITS
+    from smtkit.labels.reader import LabelShards
+    from smtkit.networks.loading import load_label_teacher, load_rnn, load_teacher
+
     kind = artifact.manifest.kind
     if kind == "encoder":
         load_teacher(artifact)
