@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,6 @@ from smtkit.cli.startup import ended_by_interrupt
 # the initialisation of extension modules does.
 INTERRUPTED_IMPORT = """
 import os, signal, sys
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs may ignore it
 
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
@@ -33,14 +30,6 @@ sys.meta_path.insert(0, Interrupt())
 from smtkit.cli.app import main
 main()
 """
-
-
-@pytest.fixture(autouse=True)
-def _as_in_a_terminal() -> Iterator[None]:
-    """Background jobs of a shell ignore SIGINT, and so would these tests."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.parametrize("module", ["typer", "pydantic", "numpy", "pyarrow", "torch", "rich.table"])
