@@ -131,7 +131,8 @@ def test_memories_held_at_once_are_bounded_in_bytes(
 
 
 def test_padding_is_not_computed(pipeline, evaluation, tmp_path, monkeypatch):
-    """A split shorter than one window is read to its end, and no further."""
+    """A split shorter than one window, which `eval` refuses, is read to its end, and no further."""
+    monkeypatch.setattr("smtkit.stages.evaluate.check_fit", lambda *_: None)
     rolled, rollout = [], Transition.rollout
 
     def counted(self, memory, tokens):

@@ -181,7 +181,7 @@ FORGED: dict[str, tuple[str, object, tuple[str, ...]]] = {
     "layers of 2000 bits": (
         "cell.layers",
         2**2000,
-        ("cell.layers 11481", "more than the tensors in"),
+        ("'cell.layers'", "less than", "found 11481"),
     ),
 }
 
