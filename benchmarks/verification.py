@@ -1,4 +1,4 @@
-"""What it costs to verify the artifacts of a quickstart run, beside reading them unchecked.
+"""Cost of verifying the artifacts of a quickstart run, beside reading them unchecked.
 
     make quickstart
     python benchmarks/verification.py pipelines/quickstart/artifacts

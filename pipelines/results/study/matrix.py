@@ -60,7 +60,7 @@ class Task(_Declared):
     """Arms of kind `amortised`, and the multiples of the budget for each."""
     settings: dict[Stage, Table] = {}
     variants: dict[str, Variant] = {}
-    """What a variant has on this task beside its common settings."""
+    """Settings of a variant on this task, beside its common ones."""
     network: Table = {}
 
 

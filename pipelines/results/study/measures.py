@@ -1,4 +1,4 @@
-"""What raw results say: test scores of the RNN and its teacher, and whether a goal was reached."""
+"""Test scores of the RNN and its teacher in raw results, and whether a goal was reached."""
 
 import math
 

@@ -20,7 +20,7 @@ class Limits:
     max_value_bytes: int = _FIELDS["max_value_bytes"].default
 
     def allowed_bytes(self, stored_bytes: int) -> float:
-        """What a compressed file of `stored_bytes` may expand to."""
+        """Largest size a compressed file of `stored_bytes` may expand to."""
         return max(_ALWAYS_ALLOWED_BYTES, self.max_expansion * stored_bytes)
 
     def check_expansion(self, where: object, size: int, stored_bytes: int) -> None:

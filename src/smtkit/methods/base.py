@@ -30,16 +30,17 @@ class WindowSampler:
 
     def windows_of(self, step: int) -> list[int]:
         """Rows, or first tokens, of the windows in the whole batch of `step`."""
-        order = self._order
-        starts = self.windows.starts(*order.rows(order.entries(step)), self.seed)
-        return [int(start) for start in starts]
+        return [int(start) for start in self._starts(self._order.entries(step))]
 
     def _read(self, step: int, part: int, parts: int) -> tuple[IntArray, IntArray, Windows]:
         """Slice `part` of `parts` of the batch of `step`: the numbers of its samples (B,), which
         key all random draws; where their windows start (B,), for labels the row; the B windows."""
         samples = self._order.entries(step, part, parts)
-        starts = self.windows.starts(*self._order.rows(samples), self.seed)
+        starts = self._starts(samples)
         return samples, starts, self.windows.read(starts)
+
+    def _starts(self, samples: IntArray) -> IntArray:
+        return self.windows.starts(*self._order.rows(samples), self.seed)
 
 
 class QuietMethod:

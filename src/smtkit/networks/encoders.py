@@ -160,6 +160,9 @@ class GatedEncoder(MemoryEncoder):
     def encode_at(self, tokens: Tensor, positions: Tensor) -> Tensor:
         return select(self.encode(tokens), positions)
 
+    def empty_memory(self) -> Tensor:
+        return self.initial
+
     def pass_cost(self, tokens: int) -> PassCost:
         outputs = 2 * self.slots * self.slot_width * tokens
         width = self.slot_embedding.shape[1]

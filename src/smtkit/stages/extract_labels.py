@@ -265,7 +265,7 @@ class _Extraction:
         ]
 
     def _damage(self, path: Path, origin: IntArray) -> str | None:
-        """What is wrong with the shard in a file that another process has left; None if nothing."""
+        """The damage of a shard in a file that another process has left; None if it is whole."""
         try:
             labels = LabelShards([path])
             if labels.shape != self.shape or not np.array_equal(labels.verify(), origin):

@@ -157,7 +157,7 @@ def _warnings(
     validated: Mapping[str, float],
     unigram_nll: float,
 ) -> Iterator[str]:
-    """What a user should know before labels are extracted from a teacher of `steps` updates."""
+    """Warnings to heed before labels are extracted from a teacher of `steps` updates."""
     objective = config.objective
     if objective.dynamics_weight and not method.weights(steps - 1)["dynamics"]:
         yield (

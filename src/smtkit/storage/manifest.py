@@ -37,7 +37,7 @@ _PACKAGES = ("numpy", "pyarrow", "safetensors", "sentencepiece", "torch")
 
 
 class Record(BaseModel):
-    """What a JSON file of an artifact holds, or a part of it."""
+    """Content of a JSON file of an artifact, or a part of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
