@@ -4,7 +4,6 @@ N: images or rows, H, W: height and width of images.
 """
 
 from collections.abc import Iterator
-from itertools import islice, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,11 @@ from smtkit import IGNORE
 from smtkit.config import GenerateConfig
 from smtkit.corpus.pictures import completion_shades, completion_strip, shades, write_grid
 from smtkit.corpus.seeded import choose, random_key
-from smtkit.corpus.stored_tokenizer import check_tokenizers, check_vocabulary, load_tokenizer
+from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
 from smtkit.corpus.tokenizers import PixelTokenizer, SymbolTokenizer, TextTokenizer, Tokenizer
 from smtkit.corpus.windows import Windows, open_windows
 from smtkit.errors import UsageError
-from smtkit.networks.loading import load_rnn
-from smtkit.networks.rnn import RecurrentNetwork
-from smtkit.networks.sampling import Sampling
+from smtkit.inference.trained import SamplingOptions, TrainedRNN
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.location import PathOrURI
 from smtkit.training.distributed import choose_device
@@ -59,29 +56,24 @@ def run(
         raise UsageError(f"`out` {path}: is a directory", "name a file, for example samples.png")
     if path is not None and path.exists() and not overwrite:
         raise UsageError(f"`out` {path}: exists", "`overwrite` replaces it")
-    generator = torch.Generator()
-    if config.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(config.seed)
+    seed = torch.Generator().seed() if config.seed is None else config.seed
     rows = None
     if tokens is not None and config.from_split is not None:
         corpus = Artifact.open(tokens, "tokens")
         check_tokenizers(trained, corpus)
         windows = open_windows(corpus, config.from_split, None)
-        key = random_key(generator.initial_seed(), "generate")
+        key = random_key(seed, "generate")
         rows = windows.read(choose(config.samples, windows.per_epoch, key))
-    network = load_rnn(trained).to(choose_device(config.device))
-    check_vocabulary(trained, network.architecture.vocabulary_size)
+    network = TrainedRNN(trained, choose_device(config.device))
     temperature = 0.0 if kind == "answers" else 1.0
-    sampling = Sampling(
+    sampling = SamplingOptions(
         temperature=temperature if config.temperature is None else config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
-        generator=generator,
+        seed=seed,
     )
     if isinstance(tokenizer, TextTokenizer):
-        return _text(config, network, tokenizer, sampling)
+        return network.stream(config.prompt, config.max_tokens, **sampling)
     if isinstance(tokenizer, PixelTokenizer):
         return _images(config, network, tokenizer, sampling, rows, path)
     assert rows is not None
@@ -128,20 +120,11 @@ def _check_settings(
             )
 
 
-def _text(
-    config: GenerateConfig, network: RecurrentNetwork, tokenizer: TextTokenizer, sampling: Sampling
-) -> Iterator[str]:
-    prompt = tokenizer.encode(config.prompt.encode("utf-8", "surrogateescape"))
-    tokens = network.generate([int(token) for token in prompt], **sampling)
-    document = takewhile(lambda token: token != tokenizer.end_of_document, tokens)
-    return tokenizer.pieces(islice(document, config.max_tokens))
-
-
 def _images(
     config: GenerateConfig,
-    network: RecurrentNetwork,
+    network: TrainedRNN,
     tokenizer: PixelTokenizer,
-    sampling: Sampling,
+    sampling: SamplingOptions,
     rows: Windows | None,
     out: Path | None,
 ) -> Iterator[str]:
@@ -149,7 +132,7 @@ def _images(
     height, width, white = tokenizer.height, tokenizer.width, tokenizer.levels - 1
     lines = 0 if rows is None else given_lines(config.given, height)
     originals = np.empty((config.samples, 0), dtype=np.int64) if rows is None else rows.tokens
-    prompts = torch.from_numpy(originals[:, : lines * width]).to(network.empty_memory.device)
+    prompts = torch.from_numpy(originals[:, : lines * width]).to(network.device)
     rest = network.complete(prompts, (height - lines) * width, **sampling)
     completed = torch.cat([prompts, rest], 1).cpu().numpy().reshape(-1, height, width)
     images = completed if rows is None else originals.reshape(-1, height, width)
@@ -173,15 +156,14 @@ def _images(
 
 
 def _answers(
-    network: RecurrentNetwork, tokenizer: SymbolTokenizer, sampling: Sampling, rows: Windows
+    network: TrainedRNN, tokenizer: SymbolTokenizer, sampling: SamplingOptions, rows: Windows
 ) -> Iterator[str]:
     """A line for each row: symbols, each target with the answer and whether it is right; and a line
     that counts the right answers."""
     symbols, has_target = tokenizer.symbols, rows.targets != IGNORE
-    device = network.empty_memory.device
-    inputs, mask = (torch.from_numpy(array).to(device) for array in (rows.tokens, has_target))
     answers = np.full_like(rows.targets, IGNORE)
-    answers[has_target] = network.answer(inputs, mask, **sampling).cpu().numpy()
+    drawn = network.answer(rows.tokens, torch.from_numpy(has_target), **sampling)
+    answers[has_target] = drawn.cpu().numpy()
     for row, length in enumerate(rows.length):
         cells = []
         for i, token in enumerate(rows.tokens[row, :length]):

@@ -1,0 +1,277 @@
+"""A trained RNN, or its teacher, with its tokenizer on a device: what `smtkit.load_rnn` gives.
+
+B: sequences, T: tokens, P: tokens of a prompt, K: slots, D: slot width, V: vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice, takewhile
+from typing import TypedDict, Unpack, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smtkit.config import Device
+from smtkit.corpus.stored_tokenizer import check_vocabulary, load_tokenizer
+from smtkit.corpus.tokenizers import TextTokenizer
+from smtkit.errors import UsageError
+from smtkit.evaluation import free_running
+from smtkit.networks import loading
+from smtkit.networks.architecture import Network
+from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.networks.sampling import Sampling
+from smtkit.networks.teacher import Teacher
+from smtkit.storage.artifact import Artifact
+from smtkit.storage.location import PathOrURI
+from smtkit.training.distributed import choose_device
+
+Tokens = Tensor | NDArray[np.integer] | Sequence[int] | Sequence[Sequence[int]]
+"""Token numbers, as a tensor or whatever `torch.as_tensor` takes."""
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How tokens are drawn; all are optional."""
+
+    temperature: float
+    """0: the likeliest token; 1 by default."""
+    top_k: int | None
+    """Draw from the k likeliest tokens only."""
+    top_p: float | None
+    """Draw from the fewest tokens that have this probability together."""
+    seed: int | None
+    """Equal seeds give equal results; None: another result each time."""
+
+
+class Trained:
+    """What a trained RNN and a trained teacher have in common.
+
+    Attributes: `artifact`, from which it was loaded, with its `manifest`; `tokenizer`.
+    """
+
+    def __init__(self, artifact: Artifact, network: Network, device: torch.device) -> None:
+        self.artifact = artifact
+        self.tokenizer = load_tokenizer(artifact)
+        check_vocabulary(artifact, network.architecture.vocabulary_size)
+        self.device = device
+        network.to(device)
+        self.vocabulary_size, self.slots, self.slot_width = network.architecture.shape
+        self.window = network.architecture.window
+
+    def encode_text(self, text: str) -> Tensor:
+        """Tokens of a text, (T,). Raises UsageError where the network does not read text.
+
+        Characters that the vocabulary of a `char` tokenizer lacks become its token for unknown.
+        """
+        data = text.encode("utf-8", "surrogateescape")
+        encoded = self._text_tokenizer().encode(data)
+        return torch.from_numpy(encoded.astype(np.int64)).to(self.device)
+
+    def decode_tokens(self, tokens: Tokens) -> str:
+        """The text of tokens (T,); for images and tasks, their numbers or symbols."""
+        return self.tokenizer.decode(self._checked(tokens).flatten().tolist())
+
+    def _text_tokenizer(self) -> TextTokenizer:
+        if not isinstance(self.tokenizer, TextTokenizer):
+            kind = self.tokenizer.description()["kind"]
+            raise UsageError(
+                f"{self.artifact.directory}: reads {kind} tokens, not text", "give tokens instead"
+            )
+        return self.tokenizer
+
+    def _checked(self, tokens: Tokens) -> Tensor:
+        """The tokens as int64 on the device. Raises UsageError where one is out of range."""
+        found = torch.as_tensor(tokens)
+        if found.numel() == 0:
+            return found.long().to(self.device)
+        if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+            raise UsageError(f"tokens of type {found.dtype}, allowed: integers")
+        if not found.is_cuda:
+            low, high = int(found.min()), int(found.max())
+            if low < 0 or high >= self.vocabulary_size:
+                worst = low if low < 0 else high
+                raise UsageError(f"token {worst}, allowed: 0 to {self.vocabulary_size - 1}")
+        return found.long().to(self.device)
+
+
+class TrainedRNN(Trained):
+    """An RNN for inference. It starts from `empty_memory` (K, D) and needs no teacher.
+
+    `network` is its torch module, whose parameters require no gradient.
+    """
+
+    def __init__(self, artifact: Artifact, device: torch.device) -> None:
+        self.network: RecurrentNetwork = loading.load_rnn(artifact)
+        super().__init__(artifact, self.network, device)
+
+    @property
+    def empty_memory(self) -> Tensor:
+        """The memory before the first token, (K, D)."""
+        return self.network.empty_memory.detach()
+
+    def start(self, batch: int = 1) -> Tensor:
+        """The empty memory of `batch` sequences, (B, K, D)."""
+        return self.network.start(batch).detach().clone()
+
+    @torch.no_grad()
+    def logits(self, memory: Tensor) -> Tensor:
+        """Logits of the target at memories: (..., K, D) -> (..., V)."""
+        logits = self.network.readout(memory.reshape(-1, self.slots, self.slot_width))
+        return logits.float().unflatten(0, memory.shape[:-2])
+
+    @torch.no_grad()
+    def step(self, memory: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Reads one token per sequence: memory (B, K, D), tokens (B,) -> the next memory (B, K, D)
+        and the logits (B, V) of what follows. The memory that was given stays as it was."""
+        memory = self.network.step(memory, self._checked(tokens))
+        return memory, self.network.readout(memory).float()
+
+    @torch.no_grad()
+    def rollout(self, tokens: Tokens, memory: Tensor | None = None) -> Tensor:
+        """The memory before and after each token: (B, T) -> (B, T + 1, K, D).
+
+        Starts from `memory` (B, K, D), or from the empty memory.
+        """
+        return self.network.rollout(self._batch(tokens), memory)
+
+    @torch.no_grad()
+    def score(self, sequences: str | Tokens, targets: Tokens | None = None) -> Tensor:
+        """Negative log-likelihood of each target in nats, from the empty memory; float64.
+
+        A text, or tokens (T,) -> (T,), or tokens (B, T) -> (B, T): the nll of each token, given
+        those before it. With `targets` (B, T + 1), of which `targets[:, i]` follows `i` tokens:
+        (B, T + 1), NaN where there is no target (-1). Memory is bounded, however long the text.
+        """
+        tokens = self.encode_text(sequences) if isinstance(sequences, str) else sequences
+        tokens = self._checked(tokens)
+        batch = tokens if tokens.ndim == 2 else self._batch(tokens[None])
+        if targets is None:
+            wanted = torch.nn.functional.pad(batch, (0, 1), value=-1)
+        else:
+            wanted = torch.as_tensor(targets).long().to(self.device)
+            if wanted.shape != (len(batch), batch.shape[1] + 1):
+                raise UsageError(
+                    f"targets of shape {tuple(wanted.shape)}, expected "
+                    f"{(len(batch), batch.shape[1] + 1)}: one more than tokens in each row"
+                )
+        pieces = free_running.rollout_in_pieces(
+            self.network.transition, self.start(len(batch)), batch
+        )
+        scores = [
+            free_running.score_targets(
+                self.network.readout, memories, wanted[:, first : first + memories.shape[1]]
+            )[0]
+            for first, memories in pieces
+        ]
+        nll = torch.cat(scores, dim=1)
+        if targets is None:
+            nll = nll[:, :-1]
+        return nll if tokens.ndim == 2 else nll[0]
+
+    def generate(
+        self, prompt: str = "", max_tokens: int = 500, **sampling: Unpack[SamplingOptions]
+    ) -> str:
+        """The continuation of a prompt, without the prompt, until the document ends or
+        `max_tokens` were drawn. Raises UsageError where the RNN does not write text."""
+        return "".join(self.stream(prompt, max_tokens, **sampling))
+
+    def stream(
+        self, prompt: str = "", max_tokens: int = 500, **sampling: Unpack[SamplingOptions]
+    ) -> Iterator[str]:
+        """As `generate`, in pieces, each as soon as it is drawn."""
+        tokenizer = self._text_tokenizer()
+        tokens = self.network.generate(self.encode_text(prompt).tolist(), **_sampling(sampling))
+        document = takewhile(lambda token: token != tokenizer.end_of_document, tokens)
+        return tokenizer.pieces(islice(document, max_tokens))
+
+    def complete(self, prompts: Tokens, steps: int, **sampling: Unpack[SamplingOptions]) -> Tensor:
+        """Draws `steps` tokens after each prompt, in parallel: (B, P) -> (B, steps); P may be 0."""
+        return self.network.complete(self._batch(prompts), steps, **_sampling(sampling))
+
+    def answer(
+        self, tokens: Tokens, has_target: Tensor, **sampling: Unpack[SamplingOptions]
+    ) -> Tensor:
+        """Draws a target at each position where `has_target` (B, T + 1) while reading `tokens`
+        (B, T). Returns the targets row by row, (number of targets,)."""
+        options = _sampling(sampling)
+        return self.network.answer(self._batch(tokens), has_target.to(self.device), **options)
+
+    def _batch(self, tokens: Tokens) -> Tensor:
+        """Tokens (B, T), checked."""
+        found = self._checked(tokens)
+        if found.ndim != 2:
+            raise UsageError(f"tokens of shape {tuple(found.shape)}, expected (sequences, tokens)")
+        return found
+
+
+class TrainedTeacher(Trained):
+    """A teacher for inference: its encoder makes memories, its decoder reads them.
+
+    `network` is its torch module, whose parameters require no gradient.
+    """
+
+    def __init__(self, artifact: Artifact, device: torch.device) -> None:
+        self.network: Teacher = loading.load_teacher(artifact)
+        super().__init__(artifact, self.network, device)
+
+    @property
+    def empty_memory(self) -> Tensor:
+        """The memory before the first token, (K, D)."""
+        return self.network.encoder.empty_memory().detach()
+
+    @torch.no_grad()
+    def encode(self, tokens: Tokens) -> Tensor:
+        """The memory before and after each token: (B, T) -> (B, T + 1, K, D)."""
+        return self.network.encoder(self._checked(tokens))
+
+    @torch.no_grad()
+    def logits(self, memory: Tensor) -> Tensor:
+        """Logits of the target at memories: (..., K, D) -> (..., V)."""
+        logits = self.network.read(memory.reshape(-1, self.slots, self.slot_width))
+        return logits.float().unflatten(0, memory.shape[:-2])
+
+    @torch.no_grad()
+    def decode(self, memory: Tensor, future: Tokens) -> Tensor:
+        """Logits of the target at a memory and after each token of its future, predicted from the
+        memory alone: (B, K, D), (B, F) -> (B, F + 1, V)."""
+        return self.network.decode(memory, self._checked(future)).float()
+
+
+def load_rnn(path: PathOrURI, device: Device | str | torch.device = "auto") -> TrainedRNN:
+    """Loads the RNN of an `rnn` artifact, a path or URI, for inference.
+
+    `device`: `auto` (CUDA if available, else the CPU), or a name that torch knows. Raises
+    UsageError where there is no such artifact or device, ArtifactError where it is damaged.
+    """
+    return TrainedRNN(Artifact.open(path, "rnn"), find_device(device))
+
+
+def load_teacher(path: PathOrURI, device: Device | str | torch.device = "auto") -> TrainedTeacher:
+    """Loads the teacher of an `encoder` artifact, as `load_rnn` does an RNN."""
+    return TrainedTeacher(Artifact.open(path, "encoder"), find_device(device))
+
+
+def find_device(device: Device | str | torch.device) -> torch.device:
+    """The torch device of a setting `device`, or of a name that torch knows. Raises UsageError."""
+    for name in get_args(Device):
+        if device == name:
+            return choose_device(name)
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        allowed = ", ".join(get_args(Device))
+        raise UsageError(f"`device` {device}: allowed: {allowed}, or cuda:NUMBER") from None
+
+
+def _sampling(options: SamplingOptions) -> Sampling:
+    """The options for `sample_each`: with a generator in place of the seed."""
+    generator, seed = torch.Generator(), options.get("seed")
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    found: Sampling = {"generator": generator}
+    for name in ("temperature", "top_k", "top_p"):
+        if name in options:
+            found[name] = options[name]
+    return found
