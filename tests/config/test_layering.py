@@ -1,6 +1,7 @@
 """Defaults < file < overrides < flags."""
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -148,17 +149,27 @@ HOSTILE = {
     "steps of many hexadecimal digits": "training.max_steps = 0x" + "f" * 50_000,
     "a key of many parts": ".".join("a" * 20_000) + " = 1",
     "a key of some parts": "training." + ".".join("a" * 300) + " = 1",
+    "a key of as many parts as are read": ".".join("a" * 3000) + " = 1",
     "a table of many parts": "[" + ".".join("a" * 20_000) + "]\nx = 1",
     "a long text": "seed = '" + "x" * 100_000 + "'",
     "a long key": "x" * 100_000 + " = 1",
     "a long file": "# " + "x" * 2**20,
+    "many keys of many parts": "\n".join(
+        f"a{i}." + ".".join("a" * 999) + " = 1" for i in range(500)
+    ),
+    "many keys in a table of many parts": f"[{'.'.join('a' * 3000)}]\n"
+    + "\n".join(f"a{i}." + ".".join("a" * 99) + " = 1" for i in range(1000)),
 }
 
 
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_file_is_one_short_line(tmp_path: Path, content: str) -> None:
     path = toml(tmp_path, content)
+    tracemalloc.start()
     line = message(TrainEncoderConfig, path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**27
     assert line.startswith(f"{path}: ")
     assert len(line) < len(str(path)) + 700
     assert "\n" not in line

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from smtkit.cli.plain import plain, plain_json, plain_values
 from smtkit.corpus.pictures import shades
+from smtkit.errors import ArtifactError
 from smtkit.stages.inspect import Answers, Inspection, Picture
 from smtkit.storage.manifest import Manifest, Parent
 
@@ -24,10 +25,13 @@ def show_manifest(manifest: Manifest, path: str, *, as_json: bool, quiet: bool =
     elif not quiet:
         print(plain(f"{path}: {manifest.kind} {manifest.digest[:12]}"))
         statistics = plain_values(manifest.statistics)
-        if manifest.kind == "evaluation":
-            _print_evaluation(statistics)
-        else:
+        if manifest.kind != "evaluation":
             _print_statistics(statistics)
+            return
+        try:
+            _print_evaluation(statistics)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+            raise ArtifactError(f"{path}: its statistics are not those of an evaluation") from None
 
 
 def show_inspection(inspection: Inspection, path: str, *, as_json: bool, draw: bool) -> None:
@@ -77,10 +81,13 @@ def _print_statistics(statistics: Record) -> None:
             for key, inner in value.items():
                 print(f"  {key}: {_joined(inner)}")
         else:
-            print(f"  {name}: {_joined(value) if isinstance(value, Mapping) else _number(value)}")
+            print(f"  {name}: {_joined(value)}")
 
 
-def _joined(values: Record) -> str:
+def _joined(values: Any) -> str:
+    """A value, or names and values."""
+    if not isinstance(values, Mapping):
+        return _number(values)
     return ", ".join(f"{name} {_number(value)}" for name, value in values.items())
 
 
@@ -243,5 +250,5 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
     for number, name in enumerate(columns):
         table.add_column(name, justify="right" if number else "left", no_wrap=not number)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(str, row))
     Console(highlight=False, markup=False, emoji=False).print(table)

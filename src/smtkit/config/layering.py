@@ -20,6 +20,9 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 _LARGEST_FILE = 2**20
 _DEEPEST = 16
 """Dots in a key of a file or an override: more than any schema has."""
+_MOST_DOTS = 10**7
+"""Largest product of the dots in a text of TOML and those in its longest line: tomllib keeps every
+beginning of every dotted key, so that its memory grows by some 8 bytes times this product."""
 _LONGEST = 200
 """Characters of a value that messages repeat."""
 _LIMIT_HINT = "for example `training.max_steps` 1000, or `training.max_seconds` 600"
@@ -99,7 +102,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
             content = file.read(_LARGEST_FILE + 1)
         if len(content) > _LARGEST_FILE:
             raise UsageError(f"{path}: more than {_LARGEST_FILE:,} bytes: not a file of settings")
-        return tomllib.loads(content.decode("utf-8"))
+        return _loads(content.decode("utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except OSError as error:
@@ -108,10 +111,18 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not a readable TOML file: {_short(str(error))}") from None
 
 
+def _loads(text: str) -> dict[str, Any]:
+    """The content of TOML. Raises ValueError, or RecursionError where it is nested too deeply."""
+    dots = [line.count(".") for line in text.split("\n")]
+    if max(dots) * sum(dots) > _MOST_DOTS:
+        raise ValueError("keys of too many parts")
+    return tomllib.loads(text)
+
+
 def _parse_value(key: str, text: str) -> dict[str, Any]:
     """`text` as TOML, or else as plain text, by its key."""
     try:
-        return {key: tomllib.loads(f"value = {text}")["value"]}
+        return {key: _loads(f"value = {text}")["value"]}
     except ValueError:  # tomllib raises it itself for integers of too many digits
         return {key: text}
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from smtkit import IGNORE
 from smtkit.corpus.seeded import IntArray
 from smtkit.corpus.stored_tokenizer import load_tokenizer
+from smtkit.corpus.tokenizers import PixelTokenizer, TextTokenizer
 from smtkit.errors import ArtifactError
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.files import named_errors
@@ -189,9 +190,24 @@ class TokenShards:
         return self._stream.slice(min(start, self.tokens), count).to_numpy()
 
 
+def row_length(tokens: Artifact) -> int | None:
+    """Tokens of the longest row of an artifact, an image or a task row; None where the rows of a
+    split make one stream of text. Raises ArtifactError where the manifest states neither."""
+    layout, length = (tokens.manifest.statistics.get(key) for key in ("layout", "length"))
+    if layout == "stream":
+        return None
+    largest = max((entry.bytes for entry in tokens.manifest.files), default=0)
+    if layout == "rows" and type(length) is int and 0 < length <= largest:
+        return length
+    raise ArtifactError(
+        f"{tokens.directory}: statistics: found layout {layout!r:.80} and length {length!r:.80}, "
+        "allowed: stream, or rows and the tokens of the longest one"
+    )
+
+
 def is_stream(tokens: Artifact) -> bool:
-    """Whether the rows of a split make one stream of text, or are images or task rows."""
-    return bool(tokens.manifest.statistics["layout"] == "stream")
+    """Whether the rows of a split make one stream of text. Raises ArtifactError as `row_length`."""
+    return row_length(tokens) is None
 
 
 def open_split(tokens: Artifact, split: str) -> TokenShards:
@@ -205,12 +221,17 @@ def open_split(tokens: Artifact, split: str) -> TokenShards:
 
 def read_split(tokens: Artifact, split: str) -> TokenShards:
     """The shards of one split, verified, which may be empty. Raises ArtifactError."""
-    vocabulary_size = load_tokenizer(tokens).vocabulary_size
-    longest = None if is_stream(tokens) else int(tokens.manifest.statistics["length"])
+    tokenizer, longest = load_tokenizer(tokens), row_length(tokens)
+    if isinstance(tokenizer, PixelTokenizer):
+        fits = longest == tokenizer.height * tokenizer.width
+    else:
+        fits = isinstance(tokenizer, TextTokenizer) == (longest is None)
+    if not fits:
+        raise ArtifactError(f"{tokens.directory}: its rows are not those of its tokenizer")
     prefix = f"{split}-"
     return TokenShards(
         [
-            decode_tokens(content, path, vocabulary_size, longest, rows)
+            decode_tokens(content, path, tokenizer.vocabulary_size, longest, rows)
             for (path, content), rows in zip(
                 tokens.contents(prefix), tokens.rows(prefix), strict=True
             )

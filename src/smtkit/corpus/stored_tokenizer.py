@@ -1,8 +1,9 @@
 """Loads the tokenizer of an artifact, of any kind, and compares those of two artifacts."""
 
-import json
 from collections.abc import Callable
 from typing import Any
+
+from pydantic_core import from_json
 
 from smtkit.corpus.subwords import MODEL_FILE, SentencePieceTokenizer
 from smtkit.corpus.tokenizers import (
@@ -30,7 +31,7 @@ def load_tokenizer(artifact: Artifact) -> Tokenizer:
     """The tokenizer saved in an artifact. Raises ArtifactError."""
     path, content = artifact.read(TOKENIZER)
     try:
-        description = json.loads(content)
+        description = from_json(content)
         if (kind := description["kind"]) not in KINDS:
             raise ValueError(f"kind is {kind}, expected one of {', '.join(KINDS)}")
         return KINDS[kind](description, artifact)

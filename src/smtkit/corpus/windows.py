@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from smtkit import IGNORE
 from smtkit.corpus.seeded import IntArray, random_key, uniform
-from smtkit.corpus.shards import TokenShards, is_stream, open_split
+from smtkit.corpus.shards import TokenShards, open_split, row_length
 from smtkit.errors import UsageError
 from smtkit.storage.artifact import Artifact
 
@@ -128,9 +128,9 @@ def open_windows(
 
     Raises ArtifactError where the split is empty, UsageError where `window` does not fit the rows.
     """
-    if is_stream(tokens):
+    length = row_length(tokens)
+    if length is None:
         return TextWindows(open_split(tokens, split), window or DEFAULT_WINDOW, lookahead)
-    length = int(tokens.manifest.statistics["length"])
     if window not in (None, length):
         raise UsageError(
             f"data.window = {window}: {tokens.directory} holds rows of up to {length} tokens",

@@ -174,7 +174,12 @@ def _row(
         if "label" in shards.columns:
             number = int(shards.column("label", row)[0][0])
             names = artifact.manifest.statistics.get("label_names")
-            label = names[number] if names else str(number)
+            if isinstance(names, list) and 0 <= number < len(names):
+                label = str(names[number])
+            else:
+                label = str(number)
+        if len(tokens) != tokenizer.height * tokenizer.width:
+            raise ArtifactError(f"{artifact.directory}: an image of {len(tokens)} pixels")
         pixels = tokens.reshape(tokenizer.height, tokenizer.width)
         return Picture(pixels, tokenizer.levels - 1, label)
     assert isinstance(tokenizer, SymbolTokenizer)

@@ -31,10 +31,11 @@ def run(
         tokenizer.save(artifact)
         schema = rows_schema(tokenizer.vocabulary_size, distance=True, label=False)
         block = max(1, _BLOCK_TOKENS // max(config.lengths))
-        of_splits = {}
+        of_splits, longest = {}, 0
         for split, count in zip(SPLITS, counts, strict=True):
             with SplitWriter(artifact, split, schema) as writer:
                 for rows in generate(config, config.seed, split, count, block):
+                    longest = max(longest, int(rows.length.max()))
                     writer.append(
                         {
                             "tokens": without_padding(rows.tokens, rows.length),
@@ -47,7 +48,7 @@ def run(
         return artifact.commit(
             {
                 "layout": "rows",
-                "length": max(config.lengths),
+                "length": longest,
                 "vocabulary_size": tokenizer.vocabulary_size,
                 "splits": of_splits,
             }

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from smtkit import __version__
 from smtkit.errors import ArtifactError
@@ -114,8 +115,8 @@ class Manifest(Record):
         ArtifactError.
         """
         try:
-            found = json.loads(content)
-        except (ValueError, RecursionError) as error:
+            found = from_json(content)  # refuses halves of characters and more than 200 levels
+        except ValueError as error:
             raise ArtifactError(f"{path}: not a manifest: {error}") from None
         fields = found if isinstance(found, dict) else {}
         kind, version = str(fields.get("kind")), fields.get("format_version")
