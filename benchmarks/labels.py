@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from label_rivals import RIVALS, SHARD_BYTES, timed
 from measure import machine, ratio, spread, table, take_turns
@@ -33,7 +34,6 @@ from smtkit.labels.format import LabelShape
 from smtkit.labels.reader import LabelShards
 from smtkit.labels.writer import write_labels
 from smtkit.methods.smt import TransitionSampler
-from smtkit.storage.shards import map_shard
 from smtkit.training.prefetch import Prefetch
 
 WINDOWS = {4096: (64, 16), 256: (256, 4)}  # width: T, slots
@@ -204,11 +204,9 @@ def batches(paths: list[Path], threads: int, size: int, shuffled: bool) -> Itera
 
 def copies(paths: list[Path], threads: int, size: int, shuffled: bool) -> Iterator[np.ndarray]:
     """Each thread copies its share of the windows into its own buffer, which it reuses."""
-    maps = [
-        map_shard(path, lambda _: None)[0]["memory"].flatten().to_numpy().view(np.uint16)
-        for path in paths
-    ]
-    rows = [map_shard(path, lambda _: None)[0].num_rows for path in paths]
+    batches = [pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0) for path in paths]
+    maps = [batch["memory"].flatten().to_numpy().view(np.uint16) for batch in batches]
+    rows = [batch.num_rows for batch in batches]
     windows = [part for m, count in zip(maps, rows, strict=True) for part in m.reshape(count, -1)]
     order = np.random.default_rng(0).permutation(len(windows)) if shuffled else range(len(windows))
     whole = len(order) // size * size

@@ -16,19 +16,18 @@ from made_labels import made, normal, stored
 
 from conftest import (
     WINDOW,
+    encoder_config,
     label_rows,
     numbered_labels,
     rnn_config,
     shards,
 )
-from smtkit.config import (
-    TransitionObjectiveConfig,
-)
+from smtkit.config import ExtractLabelsConfig, TransitionObjectiveConfig
 from smtkit.errors import ArtifactError, InputOutputError
 from smtkit.labels.codec import CODECS
 from smtkit.labels.reader import LabelShards
 from smtkit.methods.smt import TransitionSampler
-from smtkit.stages import train_rnn
+from smtkit.stages import extract_labels, train_encoder, train_rnn
 from smtkit.storage.artifact import Artifact
 from smtkit.training.order import SampleOrder
 from smtkit.training.prefetch import Prefetch
@@ -130,6 +129,41 @@ def test_a_shard_that_is_cut_short_while_it_is_read_is_an_error(tmp_path, positi
     labels.memories(np.array([0]), positions)
     with pytest.raises(ArtifactError, match=f"{path}: row 2: the file has been cut short"):
         labels.memories(np.array([2]), positions)
+
+
+def test_a_shard_that_is_cut_before_its_tokens_while_it_is_read_is_an_error(tmp_path):
+    path = tmp_path / "train-00000.arrow"
+    labels = _several_parts(path)
+    os.truncate(path, 100)
+    with pytest.raises(ArtifactError, match=f"{path}: row 1: the file has been cut short"):
+        labels.read(np.array([1]))
+
+
+@pytest.mark.parametrize("bit", [0, 2, 31])
+@pytest.mark.parametrize("lengths", [[4, 2, 4, 6, 1], [4, 4, 4, 6], [6, 6, 6, 1]])
+def test_lengths_are_verified_before_they_order_the_rows(tmp_path, lengths, bit):
+    path = tmp_path / "train-00000.arrow"
+    numbered_labels(path, lengths)
+    sound = path.read_bytes()
+    start = sound.index(np.array(lengths, np.int32).tobytes())
+    for row in range(len(lengths)):
+        content = bytearray(sound)
+        content[start + 4 * row + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        with pytest.raises(ArtifactError, match=f"{path}: row {row}: damaged: wrong checksum"):
+            LabelShards([path]).lengths()
+
+
+def test_training_refuses_a_damaged_length(parity, tmp_path, command):
+    encoder, labels, rnn = tmp_path / "encoder", tmp_path / "labels", tmp_path / "rnn"
+    train_encoder.run(encoder_config(data={"window": None}), parity, encoder)
+    extract_labels.run(ExtractLabelsConfig(), encoder, parity, labels)
+    (path,) = shards(labels, "train")
+    _flip_bit(path, "length", number=40)
+    arguments = ("--max-steps", 1, "--set", "training.batch_size=1", "--out", rnn)
+    result = command("train-rnn", labels, *arguments)
+    assert (result.code, rnn.exists()) == (3, False)
+    assert result.line().startswith(f"{path}: row 40: damaged: wrong checksum")
 
 
 def test_any_flipped_bit_gives_an_error_or_the_right_row(tmp_path):

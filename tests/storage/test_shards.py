@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from artifacts import everything_below
 from smtkit.errors import ArtifactError, InputOutputError
-from smtkit.storage.shards import decode_shard, map_shard, shard_writer
+from smtkit.storage.shards import decode_shard, open_shard, shard_writer
 
 SCHEMA = pa.schema([pa.field("number", pa.int64(), nullable=False)])
 
@@ -35,16 +35,30 @@ def test_a_shard_reads_back_as_it_was_written(tmp_path: Path) -> None:
         assert pa.ipc.open_file(file).read_all()["number"].to_pylist() == [1, 2, 3, 4]
 
 
-def test_a_shard_reaches_numpy_without_a_copy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [1, 1000, 100_000])
+def test_the_values_of_a_column_lie_where_an_open_shard_says(tmp_path: Path, rows: int) -> None:
+    path, numbers = tmp_path / "shard.arrow", np.arange(rows) * 3
+    pairs = pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(numbers, 2)), 2)
+    columns = pa.record_batch([pa.array(numbers), pairs], names=["number", "pair"])
+    with shard_writer(path, columns.schema) as writer:
+        writer.write_batch(columns)
+    shard = open_shard(path, lambda _: None)
+    assert shard.rows == rows
+    content = path.read_bytes()
+    for name, size in (("number", rows), ("pair", 2 * rows)):
+        found = np.frombuffer(content, np.int64, size, shard.offsets[name])
+        np.testing.assert_array_equal(found, np.repeat(numbers, size // rows))
+        assert (shard.arrays[name].size, shard.arrays[name].dtype) == (size, np.int64)
+
+
+def test_a_shard_of_no_or_of_several_batches_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "shard.arrow"
-    with shard_writer(path, SCHEMA) as writer:
-        writer.write_batch(batch(*range(1000)))
-    before = pa.total_allocated_bytes()
-    first, address, size = map_shard(path, lambda _: None)
-    numbers = first.column("number").to_numpy(zero_copy_only=True)
-    assert address <= numbers.ctypes.data < address + size
-    assert pa.total_allocated_bytes() <= before
-    np.testing.assert_array_equal(numbers, np.arange(1000))
+    for batches in ([], [batch()], [batch(1), batch(2)]):
+        with shard_writer(path, SCHEMA) as writer:
+            for each in batches:
+                writer.write_batch(each)
+        with pytest.raises(ArtifactError, match="expected 1 that has rows"):
+            open_shard(path, lambda _: None)
 
 
 def test_a_shard_appears_only_when_complete(tmp_path: Path) -> None:
@@ -89,7 +103,7 @@ def test_a_file_that_is_not_a_shard_is_refused(tmp_path: Path, content: bytes) -
 
 def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"shard\.arrow"):
-        map_shard(tmp_path / "shard.arrow", lambda _: None)
+        open_shard(tmp_path / "shard.arrow", lambda _: None)
 
 
 @pytest.fixture(scope="module")

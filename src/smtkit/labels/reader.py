@@ -1,17 +1,14 @@
 """Reading label shards: rows in any order, into reused buffers, each checked before use.
 
-Memories are read with `preadv`, not mapped: touching a page of a mapped file that has been cut
-short kills the process. Tokens and targets are mapped: they are a few hundred bytes per row, for
-which a system call costs more than the copy. Python code per row holds the interpreter lock, for
-which other reading threads wait; it is kept short.
+Python code per row holds the interpreter lock, for which other reading threads wait; it is kept
+short.
 
 B: windows, P: positions per window, K: slots, D: slot width.
 """
 
 import os
-import weakref
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -29,8 +26,7 @@ from smtkit.errors import ArtifactError, InputOutputError
 from smtkit.labels.buffers import Buffers
 from smtkit.labels.codec import EncodedMemory
 from smtkit.labels.format import HEAD, LabelShape
-from smtkit.storage.files import named_errors, open_regular
-from smtkit.storage.shards import map_shard
+from smtkit.storage.shards import open_shard
 
 _VERIFIED_ROWS = 64  # at a time
 
@@ -63,8 +59,13 @@ class LabelShards:
         return self.per_epoch
 
     def lengths(self) -> IntArray | None:
-        """Tokens of each row; None where nearly all rows are equally long."""
-        return unequal_lengths(np.concatenate([shard.lengths for shard in self._shards]))
+        """Tokens of each row, verified; None where nearly all rows are equally long."""
+        stored = np.concatenate([shard.lengths for shard in self._shards])
+        # Windows of a text, of which the last may be shorter, are equal whatever one length is.
+        if len(self) < _VERIFIED_ROWS or np.count_nonzero(stored != self.window) > 1:
+            for rows in self._blocks():
+                self.read(rows)
+        return unequal_lengths(stored)
 
     def tiles(self) -> IntArray:
         """All rows."""
@@ -88,8 +89,7 @@ class LabelShards:
 
     def verify(self) -> IntArray:
         """Reads and checks all that is in all rows; returns their origins. Raises ArtifactError."""
-        for first in range(0, len(self), _VERIFIED_ROWS):
-            rows = np.arange(first, min(first + _VERIFIED_ROWS, len(self)))
+        for rows in self._blocks():
             self.read(rows)
             self.memories(rows, range(self.shape.memories))
         return np.concatenate([shard.origins for shard in self._shards])
@@ -111,6 +111,11 @@ class LabelShards:
             stored = self.shape.columns[column.name]
             tensors[column.name] = read.view(stored.tensor).view(-1, *stored.shape)
         return EncodedMemory(self.shape.codec, tensors)
+
+    def _blocks(self) -> Iterator[IntArray]:
+        """The numbers of all rows, some at a time."""
+        for first in range(0, len(self), _VERIFIED_ROWS):
+            yield np.arange(first, min(first + _VERIFIED_ROWS, len(self)))
 
     def _check_ranges(self, rows: IntArray, windows: Windows) -> None:
         """Raises ArtifactError where a token, a target or a length is out of range."""
@@ -180,48 +185,31 @@ class _Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        batch, address, size = map_shard(path, self._check_schema)
-        if not batch.num_rows:
-            raise ArtifactError(f"{path}: no rows")
-        try:
-            arrays = {name: _array(batch.column(name)) for name in batch.schema.names}
-        except ValueError as error:  # Arrow's errors are ValueErrors
-            raise ArtifactError(f"{path}: damaged: {error}") from None
-        self.lengths, self.origins = arrays["length"].copy(), arrays["origin"].copy()
-        self.checksums = arrays["xxh3"].copy()
+        self._shard = open_shard(path, self._check_schema)
+        self.lengths, self.origins, self.checksums = map(self._whole, ("length", "origin", "xxh3"))
         self._is_finite = np.zeros(self.checksums.shape, dtype=bool)
-        heads = {name: arrays[name] for name in HEAD}
-        self.head_type = np.dtype([(name, a.dtype, a.shape[1:]) for name, a in heads.items()])
-        # Columns of the head: bytes, and bytes per row. Columns of memories: offset in the file.
-        self._heads = [(a.reshape(-1).data.cast("B"), a[0].nbytes) for a in heads.values()]
-        self._offsets = {name: arrays[name].ctypes.data - address for name in self.shape.columns}
-        with named_errors(path), open_regular(path) as file:
-            self._file = os.dup(file.fileno())
-        weakref.finalize(self, os.close, self._file)
-        if os.fstat(self._file).st_size != size:
-            raise ArtifactError(f"{path}: changed while it was opened")
+        arrays = self._shard.arrays
+        self.head_type = np.dtype([(n, arrays[n].dtype, arrays[n].shape[1:]) for n in HEAD])
 
     def _check_schema(self, schema: pa.Schema) -> None:
         self.shape = LabelShape.of(schema, self.path)
 
     def head(self, row: int) -> bytes:
         """The columns of the head of a row, one after the other; of `head_type`."""
-        head = b"".join([column[row * size : (row + 1) * size] for column, size in self._heads])
+        pieces = []
+        for name in ("tokens", "targets"):
+            piece = bytearray(self._shard.arrays[name][row].nbytes)
+            self._read(memoryview(piece), self._shard.offsets[name] + row * len(piece), row)
+            pieces.append(piece)
+        head = b"".join((*pieces, self.lengths[row].tobytes(), self.origins[row].tobytes()))
         self._check(head, row, 0)
         return head
 
     def fill(self, into: memoryview, column: _Column, row: int, first: int, stop: int) -> None:
         """Reads parts `first` to `stop` - 1 of a row into `into`, at their offsets in the row."""
-        offset = self._offsets[column.name] + row * column.bounds[-1]
-        done, end = column.bounds[first], column.bounds[stop]
-        while done < end:
-            try:
-                count = os.preadv(self._file, (into[done:end],), offset + done)
-            except OSError as error:
-                raise InputOutputError(f"{self.path}: {error.strerror}") from None
-            if not count:
-                raise self.damaged(row, "the file has been cut short")
-            done += count
+        start = column.bounds[first]
+        offset = self._shard.offsets[column.name] + row * column.bounds[-1] + start
+        self._read(into[start : column.bounds[stop]], offset, row)
         for part in range(first, stop):
             content = into[column.bounds[part] : column.bounds[part + 1]]
             self._check(content, row, column.checksum + part)
@@ -230,6 +218,24 @@ class _Shard:
                 if not self.shape.columns[column.name].is_finite(content):
                     raise self.damaged(row, f"{column.name}: infinite or not a number")
                 self._is_finite[row, column.checksum + part] = True
+
+    def _whole(self, name: str) -> NDArray[Any]:
+        """A column of all rows, not verified: `head` compares it with the checksum of a row."""
+        column = np.empty_like(self._shard.arrays[name])
+        self._read(column.reshape(-1).data.cast("B"), self._shard.offsets[name], 0)
+        return column
+
+    def _read(self, into: memoryview, offset: int, row: int) -> None:
+        """Fills `into` from the file; `row` is for messages."""
+        done = 0
+        while done < len(into):
+            try:
+                count = os.preadv(self._shard.file.fileno(), (into[done:],), offset + done)
+            except OSError as error:
+                raise InputOutputError(f"{self.path}: {error.strerror}") from None
+            if not count:
+                raise self.damaged(row, "the file has been cut short")
+            done += count
 
     def _check(self, content: bytes | memoryview, row: int, checksum: int) -> None:
         if xxh3_64_intdigest(content) != self.checksums.item(row, checksum):
@@ -240,10 +246,3 @@ class _Shard:
             f"{self.path}: row {row}: {problem}",
             "smtkit inspect LABELS --verify checks every file; at a URI it removes bad copies",
         )
-
-
-def _array(column: pa.Array) -> NDArray[Any]:
-    """(rows,) or (rows, numbers), without a copy."""
-    if not pa.types.is_fixed_size_list(column.type):
-        return column.to_numpy(zero_copy_only=True)
-    return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)

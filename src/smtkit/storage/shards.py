@@ -1,11 +1,17 @@
 """Shards: uncompressed Arrow IPC files, written atomically, and checked when they are read."""
 
 import contextlib
+import io
+import os
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from smtkit.errors import ArtifactError
 from smtkit.storage.files import atomic_file, named_errors, open_regular
@@ -15,6 +21,8 @@ _DAMAGE = (
     *(OSError, StopIteration, LookupError, TypeError, ValueError, MemoryError),
     *(struct.error, pa.ArrowException),
 )
+_HEADER_BYTES = 2**16
+"""At either end of a shard of one batch: all that is neither values nor the padding after them."""
 _MARK = 0xFFFFFFFF  # before the size of each message
 _HEADER_FIELD, _BODY_FIELD = 2, 3  # of a Message: what it holds, and the bytes after it
 _COMPRESSION_FIELD = 3  # of a RecordBatch
@@ -64,47 +72,66 @@ def decode_shard(
         raise ArtifactError(f"{path}: damaged: {reason or 'no columns'}") from None
 
 
-def map_shard(
-    path: Path, check_schema: Callable[[pa.Schema], None]
-) -> tuple[pa.RecordBatch, int, int]:
-    """The only batch of a shard, memory-mapped; the address of the file's first byte, from which
-    the addresses of columns give their offsets in the file; and the file's size. No file stays
-    open.
+@dataclass(frozen=True)
+class OpenShard:
+    """A shard of one batch, open for reading, of which only the headers have been read: nothing is
+    mapped, since touching a page of a mapped file that has been cut short ends the process."""
+
+    file: io.BufferedReader
+    rows: int
+    arrays: dict[str, NDArray[Any]]
+    """Stands for the columns: shape (rows,) or (rows, numbers) and dtype, but not the values."""
+    offsets: dict[str, int]
+    """Where in the file the values of a column begin."""
+
+
+def open_shard(path: Path, check_schema: Callable[[pa.Schema], None]) -> OpenShard:
+    """Opens a shard of exactly one batch, whose columns are numbers or lists of one length.
 
     Raises as `decode_shard`, ArtifactError where the shard is missing, no regular file, or has not
-    exactly one batch, InputOutputError where it cannot be mapped.
+    exactly one batch, InputOutputError where it cannot be read.
     """
-    with (
-        named_errors(path),
-        _opened(path) as descriptor,
-        pa.memory_map(f"/dev/fd/{descriptor}") as file,  # the file that was opened, no other
-    ):
-        content = file.read_buffer()
-    table = decode_shard(content, path, check_schema)
-    batches = table.to_batches()
-    if len(batches) != 1:
-        raise ArtifactError(f"{path}: {len(batches)} record batches, expected 1")
-    return batches[0], content.address, content.size
+    with named_errors(path):
+        try:
+            file = open_regular(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArtifactError(f"{path}: the file is missing") from None
+        size = os.fstat(file.fileno()).st_size
+        try:
+            content = np.zeros(size, np.uint8)  # no page is in memory until something is written
+        except MemoryError:
+            raise ArtifactError(f"{path}: {size} bytes, more than fit in memory") from None
+        for start in (0, max(0, size - _HEADER_BYTES)):
+            os.preadv(file.fileno(), (content[start : start + _HEADER_BYTES].data,), start)
+    batches = decode_shard(content, path, check_schema).to_batches()
+    if len(batches) != 1 or not batches[0].num_rows:
+        raise ArtifactError(f"{path}: {len(batches)} record batches, expected 1 that has rows")
+    (batch,) = batches
+    try:
+        arrays = {name: _array(batch.column(name)) for name in batch.schema.names}
+    except ValueError as error:  # Arrow's errors are ValueErrors
+        raise ArtifactError(f"{path}: damaged: {error}") from None
+    offsets = {name: array.ctypes.data - content.ctypes.data for name, array in arrays.items()}
+    return OpenShard(file, batch.num_rows, arrays, offsets)
 
 
 def has_only(path: Path, schema: pa.Schema) -> bool:
-    """Whether the bytes of a shard, which `map_shard` has accepted, are exactly those that its only
-    batch is written as: also where no value is."""
-    batch, address, size = map_shard(path, lambda _: None)
+    """Whether the bytes of a shard, which `open_shard` has accepted, are exactly those that its
+    only batch is written as: also where no value is."""
+    with named_errors(path), open_regular(path) as file:
+        content = pa.py_buffer(file.read())
+    (batch,) = decode_shard(content, path, lambda _: None).to_batches()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(batch.cast(schema))
-    return sink.getvalue().equals(pa.foreign_buffer(address, size, batch))
+    return sink.getvalue().equals(content)
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    try:
-        file = open_regular(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{path}: the file is missing") from None
-    with file:
-        yield file.fileno()
+def _array(column: pa.Array) -> NDArray[Any]:
+    """(rows,) or (rows, numbers), without a copy."""
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.to_numpy(zero_copy_only=True)
+    return column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), -1)
 
 
 def _messages(buffer: pa.Buffer) -> Iterator[pa.ipc.Message]:
