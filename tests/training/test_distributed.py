@@ -262,12 +262,11 @@ def test_the_first_error_ends_all_ranks_in_one_line(pipeline, tmp_path):
     assert "wrong checksum" in line
 
 
-def _long_run(pipeline: Pipeline, out: Path) -> "subprocess.Popen[str]":
+def _long_run(pipeline: Pipeline, out: Path, *options: object) -> "subprocess.Popen[str]":
     """A run of two ranks that has made updates and would train for long."""
     config = rnn_config(training={"max_steps": 10**6, "validate_every": 10**6, "log_every": 1})
-    process = start(
-        "train-rnn", pipeline.labels, "--out", out, "--nproc", 2, "-q", *settings(config)
-    )
+    ranks = ("--nproc", 2, *options)
+    process = start("train-rnn", pipeline.labels, "--out", out, "-q", *ranks, *settings(config))
     while not list(out.glob("run-*/metrics.jsonl")):
         assert process.poll() is None
         time.sleep(0.1)
@@ -284,11 +283,40 @@ def test_a_signal_saves_the_state_and_stops_all_ranks(pipeline, tmp_path):
     assert json.loads(state.read_text(encoding="utf-8"))["step"] > 0
 
 
+def _pids(process: "subprocess.Popen[str]") -> list[int]:
+    """Of the ranks that a process has started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in children.read_text(encoding="utf-8").split()[:2]]
+
+
+@pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_rank_that_is_stopped_is_named_and_ends_the_others(pipeline, tmp_path, stopped):
+    process = _long_run(pipeline, tmp_path / "rnn", "--patience", 3)
+    pids = _pids(process)
+    os.kill(pids[stopped], signal.SIGSTOP)
+
+    assert one_line(process).startswith(f"smtkit: rank {stopped} of 2 has not answered for 3 s")
+    assert process.returncode == 74
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_for_a_while_goes_on(pipeline, tmp_path):
+    process = _long_run(pipeline, tmp_path / "rnn", "--patience", 30)
+    pids = _pids(process)
+    os.kill(pids[1], signal.SIGSTOP)
+    time.sleep(2)
+    os.kill(pids[1], signal.SIGCONT)
+    process.send_signal(signal.SIGTERM)
+
+    assert "stopped by SIGTERM; saved at step" in one_line(process)
+    assert process.returncode == 143
+
+
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_others(pipeline, tmp_path):
     process = _long_run(pipeline, tmp_path / "rnn")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    os.kill(int(children.read_text(encoding="utf-8").split()[1]), signal.SIGKILL)
+    os.kill(_pids(process)[1], signal.SIGKILL)
 
     assert one_line(process) == "smtkit: rank 1 of 2 ended by SIGKILL\n"
     assert process.returncode == 137

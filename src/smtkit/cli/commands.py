@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +54,14 @@ DEBUG = option("--debug", "Show the traceback of an error.")
 NPROC = option(
     "--nproc N", "Processes to run on this machine; omit under torchrun.", int | None, min=1
 )
+PATIENCE = option(
+    "--patience SECONDS",
+    "With several processes: end the run when one has not answered for so long.",
+    float,
+    300.0,
+    min=1.0,
+)
+RANKS = (NPROC, PATIENCE)
 RUN = (
     *SETTINGS,
     OVERWRITE,
@@ -69,13 +78,13 @@ RUN = (
 
 def _on_ranks(given: Given, work: Callable[["Terminal"], ResultT]) -> ResultT | None:
     """Runs `work` in this process, or starts `nproc` of them. None on all ranks but the first."""
-    nproc = given.pop("nproc", None)
+    nproc, patience = given.pop("nproc", None), given.pop("patience", math.inf)
     if launcher.must_launch(nproc):
         raise typer.Exit(launcher.launch(nproc))
     from smtkit.cli.terminal import Terminal
 
     first = launcher.is_first()
-    with launcher.among_ranks(), Terminal(quiet=given["quiet"] or not first) as terminal:
+    with launcher.among_ranks(patience), Terminal(quiet=given["quiet"] or not first) as terminal:
         result = work(terminal)
     return result if first else None
 
@@ -209,7 +218,7 @@ COMMANDS = (
     Command(
         "train-encoder",
         schemas.TrainEncoderConfig,
-        (argument("tokens", "TOKENS", "Tokens artifact."), OUT, *RUN, NPROC),
+        (argument("tokens", "TOKENS", "Tokens artifact."), OUT, *RUN, *RANKS),
         (
             "smtkit train-encoder tokens --out encoder --max-steps 1000",
             "smtkit train-encoder tokens --out encoder --config encoder.toml --nproc 2",
@@ -224,7 +233,7 @@ COMMANDS = (
             option("--rnn RNN", "Start from its memory every --context tokens.", section=ARTIFACTS),
             OUT,
             *RUN,
-            NPROC,
+            *RANKS,
             option("--part I/N", "Write only the shards of part I of N, as a job of its own."),
             option("--finalize", "Complete the artifact when all parts are written."),
         ),
@@ -242,7 +251,7 @@ COMMANDS = (
             OUT,
             option("--init RNN", "RNN artifact to start from.", section=ARTIFACTS),
             *RUN,
-            NPROC,
+            *RANKS,
         ),
         (
             "smtkit train-rnn labels --out rnn --cell gru --max-steps 3000",
@@ -258,7 +267,7 @@ COMMANDS = (
             option("--encoder DIR|URI", "The RNN's teacher, to compare with.", section=ARTIFACTS),
             OUT,
             *RUN,
-            NPROC,
+            *RANKS,
         ),
         (
             "smtkit eval rnn --tokens tokens --encoder encoder --out evaluation",

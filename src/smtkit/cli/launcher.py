@@ -4,12 +4,14 @@ torchrun does the rest. It does not do this:
 
 - One line on stderr and the exit code of the first rank to fail. torchrun prints a report of many
   lines, returns 1, and orders failures by timestamps of one second.
-- End ranks that wait in a collective for one that has failed, within seconds.
+- End ranks that wait in a collective for one that has failed, within seconds; or for one that does
+  not answer, because it, its machine or the network has stopped, after `--patience`.
 - Give a run that was sent SIGINT, SIGTERM or SIGHUP the time it needs to save; torchrun kills
   after 30 s.
 
 The first rank to fail writes its exit code to the TCPStore of the run, which torchrun or `launch`
-serves; a thread in each rank polls the store.
+serves; a thread in each rank polls the store. The same thread counts up a number of this rank in
+the store, and watches that of the next rank.
 """
 
 import contextlib
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 3.0
 """Time for a rank to clean up after another has failed."""
+_LOST_CODE = 74
+"""Exit code of a rank that waits for one that does not answer."""
 _CONNECT_TIMEOUT = timedelta(seconds=10)
 _PROGRAM = "import sys; from smtkit.cli.app import main; sys.argv[0] = 'smtkit'; main()"
 
@@ -165,25 +169,26 @@ def _connect() -> "TCPStore":
     return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_CONNECT_TIMEOUT)
 
 
-def _key() -> str:
+def _key(name: str = "failed") -> str:
     """A new key per attempt: torchrun may restart the ranks with the same store."""
-    return f"smtkit/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    return f"smtkit/{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 @contextlib.contextmanager
-def among_ranks() -> Iterator[None]:
-    """In the block, this rank ends soon after another has failed, even if it waits for it."""
+def among_ranks(patience: float) -> Iterator[None]:
+    """In the block, this rank ends soon after another has failed, even if it waits for it; also if
+    another has not answered for `patience` seconds."""
     if not is_rank():
         yield
         return
     done = threading.Event()
-    threading.Thread(target=_watch, args=(done,), daemon=True).start()
+    threading.Thread(target=_watch, args=(done, patience), daemon=True).start()
     _watched.set()
     yield  # after an error the thread keeps running: this process must not hang
     from smtkit.training.distributed import leave
 
-    done.set()
     leave()
+    done.set()
 
 
 def end(code: int) -> NoReturn:
@@ -196,9 +201,9 @@ def end(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _watch(done: threading.Event) -> None:
-    """Ends this process when another rank has failed, or when the store is gone."""
-    code, store = None, None
+def _watch(done: threading.Event, patience: float) -> None:
+    """Ends this process when another rank has failed or does not answer, or the store is gone."""
+    code, store, heartbeat = None, None, _Heartbeat()
     while code is None:
         if done.wait(_POLL_SECONDS):
             return
@@ -207,8 +212,38 @@ def _watch(done: threading.Event) -> None:
                 store = _connect()
             elif store.check([_key()]):
                 code = int(store.get(_key()))
+            elif heartbeat.silence(store) > patience:
+                code = _LOST_CODE
+                if _record_failure(store, code) is None:
+                    print(f"smtkit: {heartbeat.problem(patience)}", file=sys.stderr, flush=True)
         except RuntimeError:
             # Without torchrun's agent, rank 0 serves the store only once all ranks have joined.
             code = 74 if store else None
     if not done.wait(_GRACE_SECONDS):
         os._exit(code)
+
+
+class _Heartbeat:
+    """Shows the next rank, in a ring, that this one is alive, and measures how long that is silent.
+
+    Silence is counted in polls: a machine that was suspended finds its own clock ahead.
+    """
+
+    def __init__(self) -> None:
+        self._rank, self._size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self._next = (self._rank + 1) % self._size
+        self._last, self._silent_polls = -1, 0
+
+    def silence(self, store: "TCPStore") -> float:
+        """Seconds since the next rank was last known to be alive. To be called in every poll."""
+        store.add(f"{_key('alive')}/{self._rank}", 1)
+        found = store.add(f"{_key('alive')}/{self._next}", 0)
+        self._silent_polls = self._silent_polls + 1 if found == self._last else 0
+        self._last = found
+        return self._silent_polls * _POLL_SECONDS
+
+    def problem(self, patience: float) -> str:
+        return (
+            f"rank {self._next} of {self._size} has not answered for {patience:g} s: it or its "
+            "machine has stopped (--patience allows more time)"
+        )
