@@ -5,7 +5,8 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from smtkit.cli.commands import COMMANDS, Command
+from smtkit.cli.command import Command
+from smtkit.cli.commands import COMMANDS
 from smtkit.cli.options import flags_of, with_flags
 from smtkit.config import Config, Setting, settings_of
 

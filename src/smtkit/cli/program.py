@@ -15,7 +15,8 @@ import typer
 
 from smtkit import __version__
 from smtkit.cli import launcher
-from smtkit.cli.commands import COMMANDS, Command
+from smtkit.cli.command import Command
+from smtkit.cli.commands import COMMANDS
 from smtkit.cli.options import SectionedCommand, flags_of, signature, with_flags
 from smtkit.cli.plain import plain
 
