@@ -47,6 +47,7 @@ SETTINGS = (
 OVERWRITE = option("--overwrite", "Replace what --out holds.")
 JSON = option("--json", "Print the result as JSON on stdout.")
 DEBUG = option("--debug", "Show the traceback of an error.")
+QUIET = option("--quiet, -q", "Show neither progress nor a summary.")
 NPROC = option(
     "--nproc N", "Processes to run on this machine; omit under torchrun.", int | None, min=1
 )
@@ -67,7 +68,7 @@ RUN = (
         "--overwrite: run again if settings or inputs changed.",
     ),
     JSON,
-    option("--quiet, -q", "Show neither progress nor a summary."),
+    QUIET,
     DEBUG,
 )
 

@@ -22,6 +22,7 @@ from smtkit.cli.command import (
     on_ranks,
     run,
 )
+from smtkit.cli.export import EXPORT
 from smtkit.cli.options import ARTIFACTS, argument, option
 from smtkit.cli.plain import plain
 from smtkit.errors import UsageError
@@ -178,6 +179,7 @@ COMMANDS = (
         ),
         _generate,
     ),
+    EXPORT,
     Command(
         "inspect",
         None,

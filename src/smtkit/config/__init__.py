@@ -2,7 +2,7 @@
 
 from smtkit.config.base import RUNTIME_KEYS, Config, Device, Flag, Seed, flatten
 from smtkit.config.corpus import PixelConfig, SynthesizeConfig, TokenizeConfig
-from smtkit.config.evaluation import EvaluateConfig, GenerateConfig
+from smtkit.config.evaluation import EvaluateConfig, ExportConfig, GenerateConfig
 from smtkit.config.layering import layer, resolve
 from smtkit.config.methods import (
     PredictiveStateConfig,

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from smtkit.config.base import DeviceConfig, Flag, Positive, Seed
+from smtkit.config.base import Config, DeviceConfig, Flag, Positive, Seed
 
 Split = Literal["train", "validation", "test"]
 
@@ -64,3 +64,26 @@ class GenerateConfig(DeviceConfig):
     """Sample from the fewest tokens that have this probability together; unset: all."""
     max_tokens: Annotated[Positive, Flag()] = 500
     """Largest number of tokens of text to generate."""
+
+
+class ExportConfig(Config):
+    """Write an RNN as a program that runs without smtkit.
+
+    The program is one step, from memory and token to memory and logits. The empty memory and the
+    tokenizer are written beside it, to a file that ends in .json.
+    """
+
+    main = ("format", "quantize", "steps", "windows", "seed")
+    requires = {"windows": {"quantize": ("int8",)}}
+
+    format: Annotated[Literal["onnx", "torch-export", "safetensors"] | None, Flag()] = None
+    """Format of the file; unset: by its suffix (.onnx, .pt2, .safetensors). `safetensors` holds the
+    weights alone."""
+    quantize: Annotated[Literal["int8"] | None, Flag()] = None
+    """Number format of the weights in an ONNX file; unset: float32. The cost in bits is printed."""
+    steps: Annotated[Positive, Flag()] = 1000
+    """Tokens over which the program is compared with the RNN."""
+    windows: Annotated[Positive, Flag()] = 64
+    """Validation windows of `tokens` on which the cost of `quantize` is measured."""
+    seed: Annotated[Seed, Flag()] = 0
+    """Seed of the tokens that the RNN draws for the comparison."""

@@ -31,7 +31,7 @@ class SentencePieceTokenizer(TextTokenizer):
     """
 
     def __init__(self, model: bytes) -> None:
-        self._model = model
+        self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         size = self._processor.vocab_size()
         self.end_of_document = size
@@ -90,11 +90,11 @@ class SentencePieceTokenizer(TextTokenizer):
         return np.concatenate(parts)
 
     def description(self) -> dict[str, Any]:
-        return {"kind": "sentencepiece", "model": xxhash.xxh3_128_hexdigest(self._model)}
+        return {"kind": "sentencepiece", "model": xxhash.xxh3_128_hexdigest(self.model)}
 
     def save(self, run: Run) -> None:
         super().save(run)
-        (run.directory / MODEL_FILE).write_bytes(self._model)
+        (run.directory / MODEL_FILE).write_bytes(self.model)
         run.add(MODEL_FILE)
 
     def _bytes_of(self, token: int) -> bytes:

@@ -36,7 +36,7 @@ class FutureDecoder(nn.Module):
 
     def read(self, memory: Tensor) -> Tensor:
         """Logits of the target at the memory's own position: (N, K, D) -> (N, V)."""
-        return self(memory, no_tokens(len(memory), memory.device))[:, 0]
+        return self(memory, no_tokens(memory.shape[0], memory.device))[:, 0]
 
 
 class DecoderReadout(nn.Module):
