@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup quickstart results bench test test-slow lint style clean
+.PHONY: help setup quickstart results bench test test-slow browser lint style clean
 
 help:
 	@echo "make setup       create the virtual environment $(VENV) with pinned versions"
 	@echo "make quickstart  train an RNN on Python's standard library, all five stages (5 minutes)"
 	@echo "make test        run the tests"
 	@echo "make test-slow   run the tests that take minutes"
+	@echo "make browser     install onnxruntime-web, for the test of exported RNNs in a browser"
 	@echo "make lint        check style, types and import layers"
 	@echo "make style       reformat, and fix what can be fixed automatically"
 	@echo "make results     compare SMT with BPTT, for docs/results.md (2 hours on two cores; FULL=1: days)"
@@ -57,6 +58,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/pytest -m slow
+
+# For the test of the page in docs/export.md, which also needs Chromium.
+browser:
+	npm install --silent --no-audit --no-fund --prefix build/browser onnxruntime-web@1.30.0
 
 lint: setup
 	$(BIN)/ruff check .

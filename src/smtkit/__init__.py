@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from smtkit.api.stages import (
         evaluate,
+        export,
         extract_labels,
         synthesize,
         tokenize,
@@ -28,6 +29,7 @@ __all__ = [
     "IGNORE",
     "__version__",
     "evaluate",
+    "export",
     "extract_labels",
     "load_labels",
     "load_rnn",

@@ -269,6 +269,11 @@ def test_labels_of_segments_have_two_memories_at_a_border(
     torch.testing.assert_close(row["memory"][:5], first, atol=2e-3, rtol=2e-3)
 
 
+def test_export_is_a_function(pipeline: Pipeline, tmp_path: Path) -> None:
+    exported = smtkit.export(pipeline.rnn, tmp_path / "model.pt2", steps=4)
+    assert list(exported.files) == [str(tmp_path / "model.pt2"), str(tmp_path / "model.json")]
+
+
 def test_stages_as_functions(tmp_path: Path) -> None:
     write_text(tmp_path / "text.txt", 600)
     tokens = smtkit.tokenize(tmp_path / "text.txt", tmp_path / "tokens", tokenizer="char")

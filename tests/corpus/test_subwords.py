@@ -112,7 +112,7 @@ def test_tokens_are_those_of_sentencepiece(
     """Where the text has no character that sentencepiece cannot tell from a space."""
     text = text.replace(SPACE, "")
     tokenizer = trained[model_type]
-    assert encoded(tokenizer, text) == processor_of(tokenizer._model).encode(text)
+    assert encoded(tokenizer, text) == processor_of(tokenizer.model).encode(text)
 
 
 @both
@@ -215,7 +215,7 @@ def test_sources_in_segments_encode_as_the_whole(
     """As likely as the whole, that is: between equals rounding decides, and it depends on all that
     comes before."""
     tokenizer = trained[model_type]
-    score = processor_of(tokenizer._model).get_score
+    score = processor_of(tokenizer.model).get_score
     for content in TEXTS:
         segmented = encoded_in_segments(tokenizer, content, 500)
         whole = tokenizer.encode(content).tolist()
@@ -230,7 +230,7 @@ def test_training_is_reproducible(
     trained: dict[str, SentencePieceTokenizer], model_type: ModelType
 ) -> None:
     again = SentencePieceTokenizer.fit(iter(TEXTS), VOCABULARY, model_type)
-    assert again._model == trained[model_type]._model
+    assert again.model == trained[model_type].model
     assert again.vocabulary_size == VOCABULARY
     assert again.unknown is None
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import sentencepiece
 import torch
 
 import smtkit
@@ -221,6 +222,21 @@ def test_a_task_is_exported_with_its_symbols(tmp_path: Path) -> None:
     beside = json.loads(path.with_suffix(".json").read_text())
     assert len(beside["tokenizer"]["symbols"]) == beside["vocabulary_size"]
     assert "token_bytes" not in beside
+
+
+def test_a_sentencepiece_model_lies_beside_the_program(tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text.txt", 3000)
+    smtkit.tokenize(text, tmp_path / "tokens", tokenizer="sentencepiece", vocab_size=300)
+    trained(tmp_path / "tokens", tmp_path / "rnn")
+    exported = export.run(ExportConfig(steps=5), tmp_path / "rnn", tmp_path / "model.onnx")
+    assert [Path(name).suffix for name in exported.files] == [".onnx", ".sentencepiece", ".json"]
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "model.sentencepiece"))
+    beside = json.loads((tmp_path / "model.json").read_text())
+    sample = "memory of the naïve window"
+    tokens = model.encode(sample)
+    assert tokens == smtkit.load_rnn(tmp_path / "rnn").encode_text(sample).tolist()
+    found = b"".join(bytes.fromhex(beside["token_bytes"][token]) for token in tokens)
+    assert found.decode() == sample
 
 
 @pytest.mark.parametrize(

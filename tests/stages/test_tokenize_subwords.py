@@ -233,7 +233,7 @@ def test_an_exact_model_is_taken_as_it_is(
     trained: dict[str, SentencePieceTokenizer], sources: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "exact.model"
-    path.write_bytes(trained["bpe"]._model)
+    path.write_bytes(trained["bpe"].model)
     recorder = Recorder()
     artifact = run(tmp_path / "out", sources, tokenizer_model=str(path), progress=recorder)
     assert recorder.warnings == []
@@ -318,10 +318,10 @@ def test_resume_notices_another_model_in_the_same_place(
     path = tmp_path / "some.model"
     flags = {"inputs": [str(sources)], "tokenizer": "sentencepiece", "tokenizer_model": str(path)}
     config = resolve(TokenizeConfig, flags=flags)
-    path.write_bytes(trained["bpe"]._model)
+    path.write_bytes(trained["bpe"].model)
     first = tokenize.run(config, tmp_path / "out")
     assert tokenize.run(config, tmp_path / "out", resume=True) == first
-    path.write_bytes(trained["unigram"]._model)
+    path.write_bytes(trained["unigram"].model)
     with pytest.raises(UsageError, match="cannot resume"):
         tokenize.run(config, tmp_path / "out", resume=True)
 

@@ -14,11 +14,13 @@ from typing import Any, TypeVar
 
 from smtkit import config as schemas
 from smtkit.stages import evaluate as evaluate_stage
+from smtkit.stages import export as export_stage
 from smtkit.stages import extract_labels as extract_labels_stage
 from smtkit.stages import synthesize as synthesize_stage
 from smtkit.stages import tokenize as tokenize_stage
 from smtkit.stages import train_encoder as train_encoder_stage
 from smtkit.stages import train_rnn as train_rnn_stage
+from smtkit.stages.export import Exported
 from smtkit.storage.location import PathOrURI
 from smtkit.storage.manifest import Manifest
 from smtkit.training.progress import Progress
@@ -195,6 +197,33 @@ def evaluate(
         progress=progress or Warnings(),
         overwrite=overwrite,
         resume=resume,
+    )
+
+
+def export(
+    rnn: PathOrURI,
+    out: PathOrURI,
+    *,
+    tokens: PathOrURI | None = None,
+    config: Settings = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Exported:
+    """Writes one step of an RNN to the file `out` as a program that runs without smtkit, and what
+    it starts from beside it (docs/export.md). Returns the files, how well program and RNN agree,
+    and what quantization costs.
+
+    Settings: those of `smtkit export`, as `quantize="int8"`. Raises UsageError, ArtifactError, and
+    SmtkitError where program and RNN differ.
+    """
+    return export_stage.run(
+        _resolve(schemas.ExportConfig, config, settings),
+        rnn,
+        out,
+        tokens=tokens,
+        progress=progress or Warnings(),
+        overwrite=overwrite,
     )
 
 

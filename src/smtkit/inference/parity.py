@@ -53,7 +53,7 @@ def compare(rnn: TrainedRNN, step: StepFunction, tokens: IntArray) -> Parity:
 
 
 def _differences(found: Any, wanted: Any, scales: list[float]) -> list[float]:
-    """Of memory and of logits; infinite where a number is none."""
+    """Largest differences in memory and in logits; infinite where a number is NaN."""
     largest = [
         float(np.abs(one - other).max()) / scale
         for one, other, scale in zip(found, wanted, scales, strict=True)
