@@ -225,8 +225,8 @@ def test_a_task_is_exported_with_its_symbols(tmp_path: Path) -> None:
 
 
 def test_a_sentencepiece_model_lies_beside_the_program(tmp_path: Path) -> None:
-    text = write_text(tmp_path / "text.txt", 3000)
-    smtkit.tokenize(text, tmp_path / "tokens", tokenizer="sentencepiece", vocab_size=300)
+    text = Path(__file__)
+    smtkit.tokenize(text, tmp_path / "tokens", tokenizer="sentencepiece", vocab_size=400)
     trained(tmp_path / "tokens", tmp_path / "rnn")
     exported = export.run(ExportConfig(steps=5), tmp_path / "rnn", tmp_path / "model.onnx")
     assert [Path(name).suffix for name in exported.files] == [".onnx", ".sentencepiece", ".json"]
