@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import architecture, validation_records
+from conftest import KilledError, Killer, Recorder, architecture, validation_records
 from smtkit.config import (
     CellConfig,
     DecoderConfig,
@@ -59,7 +59,9 @@ class TimedSampler:
         return self._sampler.batch(step, part, parts)
 
 
-def timed_steps(tokens: Path, out: Path, training: TrainingConfig) -> Trainer[SequenceBatch]:
+def timed_steps(
+    tokens: Path, out: Path, training: TrainingConfig, progress: Recorder | None = None
+) -> Trainer[SequenceBatch]:
     """Trains with bptt: a step takes 1 s of CPU time and 10 s of wall time, a validation 1000 s."""
     now = {"cpu": 0.0, "wall": 0.0}
 
@@ -73,13 +75,14 @@ def timed_steps(tokens: Path, out: Path, training: TrainingConfig) -> Trainer[Se
     )
     method = BackpropagationThroughTime(network, None)
     validation = Validation(method, TimedSampler(sampler, partial(advance, 1000, 1000)), 1)
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     trainer = Trainer(
         method,
         TimedSampler(sampler, partial(advance, 1, 10)),
         [validation],
         training,
         out,
+        progress=progress,
         clocks={name: partial(now.get, name) for name in now},
     )
     trainer.run()
@@ -94,10 +97,21 @@ def test_max_seconds_are_of_training_on_the_chosen_clock(tmp_path, parity, clock
     assert statistics["seconds"] == 20
 
 
-def test_validate_seconds_are_seconds_of_training(tmp_path, parity):
+@pytest.mark.parametrize("killed_at", [None, 4, 9])
+def test_validate_seconds_are_seconds_of_training(tmp_path, parity, killed_at):
+    """Also of a run that was killed after a checkpoint at every third step, and resumed."""
     config = TrainingConfig(
-        batch_size=8, max_steps=12, clock="cpu", validate_seconds=4.5, validate_every=1
+        batch_size=8,
+        max_steps=12,
+        clock="cpu",
+        validate_seconds=4.5,
+        validate_every=1,
+        log_every=1,
+        checkpoint_every=3,
     )
+    if killed_at:
+        with pytest.raises(KilledError):
+            timed_steps(parity, tmp_path / "run", config, Killer(killed_at))
     timed_steps(parity, tmp_path / "run", config)
     lines = (tmp_path / "run" / METRICS).read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]

@@ -154,9 +154,24 @@ def _infinite(tensors: dict[str, torch.Tensor]) -> None:
     tensors[name].view(-1)[0] = torch.inf
 
 
+def _of_no_term(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["sum.task"] = torch.zeros(())
+
+
+def _counts_of_another_shape(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["count.loss"] = torch.zeros(2, dtype=torch.int64)
+
+
+def _counts_of_another_type(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["count.loss"] = torch.zeros(())
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        _of_no_term,
+        _counts_of_another_shape,
+        _counts_of_another_type,
         _of_another_shape,
         _missing,
         _unknown,
@@ -208,5 +223,14 @@ def test_a_flipped_byte_of_the_checkpoint_names_the_file(
 ) -> None:
     path = found(killed, "checkpoint-*.safetensors")
     flip_byte(path, path.stat().st_size // 2)
-    with pytest.raises(ArtifactError, match=r"000000008\.safetensors: damaged: xxh3 is"):
+    found_is = r"000000008\.safetensors: damaged: xxh3 is [0-9a-f]{32}, checkpoint.json says "
+    with pytest.raises(ArtifactError, match=found_is):
+        resume(pipeline, killed)
+
+
+def test_a_missing_checkpoint_is_one_that_its_record_names(
+    pipeline: Pipeline, killed: Path
+) -> None:
+    found(killed, "checkpoint-*.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"tensors: missing, though checkpoint\.json names it"):
         resume(pipeline, killed)

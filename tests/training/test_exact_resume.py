@@ -178,15 +178,27 @@ def test_a_signal_in_the_last_step_does_not_stop_the_run(pipeline, tmp_path):
     assert [record["step"] for record in reported(tmp_path, "validation")] == [6, 12]
 
 
-def test_a_resumed_run_logs_the_same_as_an_uninterrupted_one(pipeline, tmp_path):
-    config = encoder_config(training={"log_every": 2, "checkpoint_every": 4})
-    with pytest.raises(KilledError):
-        train_encoder.run(config, pipeline.tokens, tmp_path, progress=Trap("training", 10, kill))
-    train_encoder.run(config, pipeline.tokens, tmp_path, resume=True)
+@pytest.mark.parametrize(
+    ("log_every", "checkpoint_every", "stopped_at"), [(2, 4, 10), (5, 4, 10), (11, 3, 11)]
+)
+@pytest.mark.parametrize("act", [kill, send(signal.SIGTERM)], ids=["killed", "interrupted"])
+def test_a_resumed_run_logs_the_same_as_an_uninterrupted_one(
+    pipeline, tmp_path, log_every, checkpoint_every, stopped_at, act
+):
+    """Each record averages over all updates since the one before, also over those that were made
+    before the checkpoint."""
+    training = {"log_every": log_every, "checkpoint_every": checkpoint_every}
+    config = encoder_config(training=training)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train_encoder.run(config, pipeline.tokens, whole)
+    progress = Trap("training", stopped_at, act)
+    with pytest.raises((KilledError, InterruptedRunError)):
+        train_encoder.run(config, pipeline.tokens, stopped, progress=progress)
+    train_encoder.run(config, pipeline.tokens, stopped, resume=True)
     clocks = {"seconds", "tokens_per_second"}
     resumed, uninterrupted = (
         [{key: value for key, value in record.items() if key not in clocks} for record in lines]
-        for lines in (records(tmp_path), records(pipeline.encoder))
+        for lines in (records(stopped), records(whole))
     )
 
     assert resumed == uninterrupted

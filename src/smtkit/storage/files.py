@@ -112,33 +112,42 @@ def open_regular(path: Path, within: Path | None = None) -> io.BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def open_sized(path: Path, size: int, within: Path | None = None) -> io.BufferedReader:
-    """Opens a file of which the manifest says that it has `size` bytes. Raises ArtifactError,
+def open_sized(
+    path: Path, size: int, within: Path | None = None, *, record: str = "the manifest"
+) -> io.BufferedReader:
+    """Opens a file of which a record says that it has `size` bytes. Raises ArtifactError,
     InputOutputError."""
     try:
         file = open_regular(path, within)
     except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{path}: missing, though the manifest names it") from None
+        raise ArtifactError(f"{path}: missing, though {record} names it") from None
     if (found := os.fstat(file.fileno()).st_size) != size:
         file.close()
-        raise ArtifactError(f"{path}: {found} bytes, the manifest says {size}")
+        raise ArtifactError(f"{path}: {found} bytes, {record} says {size}")
     return file
 
 
-def read_verified(path: Path, size: int, xxh3: str, within: Path | None = None) -> bytes:
-    """The content of a file, of which the manifest says that it has `size` bytes and the checksum
+def read_verified(
+    path: Path,
+    size: int,
+    xxh3: str,
+    within: Path | None = None,
+    *,
+    record: str = "the manifest",
+) -> bytes:
+    """The content of a file, of which a record says that it has `size` bytes and the checksum
     `xxh3`. It is read once: what is returned is what was verified. Raises ArtifactError,
     InputOutputError."""
-    with open_sized(path, size, within) as file, named_errors(path):
+    with open_sized(path, size, within, record=record) as file, named_errors(path):
         content = file.read(size)
-    check_xxh3(path, xxhash.xxh3_128_hexdigest(content), xxh3)
+    check_xxh3(path, xxhash.xxh3_128_hexdigest(content), xxh3, record=record)
     return content
 
 
-def check_xxh3(path: Path, found: str, expected: str) -> None:
-    """Raises ArtifactError where a checksum is not the one in the manifest."""
+def check_xxh3(path: Path, found: str, expected: str, *, record: str = "the manifest") -> None:
+    """Raises ArtifactError where a checksum is not the one in a record."""
     if found != expected:
-        raise ArtifactError(f"{path}: damaged: xxh3 is {found}, the manifest says {expected}")
+        raise ArtifactError(f"{path}: damaged: xxh3 is {found}, {record} says {expected}")
 
 
 def read_record(path: Path) -> bytes:

@@ -1,7 +1,8 @@
 """Checkpoints: the state of a training run in safetensors and JSON."""
 
 import json
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -14,10 +15,11 @@ from smtkit.storage.files import hash_file, read_record, read_verified, write_at
 from smtkit.storage.manifest import Record
 from smtkit.storage.tensors import check_finite, decode_tensors, save_tensors
 from smtkit.training.distributed import ALONE, Ranks
+from smtkit.training.metrics import Tally
 from smtkit.training.parallel import full_tensors, like_parameter
 
 _RECORD = "checkpoint.json"
-_NETWORK, _OPTIMIZER = "network.", "optimizer."
+_NETWORK, _OPTIMIZER, _SUM, _COUNT = "network.", "optimizer.", "sum.", "count."
 _HINT = "`overwrite` starts again from the first step"
 
 
@@ -72,11 +74,10 @@ class CheckpointRecord(Record):
 
 
 def _check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raises ArtifactError where tensors of network and method are not `expected`, or those of the
-    optimizer do not belong to a parameter."""
+    """Raises ArtifactError where tensors of network and method are not `expected`."""
     for name in sorted(expected.keys() | found.keys()):
         own, tensor = expected.get(name), found.get(name)
-        if name.startswith(_OPTIMIZER):
+        if name.startswith((_OPTIMIZER, _SUM, _COUNT)):
             continue
         if own is None or tensor is None or own.shape != tensor.shape or own.dtype != tensor.dtype:
             raise ArtifactError(f"{path}: tensor {name!r:.80} is not that of this run", _HINT)
@@ -88,7 +89,8 @@ class TrainingState:
     `step` updates have been made, on `tokens` tokens, in `seconds`. The order of samples and all
     random numbers are functions of the seed and the step, so that a run that loads the state
     continues bit for bit. `method_state` is a module whose buffers are saved too: what the
-    method remembers between updates.
+    method remembers between updates. `tally` has the sums since the last record of metrics, of some
+    of `terms`.
     """
 
     def __init__(
@@ -96,10 +98,13 @@ class TrainingState:
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
         method_state: nn.Module | None = None,
+        terms: Collection[str] = (),
     ) -> None:
         self.network = network
         self.optimizer = optimizer
         self.method_state = method_state or nn.Module()
+        self.terms = terms
+        self.tally = Tally()
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
@@ -130,23 +135,29 @@ class TrainingState:
         if record is None:
             return False
         path = directory / record.file
-        content = read_verified(path, record.bytes, record.xxh3)
+        content = read_verified(path, record.bytes, record.xxh3, record=_RECORD)
         tensors, _ = decode_tensors(path, content)
         own = self._tensors()
         network = {name: t for name, t in tensors.items() if name.startswith(_NETWORK)}
         _check_shapes(path, own, tensors)
         check_finite(path, network)
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "optimizer": {}, "more": {}}
+        parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for key, tensor in tensors.items():
             part, _, name = key.partition(".")
             parts[part][name] = tensor
         self._check_optimizer(path, parts["optimizer"])
+        self._check_tally(path, parts["sum"], parts["count"])
         state = self.network.state_dict()
         self.network.load_state_dict(
             {name: like_parameter(t, state[name]) for name, t in parts["network"].items()}
         )
         self._load_optimizer(parts["optimizer"])
         self.method_state.load_state_dict(parts["more"])
+        device = self._parameters()[0].device
+        self.tally = Tally(
+            {name: total.to(device) for name, total in parts["sum"].items()},
+            Counter({name: int(count) for name, count in parts["count"].items()}),
+        )
         self.step, self.tokens, self.seconds = record.step, record.tokens, record.seconds
         return True
 
@@ -155,6 +166,9 @@ class TrainingState:
         tensors |= {f"more.{name}": t for name, t in self.method_state.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": t for name, t in values.items()}
+        tensors |= {f"{_SUM}{name}": total for name, total in self.tally.sums.items()}
+        counts = self.tally.counts.items()
+        tensors |= {f"{_COUNT}{name}": torch.tensor(count) for name, count in counts}
         return tensors
 
     def _parameters(self) -> list[Tensor]:
@@ -169,6 +183,16 @@ class TrainingState:
             expected["exp_avg_sq"] = expected["exp_avg"]
             if index not in shapes or tensor.shape != expected.get(name):
                 raise ArtifactError(f"{path}: tensor 'optimizer.{key:.80}': of no parameter", _HINT)
+
+    def _check_tally(
+        self, path: Path, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]
+    ) -> None:
+        """Raises ArtifactError where a tensor is no sum or count of a term."""
+        for part, values in ((_SUM, sums), (_COUNT, counts)):
+            for name, value in values.items():
+                fits = value.is_floating_point() if part == _SUM else value.dtype == torch.int64
+                if name not in self.terms or value.shape or not fits:
+                    raise ArtifactError(f"{path}: tensor '{part}{name:.80}': of no term", _HINT)
 
     def _load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}

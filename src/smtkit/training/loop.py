@@ -78,11 +78,13 @@ class Trainer(Generic[BatchT]):
                 module.compile()
         self._network = ParallelNetwork(method.network, ranks, config.sharding)
         self.state = TrainingState(
-            method.network, build_optimizer(method.network, config), method.state
+            method.network,
+            build_optimizer(method.network, config),
+            method.state,
+            {*method.weights(0), _LOSS},
         )
         self._non_finite = torch.zeros((), device=ranks.device)  # weights after the last update
         self._metrics_file = MetricsFile(directory / METRICS)
-        self._tally = Tally()  # since the last record
         self._reached_accuracy = False
         self._validated_at = 0.0  # seconds
         self._has_warned = False
@@ -111,10 +113,9 @@ class Trainer(Generic[BatchT]):
                 self._step(batches, counts)
                 self.state.tokens += tokens
                 seconds = self._clock() - started
-                # Rank 0's seconds where they decide when the run ends.
-                self.state.seconds += (
-                    self._ranks.broadcast(seconds) if self._config.max_seconds else seconds
-                )
+                # Rank 0's seconds where they decide when the run ends or validates.
+                timed = self._config.max_seconds or self._config.validate_seconds
+                self.state.seconds += self._ranks.broadcast(seconds) if timed else seconds
                 is_last = self._is_finished()
                 if is_last or self.state.step % self._config.log_every == 0:
                     self._log()
@@ -152,6 +153,8 @@ class Trainer(Generic[BatchT]):
             if damaged := self._metrics_file.truncate(self.state.step):
                 self._progress.warn(f"{METRICS}: {damaged} damaged lines are left out")
             self._validated = self._metrics_file.records("validation")
+        last = self._validated[-1] if self._validated else {}
+        self._validated_at = self._ranks.broadcast(last.get("seconds", 0.0))
 
     def _read(self) -> list[BatchT]:
         """This rank's slice of the step's batch, in `accumulation` parts."""
@@ -182,7 +185,7 @@ class Trainer(Generic[BatchT]):
         tally = Tally(sums, Counter({**counts, _LOSS: 1}))
         means = tally.means()
         self._update(means[_LOSS])
-        self._tally.add(tally.sums, tally.counts)
+        self.state.tally.add(tally.sums, tally.counts)
         observed = {name: mean for name, mean in means.items() if counts.get(name)}
         self._method.observe(self.state.step, observed)
         self.state.step += 1
@@ -256,8 +259,8 @@ class Trainer(Generic[BatchT]):
         """Writes, displays and checks the means of all updates since the last record."""
         # A sharded network needs all ranks, also for what rank 0 alone writes.
         diagnostics = self._network(self._method.diagnostics, self._last_batch)
-        terms = {name: float(mean) for name, mean in self._tally.means().items()}
-        self._tally = Tally()
+        terms = {name: float(mean) for name, mean in self.state.tally.means().items()}
+        self.state.tally = Tally()
         speed = self.state.tokens / max(self.state.seconds, 1e-9)
         metrics = {
             **terms,
