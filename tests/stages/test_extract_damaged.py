@@ -9,6 +9,7 @@ import pytest
 
 from artifacts import flip_byte
 from conftest import KilledError, Pipeline, Recorder, shards
+from object_store import at, objects, put
 from smtkit.config import ExtractLabelsConfig
 from smtkit.stages import extract_labels
 from smtkit.storage.artifact import Artifact
@@ -36,31 +37,29 @@ def whole(pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> str:
     return extract_labels.run(CONFIG, pipeline.encoder, pipeline.tokens, out).digest
 
 
-def killed(pipeline: Pipeline, out: Path) -> list[Path]:
+def killed(pipeline: Pipeline, out: Path | str) -> None:
     with pytest.raises(KilledError):
         extract_labels.run(CONFIG, pipeline.encoder, pipeline.tokens, out, progress=KillAfter(4))
-    return shards(out, "train")
 
 
-def in_parts(pipeline: Pipeline, out: Path) -> list[Path]:
+def in_parts(pipeline: Pipeline, out: Path | str) -> None:
     for part in (1, 2):
         extract_labels.run_part(CONFIG, pipeline.encoder, pipeline.tokens, out, part, 2)
-    return shards(out, "train")
 
 
-def resumed(pipeline: Pipeline, out: Path, progress: Recorder) -> None:
+def resumed(pipeline: Pipeline, out: Path | str, progress: Recorder) -> None:
     extract_labels.run(
         CONFIG, pipeline.encoder, pipeline.tokens, out, resume=True, progress=progress
     )
 
 
-def finalized(pipeline: Pipeline, out: Path, progress: Recorder) -> None:
+def finalized(pipeline: Pipeline, out: Path | str, progress: Recorder) -> None:
     extract_labels.run(
         CONFIG, pipeline.encoder, pipeline.tokens, out, finalize=True, progress=progress
     )
 
 
-def again(pipeline: Pipeline, out: Path, progress: Recorder) -> None:
+def again(pipeline: Pipeline, out: Path | str, progress: Recorder) -> None:
     for part in (1, 2):
         extract_labels.run_part(
             CONFIG, pipeline.encoder, pipeline.tokens, out, part, 2, progress=progress
@@ -105,12 +104,13 @@ def test_a_damaged_shard_is_written_again(
     pipeline: Pipeline,
     whole: str,
     tmp_path: Path,
-    start: Callable[[Pipeline, Path], list[Path]],
+    start: Callable[[Pipeline, Path], None],
     go_on: Callable[[Pipeline, Path, Recorder], None],
     damage: Callable[[Path], None],
 ) -> None:
     out, seen = tmp_path / "labels", Recorder()
-    path = start(pipeline, out)[1]
+    start(pipeline, out)
+    path = shards(out, "train")[1]
     damage(path)
     go_on(pipeline, out, seen)
     assert [f"{path}: " in warning for warning in seen.warnings] == [True]
@@ -119,13 +119,40 @@ def test_a_damaged_shard_is_written_again(
     assert Artifact.open(out).manifest.digest == whole
 
 
+@pytest.mark.parametrize(
+    ("start", "go_on"), [(killed, resumed), (in_parts, finalized), (in_parts, again)]
+)
+def test_a_damaged_shard_at_a_uri_is_written_again(
+    pipeline: Pipeline,
+    whole: str,
+    store: str,
+    another_machine: Callable[[], None],
+    start: Callable[[Pipeline, str], object],
+    go_on: Callable[[Pipeline, str, Recorder], None],
+) -> None:
+    seen = Recorder()
+    start(pipeline, store)
+    (name,) = (name for name in objects(store) if name.endswith("/train-00001.arrow"))
+    content = bytearray(at(store).read(name))
+    content[len(content) // 2] ^= 1
+    put(store, name, bytes(content))
+    another_machine()
+    go_on(pipeline, store, seen)
+    uri = at(store).uri_of(name)
+    warning = f"{uri}: damaged: not what was uploaded; train-00001.arrow is written again"
+    assert seen.warnings == [warning]
+    Artifact.open(store).verify()
+    assert Artifact.open(store).manifest.digest == whole
+
+
 def test_no_flipped_byte_of_a_finished_shard_reaches_the_artifact(
     pipeline: Pipeline, whole: str, tmp_path: Path
 ) -> None:
     draw = np.random.default_rng(0)
     for number in range(10):
         out = tmp_path / f"labels-{number}"
-        path = killed(pipeline, out)[0]
+        killed(pipeline, out)
+        path = shards(out, "train")[0]
         flip_byte(path, int(draw.integers(path.stat().st_size)))
         resumed(pipeline, out, Recorder())
         found = Artifact.open(out)
@@ -135,7 +162,8 @@ def test_no_flipped_byte_of_a_finished_shard_reaches_the_artifact(
 
 def test_whole_shards_are_kept(pipeline: Pipeline, whole: str, tmp_path: Path) -> None:
     out, seen = tmp_path / "labels", Recorder()
-    before = {path: path.stat().st_mtime_ns for path in killed(pipeline, out)}
+    killed(pipeline, out)
+    before = {path: path.stat().st_mtime_ns for path in shards(out, "train")}
     resumed(pipeline, out, seen)
     assert seen.warnings == []
     assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -278,10 +278,12 @@ class _Extraction:
 
     def _write(self, shard: _Shard, progress: Progress) -> None:
         path, origin = self._artifact.directory / shard.name, shard.origin
-        if os.path.lexists(path) and (damage := self._damage(path, origin)):
+        is_here = os.path.lexists(path)
+        damage = self._damage(path, origin) if is_here else self._artifact.damage(shard.name)
+        if damage:
             progress.warn(f"{damage}; {shard.name} is written again")
             with named_errors(path):
-                path.unlink()
+                path.unlink(missing_ok=True)
         if not self._artifact.has(shard.name):
             windows = self._readers[shard.split].read(origin)
             write_labels(path, self.shape, windows, self._memories(windows), origin)

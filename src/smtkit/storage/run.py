@@ -120,6 +120,11 @@ class Run:
         """Whether a file is finished: it is in the folder, or was uploaded."""
         return logical_name in self._store.uploaded or (self.directory / logical_name).exists()
 
+    def damage(self, logical_name: str) -> str | None:
+        """Reads a file that was uploaded: what is wrong with it, after which it is not finished;
+        None if it is whole, or was not uploaded."""
+        return self._store.damage(logical_name)
+
     def add(self, logical_name: str, rows: int | None = None) -> FileEntry:
         """Adds a finished file in the run's folder to the artifact.
 

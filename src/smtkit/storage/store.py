@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from smtkit.errors import ArtifactError, InputOutputError, LockedError
 from smtkit.storage.cache import staging
-from smtkit.storage.files import hash_file, named_errors, read_record, write_atomically
+from smtkit.storage.files import copy_hashed, hash_file, named_errors, read_record, write_atomically
 from smtkit.storage.location import Location
 from smtkit.storage.locks import LOCK
 from smtkit.storage.manifest import MANIFEST, FileEntry, Manifest, Record
@@ -135,6 +135,11 @@ class LocalStore:
         """Removes a run that is not committed."""
         with named_errors(run):
             shutil.rmtree(run)
+
+    def damage(self, name: str) -> str | None:
+        """Reads an uploaded file by its logical name: what is wrong with it, after which it counts
+        as not finished; None if it is whole, or was not uploaded."""
+        return None
 
     def discard_uploads(self) -> None:
         """Removes what this process has uploaded."""
@@ -246,6 +251,17 @@ class RemoteStore(LocalStore):
         for folder in self._folders():
             if run_of(folder) == run.name:
                 self._remote.remove_directory(folder)
+
+    def damage(self, name: str) -> str | None:
+        if (entry := self.uploaded.get(name)) is None:
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            size, checksum = copy_hashed(self._remote.blocks(entry.name))
+            if (size, checksum) == (entry.bytes, entry.xxh3):
+                return None
+        del self.uploaded[name]
+        self._remote.remove(entry.name)
+        return f"{self._remote.uri_of(entry.name)}: damaged: not what was uploaded"
 
     def discard_uploads(self) -> None:
         if self._folder:
