@@ -203,6 +203,10 @@ def test_missing_inputs_are_named() -> None:
         (["cell.gate_bias=[-3, 1]", "cell.kind=transformer"], ["kind = transformer needs gate"]),
         (["training.batch_size=10", "training.accumulation=3"], ["(10)", "accumulation (3)"]),
         (
+            ["encoder.memory=gated", "decoder.kind=handoff", "objective.dynamics_weight=0"],
+            ["objective.own_memory (0.5)", "objective.dynamics_weight = 0", "untrained"],
+        ),
+        (
             ["encoder.memory=gated", "decoder.kind=handoff", "objective.future_length=0"],
             ["decoder.kind = handoff", "objective.future_length (0) must be at least 1"],
         ),

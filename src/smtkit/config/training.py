@@ -152,10 +152,18 @@ class TrainEncoderConfig(_SeedAndDevice):
 
     @model_validator(mode="after")
     def _handoffs_read(self) -> Self:
-        if self.decoder.kind == "handoff" and self.objective.future_length == 0:
+        objective = self.objective
+        if self.decoder.kind != "handoff":
+            return self
+        if objective.future_length == 0:
             raise ValueError(
                 "decoder.kind = handoff reads at least one token after the memory: "
                 "objective.future_length (0) must be at least 1"
+            )
+        if objective.own_memory and not objective.dynamics_weight:
+            raise ValueError(
+                f"objective.own_memory ({objective.own_memory}) hands off the cell's memory, but "
+                "objective.dynamics_weight = 0 leaves the cell untrained: set objective.own_memory = 0, too"
             )
         return self
 
