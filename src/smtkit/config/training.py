@@ -163,7 +163,8 @@ class TrainEncoderConfig(_SeedAndDevice):
         if objective.own_memory and not objective.dynamics_weight:
             raise ValueError(
                 f"objective.own_memory ({objective.own_memory}) hands off the cell's memory, but "
-                "objective.dynamics_weight = 0 leaves the cell untrained: set objective.own_memory = 0, too"
+                "objective.dynamics_weight = 0 leaves the cell untrained: set objective.own_memory "
+                "= 0, too"
             )
         return self
 
