@@ -1,5 +1,6 @@
-# The stages after `tokenize`, shared by all pipelines. Each stage is one rule whose target is the
-# `manifest.json` of its artifact: it runs when its inputs have changed, and resumes after an interruption.
+# The stages after `tokenize`, shared by all pipelines. Each stage is one rule of one command, whose target
+# is the `manifest.json` of its artifact: it runs when its inputs have changed, and `--update` keeps what is
+# up to date and resumes what was interrupted.
 #
 # A pipeline's Makefile sets its variables, includes this file, and adds the rules for $(TOKENS) and
 # `sample`. Settings are read from SETTINGS, by default the pipeline's own folder:
@@ -29,29 +30,27 @@ SETTINGS ?= .
 LAST := $(if $(wildcard $(SETTINGS)/dmt.toml),dmt,rnn)
 FIRST := $(if $(wildcard $(SETTINGS)/rnn.toml),$(ARTIFACTS)/rnn)
 
-# Resolves paths that are relative to the folder where make was called, to be used from here.
-given = $(foreach path,$(1),$(if $(filter /%,$(path)),,$(or $(CALLED_FROM),../..)/)$(path))
-
-RUN = $(SMTKIT) $(1) --out $(@D) --overwrite --resume && touch $@
+# Paths given by the user: absolute, relative to this folder, or to the folder where make was called.
+given = $(foreach path,$(1),$(or $(wildcard $(path)),$(if $(filter /%,$(path)),,$(PWD)/)$(path)))
 
 .PHONY: all sample clean
 
 all: $(ARTIFACTS)/evaluation/manifest.json sample
 
 $(ARTIFACTS)/encoder/manifest.json: $(TOKENS)/manifest.json $(SETTINGS)/encoder.toml
-	$(call RUN,train-encoder $(<D) --config $(SETTINGS)/encoder.toml $(ENCODER_FLAGS))
+	$(SMTKIT) train-encoder $(<D) --config $(SETTINGS)/encoder.toml $(ENCODER_FLAGS) --out $(@D) --update
 
 $(ARTIFACTS)/labels/manifest.json: $(ARTIFACTS)/encoder/manifest.json $(TOKENS)/manifest.json $(SETTINGS)/labels.toml
-	$(call RUN,extract-labels $(<D) --tokens $(TOKENS) --config $(SETTINGS)/labels.toml $(LABELS_FLAGS))
+	$(SMTKIT) extract-labels $(<D) --tokens $(TOKENS) --config $(SETTINGS)/labels.toml $(LABELS_FLAGS) --out $(@D) --update
 
 $(ARTIFACTS)/rnn/manifest.json: $(ARTIFACTS)/labels/manifest.json $(SETTINGS)/rnn.toml
-	$(call RUN,train-rnn $(<D) --config $(SETTINGS)/rnn.toml $(RNN_FLAGS))
+	$(SMTKIT) train-rnn $(<D) --config $(SETTINGS)/rnn.toml $(RNN_FLAGS) --out $(@D) --update
 
 $(ARTIFACTS)/dmt/manifest.json: $(ARTIFACTS)/labels/manifest.json $(FIRST:%=%/manifest.json) $(SETTINGS)/dmt.toml
-	$(call RUN,train-rnn $(<D) --method dmt $(FIRST:%=--init %) --config $(SETTINGS)/dmt.toml $(DMT_FLAGS))
+	$(SMTKIT) train-rnn $(<D) --method dmt $(FIRST:%=--init %) --config $(SETTINGS)/dmt.toml $(DMT_FLAGS) --out $(@D) --update
 
 $(ARTIFACTS)/evaluation/manifest.json: $(ARTIFACTS)/$(LAST)/manifest.json $(ARTIFACTS)/encoder/manifest.json
-	$(call RUN,eval $(<D) --tokens $(TOKENS) --encoder $(ARTIFACTS)/encoder $(EVAL_FLAGS))
+	$(SMTKIT) eval $(<D) --tokens $(TOKENS) --encoder $(ARTIFACTS)/encoder $(EVAL_FLAGS) --out $(@D) --update
 
 clean:
 	rm -rf artifacts artifacts-smoke

@@ -67,6 +67,7 @@ RUN = (
         "Continue an interrupted run, start if there is none, keep a complete one. With "
         "--overwrite: run again if settings or inputs changed.",
     ),
+    option("--update", "Both: bring --out up to date, as a rule of a Makefile."),
     JSON,
     QUIET,
     DEBUG,
@@ -124,6 +125,8 @@ class Command:
             if given.pop("print_config"):
                 _print_config(config, origins, flags_of(self.schema, self.parameters))
                 return
+        if given.pop("update", False):
+            given["overwrite"] = given["resume"] = True
         name = {"eval": "evaluate"}.get(self.name, self.name.replace("-", "_"))
         with ended_by_interrupt():
             stage = import_module(f"smtkit.stages.{name}")

@@ -23,8 +23,10 @@ from smtkit.cli.command import (
     run,
 )
 from smtkit.cli.export import EXPORT
+from smtkit.cli.init import INIT
 from smtkit.cli.options import ARTIFACTS, argument, option
 from smtkit.cli.plain import plain
+from smtkit.cli.status import STATUS
 from smtkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -196,4 +198,6 @@ COMMANDS = (
         ("smtkit inspect tokens --rows 5", "smtkit inspect rnn --verify"),
         _inspect,
     ),
+    INIT,
+    STATUS,
 )

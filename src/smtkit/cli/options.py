@@ -19,9 +19,9 @@ Flags = dict[str, str]
 """Config key, or name of an option that is no setting, to its flag."""
 
 
-def argument(name: str, metavar: str, help: str) -> Parameter:
+def argument(name: str, metavar: str, help: str, type_: Any = str) -> Parameter:
     """A required positional argument."""
-    return _parameter(name, str, Parameter.empty, typer.Argument(metavar=metavar, help=help))
+    return _parameter(name, type_, Parameter.empty, typer.Argument(metavar=metavar, help=help))
 
 
 def option(

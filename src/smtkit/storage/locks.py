@@ -64,3 +64,20 @@ class DirectoryLock:
         with contextlib.suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(self._file), self._path.stat())
         return False
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a process holds a lock on `directory`, shared or not."""
+    try:
+        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False

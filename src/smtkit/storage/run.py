@@ -36,7 +36,9 @@ class Existing(TypedDict, total=False):
     overwrite: bool
     """It may be replaced."""
     resume: bool
-    """It is kept if it is finished, and continued if it is not."""
+    """It is kept if it is finished, and continued if it is not. With both, one of other settings or
+    inputs is replaced, and one that is kept is marked as up to date: its manifest gets the time of
+    now."""
 
 
 class Run:
@@ -248,6 +250,8 @@ class Run:
         difference = self._record.difference_from({**made, **committed.identity})
         self._refuse(difference)
         self.finished = None if difference else committed
+        if self.finished and self._overwrite:
+            self._store.mark()
         return self.finished is not None
 
     def _difference_from(self, run: Path) -> str | None:

@@ -104,6 +104,11 @@ class LocalStore:
         """Replaces the manifest atomically."""
         write_atomically(self.directory / MANIFEST, manifest.text())
 
+    def mark(self) -> None:
+        """Sets the time of the manifest to now, for `make`. A read-only one keeps its time."""
+        with contextlib.suppress(OSError):
+            (self.directory / MANIFEST).touch()
+
     def collect(self, names: set[str], unfinished: Iterable[Path] = ()) -> None:
         """Removes all files of runs but `names` and those of `unfinished` runs. What cannot be
         removed is left to the next run on this artifact. Links are removed, not followed."""
@@ -227,6 +232,9 @@ class RemoteStore(LocalStore):
         self._remote.replace(draft, MANIFEST)
         self._remove_all_but({entry.name for entry in manifest.files}, set())
         self._remote.remove_directory(f"{self._folder}.work")
+
+    def mark(self) -> None:
+        """Objects at a URI keep their time."""
 
     def collect(self, names: set[str], unfinished: Iterable[Path] = ()) -> None:
         """Empties the staging directory."""
