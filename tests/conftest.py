@@ -1,10 +1,8 @@
 """Tiny configs, and artifacts that are built once a session through the stages' Python API."""
 
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +38,7 @@ from smtkit.labels.writer import write_labels
 from smtkit.networks.architecture import Architecture
 from smtkit.stages import extract_labels, synthesize, tokenize, train_encoder, train_rnn
 from smtkit.storage.manifest import METRICS
+from subprocesses import python
 
 # A deadline would be an assertion on the clock.
 hypothesis.settings.register_profile("smtkit", deadline=None, max_examples=50, derandomize=True)
@@ -396,18 +395,7 @@ def on_ranks(count: int, *jobs: tuple[str, Config, Any]) -> str:
         (stage, type(config).__name__, config.model_dump(exclude_unset=True), arguments)
         for stage, config, *arguments in jobs
     ]
-    process = subprocess.run(
-        [
-            sys.executable,
-            Path(__file__).with_name("ranks.py"),
-            str(count),
-            json.dumps(content, default=str),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    ranks = Path(__file__).with_name("ranks.py")
+    process = python(ranks, count, json.dumps(content, default=str))
     assert process.returncode == 0, process.stderr
     return process.stdout

@@ -4,8 +4,6 @@ import csv
 import gzip
 import json
 import random
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -117,11 +115,6 @@ def split_texts(artifact: Artifact, split: str) -> list[str]:
 
 def everything_below(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
-
-
-def smtkit(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "smtkit.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, check=False, **options)
 
 
 def many_texts(count: int = 60) -> list[str]:

@@ -1,10 +1,7 @@
 """Exit codes other than 0 and 2, each with one line; `--debug` adds the traceback."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,6 +9,7 @@ from conftest import Command
 from smtkit.config import GenerateConfig
 from smtkit.storage.manifest import Kind
 from smtkit.storage.run import Run
+from subprocesses import smtkit
 
 
 def artifact_of(kind: Kind, out: Path) -> Path:
@@ -20,11 +18,6 @@ def artifact_of(kind: Kind, out: Path) -> Path:
         run.add("data")
         run.commit({"answer": 42})
     return out
-
-
-def in_new_process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "smtkit.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 @pytest.mark.parametrize(
@@ -139,8 +132,8 @@ def test_an_output_that_may_not_be_written_is_named(
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
-    result = in_new_process("inspect", missing, "--debug")
+    result = smtkit("inspect", missing, "--debug")
     assert result.returncode != 0
     assert "Traceback (most recent call last)" in result.stderr
     assert f"{missing}: no such artifact" in result.stderr
-    assert "Traceback" not in in_new_process("inspect", missing).stderr
+    assert "Traceback" not in smtkit("inspect", missing).stderr

@@ -3,8 +3,6 @@
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,10 @@ from conftest import Command
 from smtkit.cli.commands import COMMANDS
 from smtkit.cli.program import app
 from smtkit.config.settings import as_text, settings_of
+from subprocesses import python
+from subprocesses import smtkit as run_smtkit
 
 NAMES = [declared.name for declared in COMMANDS]
-
-
-def in_new_process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "smtkit.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 def test_every_stage_has_a_command() -> None:
@@ -86,13 +81,7 @@ def test_help_and_usage_errors_import_neither_torch_nor_pyarrow(
         "        pass\n"
     )
     check = f"\nprint('found', [name for name in {heavy} if name in sys.modules])\n"
-    result = subprocess.run(
-        [sys.executable, "-c", setup + program + check],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-    )
+    result = python("-c", setup + program + check, cwd=tmp_path)
     assert result.stdout.endswith("found []\n")
 
 
@@ -192,7 +181,7 @@ def test_help_names_flags_in_place_of_config_keys(command: Command) -> None:
 
 
 def test_completion_prints_a_script_for_the_shell() -> None:
-    result = in_new_process(
+    result = run_smtkit(
         "--show-completion",
         "bash",
         env={**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
@@ -217,6 +206,6 @@ def test_the_shell_completes_commands_flags_and_choices(words: str, expected: se
         "COMP_WORDS": words,
         "COMP_CWORD": str(len(words.split(" ")) - 1),
     }
-    result = in_new_process(env=environment)
+    result = run_smtkit(env=environment)
     assert result.returncode == 0
     assert set(result.stdout.split()) == expected

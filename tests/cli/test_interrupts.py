@@ -2,14 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from smtkit.cli.startup import ended_by_interrupt
+from subprocesses import python
 
 # Sends SIGINT to this process when `module` is imported, inside a handler that loses exceptions as
 # the initialisation of extension modules does.
@@ -35,13 +34,7 @@ main()
 @pytest.mark.parametrize("module", ["typer", "pydantic", "numpy", "pyarrow", "torch", "rich.table"])
 def test_an_interrupt_within_an_import_ends_the_process(module: str, tmp_path: Path) -> None:
     command = ["train-encoder", str(tmp_path / "missing"), "--out", "out", "--max-steps", "1"]
-    process = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_IMPORT, module, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
+    process = python("-c", INTERRUPTED_IMPORT, module, *command, cwd=tmp_path)
     assert (process.returncode, process.stdout, process.stderr) == (130, "", "")
 
 

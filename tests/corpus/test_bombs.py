@@ -2,8 +2,6 @@
 
 import contextlib
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +14,7 @@ from smtkit.corpus.limits import Limits
 from smtkit.corpus.parquet_column import column_values
 from smtkit.corpus.parquet_pages import DICTIONARY, pages
 from smtkit.errors import InputOutputError, UsageError
+from subprocesses import measured, needs_peak
 
 FITS = {
     "many objects of JSON under the bound",
@@ -23,39 +22,7 @@ FITS = {
     "field of CSV with an emoji",
     "picture that fits",
 }
-SECONDS = 120
-ADDRESS_SPACE = 4 * 2**30  # what is mapped but never touched counts, too
-
-needs_peak = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="the kernel tells no peak"
-)
-RUN = """
-import resource, sys
-limit = int(sys.argv.pop(1))
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-from pathlib import Path
-from smtkit.cli.app import main
-code = None
-try:
-    main()
-except SystemExit as end:
-    code = end.code
-status = Path("/proc/self/status").read_text()
-print(code, next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
-"""
-
-
-def code_peak_and_error(*arguments: object) -> tuple[int, int, str]:
-    """Exit code, peak memory in bytes, and stderr of a command."""
-    result = subprocess.run(
-        [sys.executable, "-c", RUN, str(ADDRESS_SPACE), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=SECONDS,
-    )
-    code, peak = map(int, result.stdout.split())
-    return code, peak * 1024, result.stderr
+ADDRESS_SPACE = 4 * 2**30
 
 
 QUICK = (
@@ -78,16 +45,15 @@ def test_memory_stays_under_a_gibibyte(tmp_path: Path, name: str) -> None:
     write(tmp_path / file)
     is_text = file.endswith((".gz", ".csv", ".parquet")) and "idx3" not in file
     tokenizer = "char" if is_text else "pixel"
-    code, peak, error = code_peak_and_error(
-        "tokenize", tmp_path / file, "--out", tmp_path / "out", "-q", "--tokenizer", tokenizer
-    )
-    assert code == (0 if name in FITS else 74), error
-    assert peak < 2**30
-    if code:
-        assert error.startswith(f"smtkit: {tmp_path / file}")
-        assert error.count("\n") == 1
+    arguments = ("--out", tmp_path / "out", "-q", "--tokenizer", tokenizer)
+    result = measured("tokenize", tmp_path / file, *arguments, address_space=ADDRESS_SPACE)
+    assert result.code == (0 if name in FITS else 74), result.stderr
+    assert result.peak < 2**30
+    if result.code:
+        assert result.stderr.startswith(f"smtkit: {tmp_path / file}")
+        assert result.stderr.count("\n") == 1
         reasons = ("(--max-value-bytes allows", "(--max-expansion allows", "exceeds limit of")
-        assert any(reason in error for reason in reasons), error
+        assert any(reason in result.stderr for reason in reasons), result.stderr
 
 
 @needs_peak
@@ -98,9 +64,9 @@ def test_memory_does_not_grow_with_the_threads_that_read(tmp_path: Path) -> None
     for number in range(4):
         write(tmp_path / "in" / f"{number}-{file}")
     arguments = ("--out", tmp_path / "out", "--quiet", "--workers", 4, "--tokenizer", "char")
-    code, peak, error = code_peak_and_error("tokenize", tmp_path / "in", *arguments)
-    assert code == 0, error
-    assert peak < 2**30
+    result = measured("tokenize", tmp_path / "in", *arguments, address_space=ADDRESS_SPACE)
+    assert result.code == 0, result.stderr
+    assert result.peak < 2**30
 
 
 def texts(seed: int, count: int, longest: int, distinct: int) -> list[str | None]:

@@ -18,7 +18,6 @@ from corpora import (
     jsonl_of,
     parquet_of,
     run,
-    smtkit,
     source_of,
     split_texts,
     write_plain,
@@ -28,6 +27,7 @@ from smtkit.corpus.files import BLOCK_BYTES, Reader
 from smtkit.corpus.formats import Document, TextSource
 from smtkit.errors import InputOutputError, SmtkitError
 from smtkit.storage.artifact import Artifact
+from subprocesses import smtkit
 
 
 def torn_column() -> pa.Array:
@@ -168,9 +168,9 @@ def test_rows_that_are_all_broken_are_no_text(command: Command, tmp_path: Path) 
 def test_a_broken_row_of_standard_input_is_named_without_the_temporary_file(tmp_path: Path) -> None:
     content = jsonl_of(b'{"text": null}')
     out = tmp_path / "out"
-    result = smtkit("tokenize", "-", "--format", "jsonl", "--out", out, input=content)
+    result = smtkit("tokenize", "-", "--format", "jsonl", "--out", out, input=content.decode())
     assert result.returncode == 74
-    (line,) = result.stderr.decode().splitlines()
+    (line,) = result.stderr.splitlines()
     assert "row 3: text is null" in line
     assert str(tmp_path) not in line, "the user does not know the file it is spooled to"
     assert everything_below(tmp_path) == []

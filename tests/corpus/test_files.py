@@ -4,8 +4,7 @@ import gzip
 import io
 import os
 import random
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +23,6 @@ from corpora import (
     many_texts,
     parquet_of,
     run,
-    smtkit,
     some_text,
     split_texts,
     write_plain,
@@ -35,6 +33,7 @@ from smtkit.errors import InputOutputError
 from smtkit.stages import tokenize
 from smtkit.storage.artifact import Artifact
 from smtkit.training.progress import Silent
+from subprocesses import measured, needs_peak, smtkit
 
 
 @pytest.mark.parametrize("start", [b"", b"\x1f", b"\x1f\x8b", b"(\xb5/", b"abc"])
@@ -47,7 +46,7 @@ def test_standard_input_that_only_begins_like_a_compressed_one_is_plain(
 
 def test_standard_input_that_ends_too_early_is_named(tmp_path: Path) -> None:
     packed = gzip.compress(random.Random(0).randbytes(10_000))[:-100]
-    result = smtkit("tokenize", "-", "--out", tmp_path / "out", "--quiet", input=packed)
+    result = smtkit("tokenize", "-", "--out", tmp_path / "out", "--quiet", input=packed, text=False)
     assert result.returncode == 74
     assert result.stderr.decode() == "smtkit: -: truncated: the compressed data end too early\n"
     assert not (tmp_path / "out").exists()
@@ -241,39 +240,19 @@ def write_bomb(path: Path, byte: bytes, size: int) -> Path:
     return path
 
 
-PEAK = """
-import sys
-from pathlib import Path
-from smtkit.cli.app import main
-code = None
-try:
-    main()
-except SystemExit as end:
-    code = end.code
-status = Path("/proc/self/status").read_text()
-print(code, next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
-"""
-
-
-def code_and_peak_megabytes(path: Path, out: Path) -> tuple[int, float, str]:
-    arguments = ["tokenize", str(path), "--out", str(out), "--quiet", "--tokenizer", "char"]
-    command = [sys.executable, "-c", PEAK, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    code, peak = result.stdout.split()
-    return int(code), int(peak) / 1024, result.stderr
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel tells no peak")
+@needs_peak
 def test_a_bomb_stops_at_the_bound_with_little_memory(tmp_path: Path) -> None:
+    flags = ("--out", tmp_path / "out", "--quiet", "--tokenizer", "char")
     write_plain(tmp_path / "small.txt", ["small"])
-    _, least, _ = code_and_peak_megabytes(tmp_path / "small.txt", tmp_path / "small")
+    least = measured("tokenize", tmp_path / "small.txt", *flags).peak
+    shutil.rmtree(tmp_path / "out")
     for name, byte in (("zeros.txt.zst", b"\0"), ("lines.txt.gz", b"\n")):
         bomb = write_bomb(tmp_path / name, byte, 160 * MIB)
-        code, peak, message = code_and_peak_megabytes(bomb, tmp_path / "out")
-        assert code == 74
-        assert message.startswith(f"smtkit: {bomb}: expands to more than 200 times its size")
-        assert "--max-expansion" in message
-        assert peak - least < 30
+        result = measured("tokenize", bomb, *flags)
+        assert result.code == 74
+        assert result.stderr.startswith(f"smtkit: {bomb}: expands to more than 200 times its size")
+        assert "--max-expansion" in result.stderr
+        assert result.peak - least < 30 * MIB
         assert not (tmp_path / "out").exists()
 
 

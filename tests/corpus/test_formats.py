@@ -16,7 +16,6 @@ from corpora import (
     gz,
     many_texts,
     run,
-    smtkit,
     some_text,
     source_of,
     split_texts,
@@ -27,6 +26,7 @@ from corpora import (
 )
 from smtkit.corpus.splits import SPLITS
 from smtkit.storage.artifact import Artifact
+from subprocesses import smtkit
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "char", "sentencepiece"])
@@ -51,7 +51,8 @@ def test_a_text_has_the_same_tokens_in_every_format_and_compression(
     flags = ["--tokenizer", tokenizer, *size, "--quiet"]
     for name, path in (("plain", plain), ("gz", gz(plain)), ("zst", zst(plain))):
         out = tmp_path / f"out-stdin-{name}"
-        piped = smtkit("tokenize", "-", "--out", out, *flags, input=path.read_bytes())
+        content = path.read_bytes()
+        piped = smtkit("tokenize", "-", "--out", out, *flags, input=content, text=False)
         assert piped.returncode == 0
         digests[f"stdin {name}"] = Artifact.open(out).manifest.digest
         assert not list(out.rglob("stdin*"))
@@ -129,7 +130,7 @@ def test_rows_can_be_read_as_text(tmp_path: Path) -> None:
 
 def test_rows_come_from_standard_input(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", many_texts())
-    content = (tmp_path / "rows.jsonl").read_bytes()
+    content = (tmp_path / "rows.jsonl").read_text()
     out = tmp_path / "out"
     result = smtkit("tokenize", "-", "--format", "jsonl", "--out", out, "-q", input=content)
     assert result.returncode == 0, result.stderr

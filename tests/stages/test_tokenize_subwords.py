@@ -10,7 +10,6 @@ import math
 import shlex
 import statistics
 import subprocess
-import sys
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,6 +34,7 @@ from smtkit.corpus.text_corpus import TextCorpus
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.stages import evaluate, extract_labels, generate, tokenize
 from smtkit.storage.artifact import Artifact
+from subprocesses import smtkit
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """What sentencepiece writes for a space; here also a character of the text."""
@@ -71,12 +71,6 @@ def model_of(artifact: Artifact) -> bytes:
 def pieces_of(model: bytes) -> list[str]:
     processor = processor_of(model)
     return [processor.id_to_piece(token) for token in range(processor.vocab_size())]
-
-
-def smtkit_tokenize(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """In its own process: sentencepiece writes to the stream itself, not through Python."""
-    command = [sys.executable, "-m", "smtkit.cli", "tokenize", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def line_of(result: subprocess.CompletedProcess[str]) -> str:
@@ -211,7 +205,7 @@ def test_a_model_is_not_trained_on_a_given_test(tmp_path: Path) -> None:
 def test_a_vocabulary_that_is_too_large_is_one_line(tmp_path: Path, model_type: str) -> None:
     (tmp_path / "text.txt").write_text("a few words and no more\n" * 20)
     flags = ["--tokenizer", "sentencepiece", "--vocab-size", 5000, "--model-type", model_type, "-q"]
-    result = smtkit_tokenize(tmp_path / "text.txt", "--out", tmp_path / "out", *flags)
+    result = smtkit("tokenize", tmp_path / "text.txt", "--out", tmp_path / "out", *flags)
     assert result.returncode == 2
     assert line_of(result).startswith("--vocab-size 5000: Vocabulary size too high")
     assert not (tmp_path / "out").exists()
@@ -306,7 +300,7 @@ def test_a_file_that_is_no_model_is_one_line(tmp_path: Path, content: bytes | st
     elif content:
         path.mkdir()
     flags = ["--tokenizer", "sentencepiece", "--tokenizer-model", path, "-q"]
-    result = smtkit_tokenize(tmp_path / "text.txt", "--out", tmp_path / "out", *flags)
+    result = smtkit("tokenize", tmp_path / "text.txt", "--out", tmp_path / "out", *flags)
     assert result.returncode == 2
     assert line_of(result).startswith(f"--tokenizer-model {path}: ")
     assert not (tmp_path / "out").exists()

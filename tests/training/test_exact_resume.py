@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from smtkit.errors import ArtifactError, InterruptedRunError, UsageError
 from smtkit.stages import extract_labels, train_encoder, train_rnn
 from smtkit.storage.artifact import Artifact
 from smtkit.training.interrupts import stop_signals
+from subprocesses import python
 
 
 @pytest.mark.parametrize("stopped_at", [2, 4, 10])
@@ -102,7 +101,7 @@ train_encoder.run(config, sys.argv[2], sys.argv[3], progress=Killer())
 def test_a_process_ended_by_sigkill_resumes_bit_equal(pipeline, tmp_path):
     config = encoder_config()
     arguments = [config.model_dump_json(), str(pipeline.tokens), str(tmp_path)]
-    process = subprocess.run([sys.executable, "-c", _RUN_AND_KILL, *arguments], check=False)
+    process = python("-c", _RUN_AND_KILL, *arguments)
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "manifest.json").exists()
     train_encoder.run(config, pipeline.tokens, tmp_path, resume=True)

@@ -1,8 +1,5 @@
 """Gradients on several ranks: DDP and FSDP against sums made by hand and against one rank."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,20 +11,14 @@ from torch import Tensor
 
 from conftest import encoder_config, model_bytes, on_ranks, rnn_config
 from smtkit.config import Config
+from subprocesses import python
 
 Results = dict[tuple[int, str, int], list[Any]]
 
 
 def torchrun(ranks: int, out: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    process = subprocess.run(
-        [sys.executable, *launcher, toy.__file__, str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    process = python(*launcher, toy.__file__, out)
     assert process.returncode == 0, process.stderr
 
 
