@@ -22,6 +22,7 @@ from smtkit.cli.command import (
     on_ranks,
     run,
 )
+from smtkit.cli.doctor import DOCTOR
 from smtkit.cli.export import EXPORT
 from smtkit.cli.init import INIT
 from smtkit.cli.options import ARTIFACTS, argument, option
@@ -200,4 +201,5 @@ COMMANDS = (
     ),
     INIT,
     STATUS,
+    DOCTOR,
 )

@@ -32,7 +32,7 @@ def staging(remote: Remote) -> Path:
     key = unquote(parts.netloc.rpartition("@")[2] + parts.path).rstrip("/")
     endpoint = parse_qs(parts.query).get("endpoint_override", [""])[0]
     uri = f"{parts.scheme}://{key}" + (f"?endpoint_override={endpoint}" if endpoint else "")
-    return _root() / "staging" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    return cache_directory() / "staging" / hashlib.sha256(uri.encode()).hexdigest()[:16]
 
 
 def fetch(
@@ -118,10 +118,10 @@ def _is_verified(path: Path, entry: FileEntry) -> bool:
 
 
 def _path(entry: FileEntry) -> Path:
-    return _root() / "files" / entry.xxh3 / entry.logical_name
+    return cache_directory() / "files" / entry.xxh3 / entry.logical_name
 
 
-def _root() -> Path:
+def cache_directory() -> Path:
     text = os.environ.get("SMTKIT_CACHE") or "~/.cache/smtkit"
     if "://" in text:
         raise UsageError(f"SMTKIT_CACHE is {text}, expected a path")
