@@ -27,6 +27,7 @@ from smtkit.cli.export import EXPORT
 from smtkit.cli.init import INIT
 from smtkit.cli.options import ARTIFACTS, argument, option
 from smtkit.cli.plain import plain
+from smtkit.cli.plan import PLAN
 from smtkit.cli.status import STATUS
 from smtkit.errors import UsageError
 
@@ -201,5 +202,6 @@ COMMANDS = (
     ),
     INIT,
     STATUS,
+    PLAN,
     DOCTOR,
 )

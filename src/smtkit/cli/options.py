@@ -24,6 +24,11 @@ def argument(name: str, metavar: str, help: str, type_: Any = str) -> Parameter:
     return _parameter(name, type_, Parameter.empty, typer.Argument(metavar=metavar, help=help))
 
 
+def arguments(name: str, metavar: str, help: str) -> Parameter:
+    """One or more positional arguments."""
+    return argument(name, metavar, help, list[str])
+
+
 def option(
     names: str, help: str, type_: Any = None, default: Any = None, section: str = RUN, **more: Any
 ) -> Parameter:
