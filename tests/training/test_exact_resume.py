@@ -234,16 +234,24 @@ def test_a_damaged_checkpoint_is_refused(pipeline, tmp_path):
         train_rnn.run(rnn_config(), pipeline.labels, tmp_path, resume=True)
 
 
-def test_a_committed_run_leaves_no_checkpoint_behind(pipeline):
+def test_a_committed_run_keeps_its_last_checkpoint_alone(pipeline):
     names = {path.name for path in pipeline.encoder.glob("run-*/*")}
 
-    assert names == {"model.safetensors", "tokenizer.json", "metrics.jsonl"}
+    assert names == {
+        "model.safetensors",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "checkpoint.json",
+        "checkpoint-000000012.safetensors",
+    }
+    assert {entry.logical_name for entry in Artifact.open(pipeline.encoder).manifest.files} == names
 
 
 def test_a_stopped_run_with_overwrite_resumes(pipeline, tmp_path):
     """Even if the artifact that it replaces is complete and has the same config."""
     config = encoder_config()
     train_encoder.run(config, pipeline.tokens, tmp_path)
+    (finished,) = tmp_path.glob("run-*")
     with pytest.raises(KilledError):
         train_encoder.run(
             config,
@@ -252,7 +260,7 @@ def test_a_stopped_run_with_overwrite_resumes(pipeline, tmp_path):
             overwrite=True,
             progress=Trap("training", 10, kill),
         )
-    (unfinished,) = tmp_path.glob("run-*/checkpoint.json")
+    (unfinished,) = set(tmp_path.glob("run-*")) - {finished}
     train_encoder.run(config, pipeline.tokens, tmp_path, overwrite=True, resume=True)
-    assert [folder.name for folder in tmp_path.glob("run-*")] == [unfinished.parent.name]
+    assert [folder.name for folder in tmp_path.glob("run-*")] == [unfinished.name]
     assert model_bytes(tmp_path) == model_bytes(pipeline.encoder)

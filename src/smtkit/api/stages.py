@@ -94,13 +94,15 @@ def train_encoder(
     tokens: PathOrURI,
     out: PathOrURI,
     *,
+    init: PathOrURI | None = None,
     config: Settings = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Manifest:
-    """Trains a teacher on the artifact `tokens`; writes the `encoder` artifact `out`.
+    """Trains a teacher on the artifact `tokens`; writes the `encoder` artifact `out`. `init`: the
+    encoder whose weights it starts from.
 
     Settings: those of `smtkit train-encoder`, as `max_steps=1000, encoder={"slots": 8}`. Raises
     UsageError, ArtifactError, NonFiniteLossError, InterruptedRunError.
@@ -109,6 +111,7 @@ def train_encoder(
         _resolve(schemas.TrainEncoderConfig, config, settings),
         tokens,
         out,
+        init=init,
         progress=progress or Warnings(),
         overwrite=overwrite,
         resume=resume,

@@ -64,7 +64,7 @@ RUN = (
     OVERWRITE,
     option(
         "--resume",
-        "Continue an interrupted run, start if there is none, keep a complete one. With "
+        "Continue an interrupted run, or a complete one for longer; start if there is none. With "
         "--overwrite: run again if settings or inputs changed.",
     ),
     option("--update", "Both: bring --out up to date, as a rule of a Makefile."),

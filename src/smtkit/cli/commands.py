@@ -110,7 +110,13 @@ COMMANDS = (
     Command(
         "train-encoder",
         schemas.TrainEncoderConfig,
-        (argument("tokens", "TOKENS", "Tokens artifact."), OUT, *RUN, *RANKS),
+        (
+            argument("tokens", "TOKENS", "Tokens artifact."),
+            OUT,
+            option("--init ENCODER", "Encoder artifact to start from.", section=ARTIFACTS),
+            *RUN,
+            *RANKS,
+        ),
         (
             "smtkit train-encoder tokens --out encoder --max-steps 1000",
             "smtkit train-encoder tokens --out encoder --config encoder.toml --nproc 2",

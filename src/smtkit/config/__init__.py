@@ -1,6 +1,6 @@
 """Settings: one schema per stage, and `resolve`, which fills one in."""
 
-from smtkit.config.base import RUNTIME_KEYS, Config, Device, Flag, Seed, flatten
+from smtkit.config.base import LIMITS, RUNTIME_KEYS, Config, Device, Flag, Seed, flatten
 from smtkit.config.corpus import PixelConfig, SynthesizeConfig, TokenizeConfig
 from smtkit.config.evaluation import EvaluateConfig, ExportConfig, GenerateConfig
 from smtkit.config.layering import layer, resolve

@@ -40,10 +40,15 @@ RUNTIME_KEYS = frozenset(
         "data.readers",
         "training.log_every",
         "training.checkpoint_every",
+        "training.keep_state",
         "training.sharding",
     }
 )
 """Keys that do not change what a run computes: a resumed run may set them differently."""
+
+
+LIMITS = frozenset({"training.max_steps", "training.max_seconds"})
+"""Keys that end a run: a resumed run may raise or remove them, and goes on from where it ended."""
 
 
 class Config(BaseModel):

@@ -51,13 +51,16 @@ class TrainingConfig(Config):
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient; a longer gradient is scaled down to it."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """Learning rate after the warm-up; `cosine` decays it to zero."""
+    """Learning rate after the warm-up; `cosine` decays it to zero at the end of the run. A run that
+    goes on for longer has, from there on, the learning rate of a run of that length."""
     warmup_steps: NonNegative = 50
     """Updates over which the learning rate grows linearly to its peak."""
     max_steps: Annotated[Positive | None, Flag()] = None
-    """Number of updates after which training ends; unset: no limit."""
+    """Number of updates after which training ends; unset: no limit. With `resume`, a run goes on to
+    a larger number, also if it is finished."""
     max_seconds: Annotated[Annotated[float, Field(gt=0)] | None, Flag()] = None
-    """Seconds of training, without validations, after which training ends; unset: no limit."""
+    """Seconds of training, without validations, after which training ends; unset: no limit. With
+    `resume`, a run goes on to a larger number, also if it is finished."""
     clock: Literal["wall", "cpu"] = "wall"
     """Seconds of wall time, or of CPU time of all threads of this process. CPU time does not depend
     on what else the machine runs."""
@@ -81,6 +84,9 @@ class TrainingConfig(Config):
     """Windows per validation. Raise it for smaller standard errors."""
     checkpoint_every: Positive = 200
     """Updates between two checkpoints."""
+    keep_state: bool = True
+    """Keep the last checkpoint in the artifact, so that `resume` can go on for longer. It is three
+    times as large as the weights; turn it off to save that."""
 
     def micro_batch(self, ranks: int = 1) -> int:
         """Windows per forward pass of one rank. Raises UsageError if that is not an integer."""

@@ -1,6 +1,10 @@
 """The networks of artifacts, for inference."""
 
-from smtkit.errors import ArtifactError
+from collections.abc import Sequence
+
+from smtkit.config import Config
+from smtkit.errors import ArtifactError, UsageError
+from smtkit.networks.architecture import Architecture
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import LabelTeacher, Teacher
 from smtkit.storage.artifact import Artifact
@@ -31,3 +35,15 @@ def load_label_teacher(labels: Artifact) -> LabelTeacher:
 def load_rnn(rnn: Artifact) -> RecurrentNetwork:
     """The network of an `rnn` artifact. Raises ArtifactError."""
     return RecurrentNetwork.load_from(rnn).eval().requires_grad_(False)
+
+
+def check_parts(config: Config, found: Architecture, parts: Sequence[str], why: str) -> None:
+    """Raises UsageError where the config sets a key of `parts` to another value than `found`."""
+    for part in parts:
+        for key, wanted in getattr(config, part).model_dump(exclude_unset=True).items():
+            value = getattr(getattr(found, part), key)
+            if wanted != value:
+                raise UsageError(
+                    f"`{part}.{key}` = {wanted!r}: {why} {part} whose {key} is {value!r}",
+                    f"leave `{part}.{key}` out",
+                )

@@ -5,10 +5,11 @@ from typing import Any, Unpack
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from smtkit import IGNORE
 from smtkit.config import TrainEncoderConfig
-from smtkit.corpus.stored_tokenizer import load_tokenizer
+from smtkit.corpus.stored_tokenizer import check_tokenizers, check_vocabulary, load_tokenizer
 from smtkit.corpus.windows import WindowReader, check_fit, open_windows
 from smtkit.errors import UsageError
 from smtkit.evaluation.free_running import FreeRunning
@@ -16,10 +17,11 @@ from smtkit.evaluation.sufficiency import PairSampler, SufficiencyMeasure, offse
 from smtkit.methods.bptt import SequenceSampler
 from smtkit.methods.predictive_state import PredictiveState, TeacherSampler
 from smtkit.networks.architecture import Architecture
+from smtkit.networks.loading import check_parts, load_teacher
 from smtkit.networks.teacher import Teacher
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.location import PathOrURI
-from smtkit.storage.manifest import METRICS, Manifest
+from smtkit.storage.manifest import Manifest
 from smtkit.storage.run import Existing
 from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
@@ -27,6 +29,8 @@ from smtkit.training.loop import Trainer
 from smtkit.training.progress import Progress, Silent
 from smtkit.training.protocols import Validation
 
+_PARTS = ("encoder", "decoder", "cell", "readout")
+"""Sections of the config that describe the network."""
 _UNIGRAM_WINDOWS = 4096
 _NEAR_UNIGRAM = 0.95  # decoding nll, as a share of the unigram's
 _LEAST_SHARE = 0.75  # of what full context predicts, to be predicted from memory
@@ -37,30 +41,38 @@ def run(
     tokens: PathOrURI,
     out: PathOrURI,
     *,
+    init: PathOrURI | None = None,
     progress: Progress | None = None,
     **existing: Unpack[Existing],
 ) -> Manifest:
     """Trains encoder, decoder, readout and co-trained transition on the artifact `tokens`.
 
-    Under torchrun, the ranks train one teacher together.
+    The weights start from the `encoder` artifact `init`, or from random numbers. Under torchrun,
+    the ranks train one teacher together.
 
-    Raises ArtifactError (not tokens, an empty split), UsageError, NonFiniteLossError,
-    InterruptedRunError.
+    Raises ArtifactError (not tokens, an empty split, `init` of another tokenizer), UsageError,
+    NonFiniteLossError, InterruptedRunError.
     """
     ranks = join(config.device)
     _check_uniformity_group(config, ranks.size)
     data = Artifact.open(tokens, "tokens")
     tokenizer = load_tokenizer(data)
-    with SharedRun(ranks, out, "encoder", config, [data], **existing) as artifact:
+    parents = [data]
+    if init is not None:
+        parents.append(Artifact.open(init, "encoder"))
+        check_tokenizers(parents[1], data)
+    with SharedRun(ranks, out, "encoder", config, parents, **existing) as artifact:
         if artifact.finished:
             return artifact.finished
         windows = _open_windows(config, data, "train")
         if config.data.window is not None:
             check_fit(windows, f"data.window = {config.data.window}", "train")
         torch.manual_seed(config.seed)
-        teacher = Teacher(
-            Architecture.of_teacher(config, tokenizer.vocabulary_size, windows.window)
-        )
+        if init is None:
+            vocabulary_size = tokenizer.vocabulary_size
+            teacher = Teacher(Architecture.of_teacher(config, vocabulary_size, windows.window))
+        else:
+            teacher, config = _further(config, parents[1], windows.window)
         unigram_nll = _unigram_nll(windows)
         method = PredictiveState(teacher, config.objective, unigram_nll)
         trainer = Trainer(
@@ -80,9 +92,27 @@ def run(
                 (progress or Silent()).warn(warning)
             tokenizer.save(artifact)
             teacher.save(artifact.directory / MODEL, weights)
-            for name in (MODEL, METRICS):
+            for name in (MODEL, *trainer.files()):
                 artifact.add(name)
-        return artifact.commit({**trainer.statistics(), "validation": validated})
+        return artifact.commit({**trainer.statistics(), "validation": validated}, config)
+
+
+def _further(
+    config: TrainEncoderConfig, initial: Artifact, window: int
+) -> tuple[Teacher, TrainEncoderConfig]:
+    """The teacher of `initial`, to be trained on windows of `window` tokens, and the settings with
+    its architecture. Raises UsageError where the settings ask for another one."""
+    found = load_teacher(initial)
+    check_vocabulary(initial, found.architecture.vocabulary_size)
+    check_parts(config, found.architecture, _PARTS, f"`init` {initial.directory} has a")
+    teacher = Teacher(found.architecture.model_copy(update={"window": window}))
+    teacher.load_state_dict(found.state_dict())
+    parts = {part: getattr(found.architecture, part).model_dump() for part in _PARTS}
+    try:
+        return teacher, TrainEncoderConfig(**{**config.model_dump(), **parts})
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UsageError(f"`init` {initial.directory}: {reason}") from None
 
 
 def _check_uniformity_group(config: TrainEncoderConfig, ranks: int) -> None:

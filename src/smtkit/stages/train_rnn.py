@@ -19,12 +19,12 @@ from smtkit.methods.smt import SupervisedMemoryTraining, TransitionSampler
 from smtkit.methods.transitions import overfitting_warning
 from smtkit.networks.architecture import Architecture
 from smtkit.networks.decoder import DecoderReadout
-from smtkit.networks.loading import load_label_teacher, load_rnn
+from smtkit.networks.loading import check_parts, load_label_teacher, load_rnn
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.networks.teacher import LabelTeacher
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.location import PathOrURI
-from smtkit.storage.manifest import METRICS, Manifest
+from smtkit.storage.manifest import Manifest
 from smtkit.storage.run import Existing
 from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
@@ -83,7 +83,7 @@ def run(
         if ranks.is_first:
             load_tokenizer(data).save(artifact)
             training.network.save(artifact.directory / MODEL, weights)
-            for name in (MODEL, METRICS):
+            for name in (MODEL, *trainer.files()):
                 artifact.add(name)
         # Labels or `init` may have determined parts of the network: record the trained one.
         parts = {part: getattr(training.network.architecture, part) for part in _PARTS}
@@ -222,7 +222,7 @@ def _load_initial(config: TrainRnnConfig, initial: Artifact, window: int) -> Rec
     """The network of `initial`, to be trained on windows of `window` tokens."""
     network = load_rnn(initial)
     check_vocabulary(initial, network.architecture.vocabulary_size)
-    _check_parts(config, network.architecture, _PARTS, f"`init` {initial.directory} has a")
+    check_parts(config, network.architecture, _PARTS, f"`init` {initial.directory} has a")
     network.architecture = network.architecture.model_copy(update={"window": window})
     return network.train().requires_grad_(True)
 
@@ -234,10 +234,10 @@ def _new_network(config: TrainRnnConfig, teacher: LabelTeacher, window: int) -> 
     `init_from_labels` transition and readout start from the co-trained ones.
     """
     cotrained, found = config.init_from_labels, teacher.architecture
-    _check_parts(config, found, ("memory", "decoder"), "the labels are of a")
+    check_parts(config, found, ("memory", "decoder"), "the labels are of a")
     if cotrained:
         why = "`init_from_labels` starts from the co-trained"
-        _check_parts(config, found, ("cell", "readout"), why)
+        check_parts(config, found, ("cell", "readout"), why)
     else:
         if config.readout.kind == "decoder" and teacher.decoder is None:
             raise UsageError(
@@ -254,17 +254,3 @@ def _new_network(config: TrainRnnConfig, teacher: LabelTeacher, window: int) -> 
     elif cotrained and teacher.readout is not None:
         network.readout.load_state_dict(teacher.readout.state_dict())
     return network
-
-
-def _check_parts(
-    config: TrainRnnConfig, found: Architecture, parts: Sequence[str], why: str
-) -> None:
-    """Raises UsageError where the config sets a key of `parts` to another value than `found`."""
-    for part in parts:
-        for key, wanted in getattr(config, part).model_dump(exclude_unset=True).items():
-            value = getattr(getattr(found, part), key)
-            if wanted != value:
-                raise UsageError(
-                    f"`{part}.{key}` = {wanted!r}: {why} {part} whose {key} is {value!r}",
-                    f"leave `{part}.{key}` out",
-                )

@@ -23,6 +23,8 @@ from smtkit.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint"
+"""First part of the names of the files that hold the state of a training run."""
 
 Kind = Literal["tokens", "encoder", "labels", "rnn", "evaluation"]
 MADE_BY = {
@@ -159,6 +161,12 @@ def without_repeats(parents: Sequence[Parent]) -> list[Parent]:
     return [copy(parent) for parent in parents]
 
 
+def is_of_training(logical_name: str) -> bool:
+    """Whether a file is one from which training goes on. These are no part of an artifact's content
+    and do not count in its digest."""
+    return logical_name == METRICS or logical_name.startswith(CHECKPOINT)
+
+
 def format_version(kind: str) -> int:
     """The version of artifacts of `kind` that is written, and the only one that is read."""
     return _FORMAT_VERSIONS.get(kind, 1)
@@ -174,7 +182,7 @@ def _digest(kind: Kind, files: Sequence[FileEntry]) -> str:
     content = sorted(
         (entry.logical_name, entry.bytes, entry.xxh3)
         for entry in files
-        if entry.logical_name != METRICS
+        if not is_of_training(entry.logical_name)
     )
     text = json.dumps([kind, format_version(kind), content])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

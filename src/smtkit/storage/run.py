@@ -15,15 +15,17 @@ from typing import Any, Self, TypedDict
 from smtkit.config import Config
 from smtkit.errors import InputOutputError, LockedError, UsageError
 from smtkit.storage.artifact import Artifact, read_manifest
-from smtkit.storage.files import write_atomically
+from smtkit.storage.files import named_errors, write_atomically
 from smtkit.storage.location import PathOrURI, locate
 from smtkit.storage.locks import DirectoryLock
 from smtkit.storage.manifest import (
+    CHECKPOINT,
     MANIFEST,
     FileEntry,
     Kind,
     Manifest,
     format_version,
+    is_of_training,
     now,
     without_repeats,
 )
@@ -206,9 +208,13 @@ class Run:
                 return
             if unfinished and not committed:
                 self._refuse(self._difference_from(unfinished[-1]))
+        state = self._training_state(committed) if committed and not self._overwrite else []
         for run in unfinished:
             self._store.remove(run)
         self._start()
+        for path, name in state:
+            with named_errors(self.directory):
+                shutil.copyfile(path, self.directory / name)
 
     def _inspect(self) -> tuple[Manifest | None, list[Path]]:
         """The committed artifact and the folders of unfinished runs. Raises UsageError where the
@@ -243,19 +249,33 @@ class Run:
         return manifest
 
     def _is_finished(self, committed: Manifest | None) -> bool:
-        """Sets `finished` if this run would make the committed artifact again."""
+        """Sets `finished` if this run would make the committed artifact again.
+
+        Raises UsageError where it would make another, unless that is the same run, but longer.
+        """
         if committed is None:
             return False
         made = {"kind": committed.kind, "format_version": committed.format_version}
-        difference = self._record.difference_from({**made, **committed.identity})
-        self._refuse(difference)
-        self.finished = None if difference else committed
+        identity = {**made, **committed.identity}
+        self._refuse(self._record.difference_from(identity, may_end_later=True))
+        self.finished = None if self._record.difference_from(identity) else committed
         if self.finished and self._overwrite:
             self._store.mark()
         return self.finished is not None
 
+    def _training_state(self, committed: Manifest) -> list[tuple[Path, str]]:
+        """Path and name of the files from which a finished run goes on."""
+        artifact = Artifact(self.location, committed)
+        names = [entry.logical_name for entry in committed.files]
+        if not any(name.startswith(CHECKPOINT) for name in names):
+            reason = "cannot go on: it was finished without `training.keep_state`"
+            raise self._refusal(reason, "`overwrite` starts anew")
+        return [(artifact.verified(name), name) for name in names if is_of_training(name)]
+
     def _difference_from(self, run: Path) -> str | None:
-        return self._record.difference_from(RunRecord.read(run).identity)
+        """As `RunRecord.difference_from`. With `overwrite`, a longer run is another one."""
+        earlier = RunRecord.read(run).identity
+        return self._record.difference_from(earlier, may_end_later=not self._overwrite)
 
     def _refuse(self, difference: str | None) -> None:
         """Raises UsageError for a difference, unless `overwrite` allows it."""
@@ -267,7 +287,11 @@ class Run:
 
     def _take_over(self, run: Path) -> None:
         """Resumes the run in a folder."""
-        self.directory, self._record = run, RunRecord.read(run)
+        earlier = RunRecord.read(run)
+        self.directory = run
+        self._record = self._record.model_copy(update={"started": earlier.started})
+        if self._record != earlier:
+            write_atomically(run / RUN_RECORD, self._record.text())
         self.keep()
         if not self._part:
             for temporary in run.glob(".*"):  # left by a process that was killed

@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from smtkit.config import LIMITS
 from smtkit.errors import ArtifactError, InputOutputError, LockedError
 from smtkit.storage.cache import staging
 from smtkit.storage.files import copy_hashed, hash_file, named_errors, read_record, write_atomically
@@ -61,10 +62,19 @@ class RunRecord(Record):
         text = json.dumps(self.identity, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
-    def difference_from(self, earlier: Mapping[str, Any]) -> str | None:
-        """The first key in which this identity differs from an `earlier` one, as a message."""
+    def difference_from(
+        self, earlier: Mapping[str, Any], *, may_end_later: bool = False
+    ) -> str | None:
+        """The first key in which this identity differs from an `earlier` one, as a message.
+
+        `may_end_later`: a limit of the run that was raised or removed is no difference.
+        """
         for key in sorted(earlier.keys() | self.identity.keys()):
-            if (before := earlier.get(key)) != (after := self.identity.get(key)):
+            before, after = earlier.get(key), self.identity.get(key)
+            if before == after:
+                continue
+            ends_later = before is not None and (after is None or after > before)
+            if not (may_end_later and key in LIMITS and ends_later):
                 return f"{key} was {before!r}, is {after!r}"
         return None
 

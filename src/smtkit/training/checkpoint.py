@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from smtkit.errors import ArtifactError
 from smtkit.storage.files import hash_file, read_record, read_verified, write_atomically
-from smtkit.storage.manifest import Record
+from smtkit.storage.manifest import CHECKPOINT, Record
 from smtkit.storage.tensors import check_finite, decode_tensors, save_tensors
 from smtkit.training.distributed import ALONE, Ranks
 from smtkit.training.metrics import Tally
 from smtkit.training.parallel import full_tensors, like_parameter
 
-_RECORD = "checkpoint.json"
+_RECORD = f"{CHECKPOINT}.json"
 _NETWORK, _OPTIMIZER, _SUM, _COUNT = "network.", "optimizer.", "sum.", "count."
 _HINT = "`overwrite` starts again from the first step"
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from smtkit.config import TrainingConfig
 from smtkit.errors import ArtifactError, InterruptedRunError, NonFiniteLossError
-from smtkit.storage.manifest import METRICS
+from smtkit.storage.manifest import CHECKPOINT, METRICS
 from smtkit.training.checkpoint import TrainingState
 from smtkit.training.distributed import ALONE, Ranks, lost_rank_errors
 from smtkit.training.interrupts import SIGNALS, stop_signals
-from smtkit.training.metrics import MetricsFile, Record, Tally
-from smtkit.training.optimizer import build_optimizer, schedule
-from smtkit.training.parallel import ParallelNetwork, full_tensors
+from smtkit.training.metrics import MetricsFile, Record, Tally, last_of
+from smtkit.training.optimizer import build_optimizer, fraction_done, schedule
+from smtkit.training.parallel import ParallelNetwork, autocast, full_tensors
 from smtkit.training.progress import Progress, Silent
 from smtkit.training.protocols import (
     FREE_RUNNING_ACCURACY,
@@ -89,7 +89,6 @@ class Trainer(Generic[BatchT]):
         self._validated_at = 0.0  # seconds
         self._has_warned = False
         self._validated: list[Record] = []  # on rank 0
-        self._has_reviewed = False  # and has shown its warning
 
     @lost_rank_errors()
     def run(self) -> dict[str, float]:
@@ -123,7 +122,10 @@ class Trainer(Generic[BatchT]):
                     means = self._validate()
                 if not self._is_finished() and self.state.step % self._config.checkpoint_every == 0:
                     self._save()
-        return means or self._validate()
+        means = means or self._validate()
+        if self._config.keep_state:
+            self._save()
+        return means
 
     @lost_rank_errors()
     def weights(self) -> dict[str, Tensor]:
@@ -139,6 +141,11 @@ class Trainer(Generic[BatchT]):
             "parameters": sum(p.numel() for p in self._method.network.parameters()),
         }
 
+    def files(self) -> list[str]:
+        """Names of the files in `directory` that belong to the artifact."""
+        state = self._directory.glob(f"{CHECKPOINT}*") if self._config.keep_state else ()
+        return [METRICS, *sorted(path.name for path in state)]
+
     def _resume(self) -> None:
         """Loads the checkpoint, if there is one. Raises ArtifactError where ranks see others."""
         if self.state.load(self._directory):
@@ -153,8 +160,10 @@ class Trainer(Generic[BatchT]):
             if damaged := self._metrics_file.truncate(self.state.step):
                 self._progress.warn(f"{METRICS}: {damaged} damaged lines are left out")
             self._validated = self._metrics_file.records("validation")
-        last = self._validated[-1] if self._validated else {}
+        last = last_of(self._validated)
         self._validated_at = self._ranks.broadcast(last.get("seconds", 0.0))
+        is_current = last.get("step") == self.state.step
+        self._reached_accuracy = self._ranks.broadcast(is_current and self._reaches_goal(last))
 
     def _read(self) -> list[BatchT]:
         """This rank's slice of the step's batch, in `accumulation` parts."""
@@ -213,7 +222,7 @@ class Trainer(Generic[BatchT]):
         self, batch: BatchT, weights: Mapping[str, float], counts: Mapping[str, int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted loss of a part of the batch; its sums and the loss without their graph."""
-        with self._autocast():
+        with autocast(self._config, self._ranks.device):
             sums = self._method.losses(batch)
         loss = torch.zeros((), device=self._ranks.device)
         for name, value in sums.items():
@@ -291,21 +300,23 @@ class Trainer(Generic[BatchT]):
             for step in range(validation.batches):
                 batch = validation.sampler.batch(step, ranks.rank, ranks.size)
                 counts = validation.measure.counts(batch)
-                with self._autocast():
+                with autocast(self._config, self._ranks.device):
                     sums = self._network(validation.measure.losses, moved(batch, ranks.device))
                 tally.add(sums, counts)
         self._method.network.train()
         means = {name: float(mean) for name, mean in tally.summed(ranks).means().items()}
-        goal = self._config.stop_at_accuracy
-        self._reached_accuracy = goal is not None and means.get(FREE_RUNNING_ACCURACY, 0.0) >= goal
+        self._reached_accuracy = self._reaches_goal(means)
         self._validated_at = self.state.seconds
-        record = self._write("validation", means)
-        if self._ranks.is_first and not self._has_reviewed:
-            self._validated.append(record)
+        if self._ranks.is_first and last_of(self._validated).get("step") != self.state.step:
+            self._validated.append(self._write("validation", means))
             if warning := self._review(self._validated):
                 self._progress.warn(f"step {self.state.step}: {warning}")
-                self._has_reviewed = True
+                self._review = lambda _: None  # one warning is enough
         return means
+
+    def _reaches_goal(self, metrics: Mapping[str, float]) -> bool:
+        goal = self._config.stop_at_accuracy
+        return goal is not None and metrics.get(FREE_RUNNING_ACCURACY, 0.0) >= goal
 
     def _write(self, split: str, metrics: Mapping[str, float], **more: float) -> Record:
         record = {
@@ -330,18 +341,10 @@ class Trainer(Generic[BatchT]):
         return self._reached_accuracy or self._fraction_done() >= 1
 
     def _fraction_done(self) -> float:
-        config, state = self._config, self.state
-        of_steps = state.step / config.max_steps if config.max_steps else 0.0
-        of_seconds = state.seconds / config.max_seconds if config.max_seconds else 0.0
-        return max(of_steps, of_seconds)
+        return fraction_done(self._config, self.state.step, self.state.seconds)
 
     def _validation_is_due(self) -> bool:
         seconds = self._config.validate_seconds
         if seconds is None:
             return self.state.step % self._config.validate_every == 0
         return self.state.seconds >= self._validated_at + seconds
-
-    def _autocast(self) -> torch.autocast:
-        precision, device = self._config.precision, self._ranks.device.type
-        enabled = precision == "bfloat16" or (precision == "auto" and device == "cuda")
-        return torch.autocast(device, torch.bfloat16, enabled=enabled)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,11 @@ class MetricsFile:
         except FileNotFoundError:
             return None
         return [line for line in lines if line.endswith(b"\n")]
+
+
+def last_of(records: Sequence[Record]) -> Record:
+    """The last of some records; an empty one if there is none."""
+    return records[-1] if records else {}
 
 
 def _is_record(record: Mapping[str, Any]) -> bool:

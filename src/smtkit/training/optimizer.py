@@ -24,6 +24,13 @@ def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.A
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
+def fraction_done(config: TrainingConfig, step: int, seconds: float) -> float:
+    """The part of a run that is over after `step` updates in `seconds`, by the nearer limit."""
+    of_steps = step / config.max_steps if config.max_steps else 0.0
+    of_seconds = seconds / config.max_seconds if config.max_seconds else 0.0
+    return max(of_steps, of_seconds)
+
+
 def schedule(config: TrainingConfig, step: int, fraction_done: float) -> float:
     """Factor of the learning rate: linear warm-up over steps, times 1 or a cosine falling to 0.
 

@@ -8,10 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from smtkit.config import TrainingConfig
 from smtkit.errors import UsageError
 from smtkit.training.distributed import Ranks
 
 ResultT = TypeVar("ResultT")
+
+
+def autocast(config: TrainingConfig, device: torch.device) -> torch.autocast:
+    """The context in which `training.precision` holds."""
+    precision = config.precision
+    enabled = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 class ParallelNetwork:
