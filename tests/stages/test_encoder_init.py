@@ -86,8 +86,8 @@ def test_a_resumed_run_is_bit_equal_and_knows_its_init(pipeline: Pipeline, tmp_p
     ("flags", "message"),
     [
         (["--set", "encoder.width=32"], "whose width is 16 (leave encoder.width out)"),
-        (["--slots", "3"], "a encoder whose slots is 2 (leave --slots out)"),
-        (["--set", "cell.kind=gru"], "cell.kind = 'gru'"),
+        (["--slots", "3"], "starts from the encoder whose slots is 2 (leave --slots out)"),
+        (["--set", "cell.kind=gru"], "starts from the cell whose kind is 'mlp'"),
     ],
 )
 def test_another_architecture_is_refused(

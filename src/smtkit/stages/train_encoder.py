@@ -104,7 +104,7 @@ def _further(
     its architecture. Raises UsageError where the settings ask for another one."""
     found = load_teacher(initial)
     check_vocabulary(initial, found.architecture.vocabulary_size)
-    check_parts(config, found.architecture, _PARTS, f"`init` {initial.directory} has a")
+    check_parts(config, found.architecture, _PARTS, f"`init` {initial.directory} starts from the")
     teacher = Teacher(found.architecture.model_copy(update={"window": window}))
     teacher.load_state_dict(found.state_dict())
     parts = {part: getattr(found.architecture, part).model_dump() for part in _PARTS}
