@@ -118,7 +118,7 @@ def test_every_key_can_be_set_by_an_override(schema: type[Config]) -> None:
         (TokenizeConfig, ["pixel.levels=4"], 0, "tokenizer pixel; found tokenizer byte"),
         (
             TokenizeConfig,
-            ["tokenizer=pixel", "errors=skip"],
+            ["tokenizer=pixel", "text_field=a"],
             1,
             "tokenizer byte or char or sentencepiece; found tokenizer pixel",
         ),

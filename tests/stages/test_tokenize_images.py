@@ -234,6 +234,67 @@ def test_a_given_test_split_is_kept_whole_and_in_order(command: Command, tmp_pat
     assert artifact.manifest.statistics["images"] == 80
 
 
+def test_include_and_exclude_choose_pictures(command: Command, tmp_path: Path) -> None:
+    images = random_images(30)
+    classes = [["cat", "ant", "dog"][n % 3] for n in range(30)]
+    path = write_pictures(tmp_path / "in", images, classes)
+    flags = ["--include", "cat", "--include", "ant/*", "--exclude", "*1?.png"]
+    artifact = tokenized(command, tmp_path / "out", path, *flags)
+    chosen = [n for n in range(30) if classes[n] != "dog" and not 10 <= n < 20]
+    labels = np.array([["ant", "cat"].index(classes[n]) for n in chosen])
+    assert sorted(all_rows(artifact)) == sorted(expected_rows(images[chosen], labels))
+    flags = ["--tokenizer", "pixel", "--include", "*.txt", "--out", tmp_path / "none"]
+    result = command("tokenize", path, *flags)
+    assert (result.code, "check --include and --exclude" in result.line()) == (2, True)
+
+
+def test_a_glob_names_images(command: Command, tmp_path: Path) -> None:
+    images = random_images(6)
+    write_pictures(tmp_path / "in", images, ["a"] * 6)
+    write_npy(tmp_path / "in" / "b.npy", random_images(4, seed=1))
+    artifact = tokenized(command, tmp_path / "out", tmp_path / "in" / "a" / "00[1-4].png")
+    assert sorted(all_rows(artifact)) == sorted(expected_rows(images[1:5]))
+    artifact = tokenized(command, tmp_path / "npy", tmp_path / "in" / "*.npy")
+    assert len(all_rows(artifact)) == 4
+
+
+@pytest.mark.parametrize("broken", [[0], [3], [29], [0, 1, 2, 3, 4, 5, 6, 7, 13]])
+def test_broken_pictures_are_skipped_and_counted(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: list[int]
+) -> None:
+    monkeypatch.setattr("smtkit.corpus.images._BLOCK_IMAGES", 5)
+    images, classes = random_images(30), [["cat", "ant"][n % 2] for n in range(30)]
+    path = write_pictures(tmp_path / "in", images, classes)
+    test = write_pictures(tmp_path / "test", random_images(4, seed=1), ["cat", "ant"] * 2)
+    files = [path / classes[n] / f"{n:03d}.png" for n in broken]
+    for file in [*files, test / "cat" / "000.png"]:
+        file.write_bytes(file.read_bytes()[:50])
+    result = command("tokenize", path, "--tokenizer", "pixel", "--out", tmp_path / "strict")
+    assert (result.code, result.line().startswith(f"{min(files)}: ")) == (74, True)
+    assert "--errors skip leaves such pictures out" in result.line()
+
+    artifact = tokenized(command, tmp_path / "out", path, "--test-input", test, "--errors", "skip")
+    kept = [n for n in range(30) if n not in broken]
+    labels = np.array([["ant", "cat"].index(classes[n]) for n in kept])
+    rest = rows_of(artifact, "train") + rows_of(artifact, "validation")
+    assert sorted(rest) == sorted(expected_rows(images[kept], labels))
+    assert len(rows_of(artifact, "test")) == 3
+    statistics = artifact.manifest.statistics
+    assert (statistics["images"], statistics["broken_images"]) == (
+        33 - len(broken),
+        len(broken) + 1,
+    )
+
+
+def test_pictures_that_are_all_broken_are_refused(command: Command, tmp_path: Path) -> None:
+    path = write_pictures(tmp_path / "in", random_images(3), ["a"] * 3)
+    for file in path.glob("a/*"):
+        file.write_bytes(b"no picture")
+    flags = ["--tokenizer", "pixel", "--errors", "skip", "--out", tmp_path / "out"]
+    result = command("tokenize", path, *flags)
+    assert (result.code, result.line()) == (2, f"{path}: all 3 pictures are broken")
+
+
 # Mistakes
 
 
@@ -306,6 +367,7 @@ def test_a_truncated_file_leaves_nothing(command: Command, tmp_path: Path) -> No
     ("flags", "found"),
     [
         (["--levels", 1], "1"),
+        (["--errors", "replace"], "errors = replace is for text; pictures allow strict, skip"),
         (["--levels", 300], "300"),
         (["--levels", 4, "--binarize", 0.5], "binarize"),
         (["--size", "4"], "size"),

@@ -64,7 +64,6 @@ class TokenizeConfig(Config):
         "tokenizer_model": {"tokenizer": ("sentencepiece",)},
         "format": {"tokenizer": ("byte", "char", "sentencepiece")},
         "text_field": {"tokenizer": ("byte", "char", "sentencepiece")},
-        "errors": {"tokenizer": ("byte", "char", "sentencepiece")},
         "pixel": {"tokenizer": ("pixel",)},
     }
 
@@ -88,7 +87,8 @@ class TokenizeConfig(Config):
     text_field: Annotated[str, Flag(metavar="NAME")] = "text"
     """Field or column that holds the text in jsonl, csv and parquet."""
     errors: Annotated[Literal["strict", "replace", "skip"], Flag()] = "strict"
-    """On broken rows and bytes that are not UTF-8: stop, insert U+FFFD, or skip the document."""
+    """On broken rows, bytes that are not UTF-8 and pictures that cannot be decoded: stop, insert
+    U+FFFD, or skip the document or picture."""
     max_expansion: Annotated[Annotated[float, Field(ge=1)], Flag()] = 200.0
     """Largest size of a decompressed file, as a multiple of its compressed size. 64 MiB are always
     allowed. Raise it for text that repeats itself; it protects from decompression bombs."""
@@ -121,6 +121,12 @@ class TokenizeConfig(Config):
     def _train_split_is_not_empty(self) -> Self:
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation_fraction + test_fraction must be below 1")
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_are_skipped_or_not(self) -> Self:
+        if self.tokenizer == "pixel" and self.errors == "replace":
+            raise ValueError("errors = replace is for text; pictures allow strict, skip")
         return self
 
 

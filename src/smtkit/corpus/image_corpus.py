@@ -28,17 +28,20 @@ class ImageCorpus:
         self._config = config
         self._report = report
         limits = Limits(config.max_expansion, config.max_value_bytes)
-        self._images = ImageSet(config.inputs, config.pixel, limits)
+        options: dict[str, Any] = {
+            "include": config.include,
+            "exclude": config.exclude,
+            "skips_broken": config.errors == "skip",
+        }
+        self._images = ImageSet(config.inputs, config.pixel, limits, **options)
         self._sets = [self._images]
         height, width = self._images.height, self._images.width
         self.tokenizer = PixelTokenizer(config.pixel.level_count, height, width)
-        self._given_test = 0
         if config.test_inputs:
-            test = ImageSet(config.test_inputs, config.pixel, limits)
+            test = ImageSet(config.test_inputs, config.pixel, limits, **options)
             _check_match(self._images, test)
             # The test comes first: of equal images, the one in train is removed.
             self._sets = [test, self._images]
-            self._given_test = test.count
 
     def files(self) -> list[Path]:
         """All files that the result depends on."""
@@ -50,13 +53,14 @@ class ImageCorpus:
 
         Raises InputOutputError for damaged images.
         """
-        self._digests = np.concatenate([_digests(block) for block in self._blocks()])
+        of_sets = [np.concatenate([*map(_digests, images.blocks())]) for images in self._sets]
+        self._digests = np.concatenate(of_sets)
         self.codes = splits.assign_splits(
             self._digests,
             np.ones(len(self._digests), dtype=np.int64),
             Fractions(self._config.validation_fraction, self._config.test_fraction),
             self._config.seed,
-            given_test=self._given_test,
+            given_test=len(of_sets[0]) if self._config.test_inputs else 0,
             by_position=False,
         )
 
@@ -89,6 +93,7 @@ class ImageCorpus:
             "width": images.width,
             "label_names": images.label_names,
             "images": len(self.codes),
+            "broken_images": sum(images.count for images in self._sets) - len(self.codes),
             "duplicate_images": int((self.codes == splits.REMOVED).sum()),
             "vocabulary_size": self.tokenizer.vocabulary_size,
             "splits": {w.split: {"rows": w.rows, "tokens": w.tokens} for w in writers},

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from smtkit.config import PixelConfig
 from smtkit.corpus.arrays import IDX_NAME, StoredArray, reading
+from smtkit.corpus.files import expand, walk
 from smtkit.corpus.levels import to_levels
 from smtkit.corpus.limits import Limits
 from smtkit.corpus.pictures import import_pillow
 from smtkit.corpus.seeded import IntArray
-from smtkit.errors import InputOutputError, UsageError
+from smtkit.errors import BrokenDocumentError, InputOutputError, UsageError
 from smtkit.storage.files import file_size
 
 _PICTURE_NAME = re.compile(r"\.(png|jpe?g)$", re.IGNORECASE)
@@ -55,6 +56,8 @@ class ImageSource:
     labels: IntArray | None
     limits: Limits
     label_names: list[str] | None = None
+    skips_broken: bool = False
+    """Whether pictures that cannot be decoded are left out."""
 
     def __post_init__(self) -> None:
         what = "an image of {} x {} pixels".format(*self.size)
@@ -68,25 +71,32 @@ class ImageSource:
     def blocks(self) -> Iterator[ImageBlock]:
         """All images in order, at most 1024 per block. Raises InputOutputError."""
         largest = max(math.prod(self.stored_size), math.prod(self.size))
-        rows, first = min(max(1, _BLOCK_PIXELS // largest), _BLOCK_IMAGES), 0
-        for pixels in self._levels(rows):
-            labels = None if self.labels is None else self.labels[first : first + len(pixels)]
+        rows = min(max(1, _BLOCK_PIXELS // largest), _BLOCK_IMAGES)
+        for numbers, pixels in self._levels(rows):
+            labels = None if self.labels is None else self.labels[numbers]
             yield ImageBlock(pixels, labels)
-            first += len(pixels)
 
-    def _levels(self, rows: int) -> Iterator[IntArray]:
+    def _levels(self, rows: int) -> Iterator[tuple[IntArray, IntArray]]:
+        """Numbers and levels of images, up to `rows` at a time."""
         if self.stored is not None:
             for block, values in enumerate(self.stored.blocks(rows)):
-                images = values.reshape(values.shape[:3])
-                yield to_levels(images, self.settings, self.stored.where, block * rows)
+                images, first = values.reshape(values.shape[:3]), block * rows
+                levels = to_levels(images, self.settings, self.stored.where, first)
+                yield np.arange(first, first + len(levels)), levels
             return
         for first in range(0, self.count, rows):
-            pictures = []
-            for file in self.files[first : first + rows]:
-                picture = _read_picture(file, self.limits)[None]
-                pictures.append(to_levels(picture, self.settings, str(file), 0))
-                _check_size(file, pictures[-1].shape[1:], self.size)
-            yield np.concatenate(pictures)
+            pictures = {}
+            for number, file in enumerate(self.files[first : first + rows], start=first):
+                try:
+                    picture = _read_picture(file, self.limits)[None]
+                except BrokenDocumentError:
+                    if not self.skips_broken:
+                        raise
+                    continue
+                pictures[number] = to_levels(picture, self.settings, str(file), 0)
+                _check_size(file, pictures[number].shape[1:], self.size)
+            if pictures:
+                yield np.array(list(pictures)), np.concatenate(list(pictures.values()))
 
 
 class ImageSet:
@@ -96,20 +106,33 @@ class ImageSet:
     - .npy: integers or floats, (n, height, width) or (n, height, width, 1).
     - .npz: such an array, `images` or the only one; labels in `labels` or `y`, if any.
     - .png, .jpg, .jpeg: one image, converted to grayscale.
-    - a directory: all such pictures below it, in order of path; its subdirectories are the labels.
+    - a directory: all such pictures below it that `include` and `exclude` choose, in order of path;
+      its subdirectories are the labels.
 
+    `skips_broken`: pictures that cannot be decoded are left out. `count` counts them, too.
     Raises UsageError where a path does not exist or holds no images, where labels do not agree, or
     where Pillow is missing; InputOutputError where a file is damaged or exceeds `limits`, or images
     differ in size.
     """
 
     def __init__(
-        self, inputs: Sequence[str], settings: PixelConfig, limits: Limits | None = None
+        self,
+        inputs: Sequence[str],
+        settings: PixelConfig,
+        limits: Limits | None = None,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        skips_broken: bool = False,
     ) -> None:
         if not inputs:
             raise UsageError("no images are named")
         limits = limits or Limits()
-        self.sources = [_open_source(Path(name), settings, limits) for name in inputs]
+        self.sources = []
+        for path in expand(inputs):
+            files = walk(path, include, exclude) if path.is_dir() else None
+            source = _open_source(path, files, settings, limits, skips_broken)
+            self.sources.append(source)
         first = self.sources[0]
         self.height, self.width = first.size
         self.labelled, self.label_names = first.labels is not None, first.label_names
@@ -128,37 +151,62 @@ class ImageSet:
         return (block for source in self.sources for block in source.blocks())
 
 
-def _open_source(path: Path, settings: PixelConfig, limits: Limits) -> ImageSource:
+def _open_source(
+    path: Path,
+    files: Sequence[Path] | None,
+    settings: PixelConfig,
+    limits: Limits,
+    skips_broken: bool,
+) -> ImageSource:
+    """The source of a file, or of the `files` of a directory."""
     with reading(path):
-        if not path.exists():
-            raise UsageError(f"{path}: no such file or directory")
-        if path.is_dir():
-            return open_pictures(path, settings, limits)
+        if files is not None or _PICTURE_NAME.search(path.name):
+            found = [path] if files is None else files
+            return open_pictures(path, found, settings, limits, skips_broken)
         for name, open_source in FORMATS.items():
             if name.search(path.name):
                 return open_source(path, settings, limits)
     raise UsageError(f"{path}: unknown kind of file: allowed are {_ALLOWED}")
 
 
-def open_pictures(path: Path, settings: PixelConfig, limits: Limits) -> ImageSource:
-    """A picture, or all pictures below a directory."""
-    files: list[Path] = []
-    classes: list[str] = []
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        below = file.relative_to(path).parts
-        hidden = any(part.startswith(".") for part in below)
-        if _PICTURE_NAME.search(file.name) and not hidden and file.is_file():
-            files.append(file)
-            classes.extend(below[:-1][:1])
+def open_pictures(
+    path: Path,
+    found: Sequence[Path],
+    settings: PixelConfig,
+    limits: Limits,
+    skips_broken: bool,
+) -> ImageSource:
+    """The pictures among the files `found`: `path` itself, or below it."""
+    files = [file for file in found if _PICTURE_NAME.search(file.name)]
     if not files:
-        hint = "IDX, .npy and .npz files are named one by one"
+        hint = "IDX, .npy and .npz files are named one by one; check `include` and `exclude`"
         raise UsageError(f"{path}: no {_PICTURES} files found", hint)
+    classes = [part for file in files for part in file.relative_to(path).parts[:-1][:1]]
     if classes and len(classes) != len(files):
         raise UsageError(f"{path}: some pictures are in subdirectories, some are not: all or none")
     names = sorted(set(classes))
     labels = np.searchsorted(names, classes) if names else None
-    size = _read_picture(files[0], limits).shape
-    return ImageSource(path, settings, files, None, len(files), size, labels, limits, names or None)
+    size = _first_size(path, files, limits, skips_broken)
+    return ImageSource(
+        *(path, settings, files, None, len(files), size, labels, limits),
+        label_names=names or None,
+        skips_broken=skips_broken,
+    )
+
+
+def _first_size(
+    path: Path, files: Sequence[Path], limits: Limits, skips_broken: bool
+) -> tuple[int, int]:
+    """(height, width) of the first picture; with `skips_broken`, of the first that is whole."""
+    for file in files:
+        try:
+            height, width = _read_picture(file, limits).shape
+        except BrokenDocumentError:
+            if not skips_broken:
+                raise
+        else:
+            return height, width
+    raise UsageError(f"{path}: all {len(files)} pictures are broken")
 
 
 def open_array(path: Path, settings: PixelConfig, limits: Limits) -> ImageSource:
@@ -186,15 +234,14 @@ FORMATS: dict[re.Pattern[str], Callable[[Path, PixelConfig, Limits], ImageSource
     IDX_NAME: open_array,
     re.compile(r"\.npy$"): open_array,
     re.compile(r"\.npz$"): open_archive,
-    _PICTURE_NAME: open_pictures,
 }
-"""How to open the files whose names match."""
+"""How to open the files, other than pictures, whose names match."""
 _ALLOWED = f"*-idx3-ubyte, *-idx3-ubyte.gz, .npy, .npz, {_PICTURES} and directories"
 
 
 def is_image(path: Path) -> bool:
     """Whether the name is that of an image file."""
-    return any(name.search(path.name) for name in FORMATS)
+    return any(name.search(path.name) for name in (*FORMATS, _PICTURE_NAME))
 
 
 def _source_of(
@@ -234,7 +281,9 @@ def _read_picture(path: Path, limits: Limits) -> NDArray[np.uint8]:
     except InputOutputError:
         raise
     except Exception as error:  # Pillow raises many undocumented kinds for a damaged file
-        raise InputOutputError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        hint = "`errors` skip leaves such pictures out"
+        raise BrokenDocumentError(f"{path}: {reason}", hint) from None
 
 
 def _check_size(path: Path, found: Sequence[int], expected: Sequence[int]) -> None:
