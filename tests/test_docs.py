@@ -10,7 +10,7 @@ from typer.main import get_command
 from smtkit.cli.program import app
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND_LINE = re.compile(r"^smtkit (?P<command>[a-z-]+)(?P<rest>.*)$", re.MULTILINE)
 

@@ -9,6 +9,7 @@ import pytest
 from regression import KilledError, Trap, kill, records
 
 from conftest import Pipeline, encoder_config, model_bytes, rnn_config
+from object_store import named, objects
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.stages import train_encoder, train_rnn
 from smtkit.storage.artifact import Artifact
@@ -193,3 +194,14 @@ def test_a_run_that_reached_its_accuracy_stays_ended(
 
 def _die(*_: object) -> None:
     raise KilledError
+
+
+def test_a_run_at_a_uri_goes_on_elsewhere(
+    pipeline: Pipeline, long_encoder: Path, store: str, another_machine: Any
+) -> None:
+    """On a machine that has nothing of it, from what was uploaded."""
+    train_encoder.run(encoder(12, **CONSTANT), pipeline.tokens, store)
+    another_machine()
+    longer = train_encoder.run(encoder(20, **CONSTANT), pipeline.tokens, store, resume=True)
+    assert longer.digest == Artifact.open(long_encoder).manifest.digest
+    assert objects(store) == named(longer)
