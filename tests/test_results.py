@@ -11,13 +11,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "pipelines" / "results"))
 
-from study import cost, figures, report  # noqa: E402
+from study import figures, report  # noqa: E402
 from study.matrix import load, merged  # noqa: E402
 from study.runs import Run, final_runs, trial_runs, trials_for  # noqa: E402
 from study.specification import specify  # noqa: E402
 from study.store import Store, merit, total  # noqa: E402
 
 from smtkit.config import ExtractLabelsConfig, TrainEncoderConfig, TrainRnnConfig  # noqa: E402
+from smtkit.methods import sequential  # noqa: E402
 
 CORE = ROOT / "pipelines" / "results" / "core.toml"
 CROSSING = CORE.with_name("crossing.toml")
@@ -168,12 +169,12 @@ def test_sequential_steps_are_the_dependent_calls(method, rollout, calls):
     settings = {"method": method, "training": {"max_steps": 1}}
     settings |= {"rollout": rollout} if rollout else {}
     lengths = np.array([40, 60])
-    assert cost.chain_of_rnn(TrainRnnConfig(**settings), lengths) == calls + 1
+    assert sequential.steps_of_rnn(TrainRnnConfig(**settings), lengths) == calls + 1
 
 
 def test_a_chain_is_at_most_as_long_as_its_window():
     rollout = {"method": "dmt", "rollout": {"depth": 50}, "training": {"max_steps": 1}}
-    assert cost.chain_of_rnn(TrainRnnConfig(**rollout), np.array([40, 60])) == 45 + 1
+    assert sequential.steps_of_rnn(TrainRnnConfig(**rollout), np.array([40, 60])) == 45 + 1
 
 
 def write_chain(store, task, arm, digest_seed, tests, failed=None, accuracy=0.5):

@@ -24,6 +24,7 @@ from study.work import Work  # noqa: E402
 
 from smtkit.config import SynthesizeConfig, TrainEncoderConfig, TrainRnnConfig  # noqa: E402
 from smtkit.errors import NonFiniteLossError  # noqa: E402
+from smtkit.methods import sequential  # noqa: E402
 from smtkit.stages import synthesize  # noqa: E402
 
 CORE = ROOT / "pipelines" / "results" / "core.toml"
@@ -399,12 +400,12 @@ def test_sequential_steps_of_a_hand_off_include_the_rollout_to_the_anchor():
     lengths = np.array([40, 60])
     own = {"anchors": 2, "own_memory": 0.5}
     # Two anchors: the last one lies in the second half, at 3/4 of 50 tokens on average.
-    chain = cost.chain_of_encoder(TrainEncoderConfig(**handoff, objective=own), lengths)
+    chain = sequential.steps_of_encoder(TrainEncoderConfig(**handoff, objective=own), lengths)
     assert chain == 0.75 * 50 * 2 + 3 + 2 + 1
     teacher = TrainEncoderConfig(**handoff, objective={"own_memory": 0.0})
-    assert cost.chain_of_encoder(teacher, lengths) == 3 + 3 + 2 + 1
+    assert sequential.steps_of_encoder(teacher, lengths) == 3 + 3 + 2 + 1
     plain = TrainEncoderConfig(encoder={"layers": 3}, training={"max_steps": 1})
-    assert cost.chain_of_encoder(plain, lengths) == 3 + 2
+    assert sequential.steps_of_encoder(plain, lengths) == 3 + 2
 
 
 def test_operations_of_a_hand_off():

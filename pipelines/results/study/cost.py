@@ -1,11 +1,9 @@
-"""Cost of an update, computed: sequential steps and operations.
+"""Operations of an update, computed; its sequential steps are in `smtkit.methods.sequential`.
 
-*Sequential steps* are the longest chain of dependent calls of a layer or a cell in the forward pass
-of an update (the backward pass doubles them for every method). *Operations* are an estimate: two
-per weight and token that passes through it, and two per product in attention (queries by keys,
-weights by values); three times as many in training (forward, and backward for inputs and weights).
-Element-wise operations are left out, and so is the attention in a transformer cell, whose weights
-see every slot and the token.
+*Operations* are an estimate: two per weight and token that passes through it, and two per product
+in attention (queries by keys, weights by values); three times as many in training (forward, and
+backward for inputs and weights). Element-wise operations are left out, and so is the attention in a
+transformer cell, whose weights see every slot and the token.
 
 `lengths` are the tokens of each window of the train split; costs are means over them.
 """
@@ -20,6 +18,7 @@ from torch import Tensor
 from smtkit.config import CellConfig, TrainEncoderConfig, TrainRnnConfig
 from smtkit.corpus.shards import is_stream, open_split
 from smtkit.corpus.windows import DEFAULT_WINDOW
+from smtkit.methods.sequential import last_anchor
 from smtkit.storage.artifact import Artifact
 
 Lengths = NDArray[np.int64]
@@ -35,36 +34,6 @@ def lengths(tokens: Artifact, stages: Mapping[str, Any]) -> Lengths:
     return open_split(tokens, "train").lengths()
 
 
-def chain_of_encoder(config: TrainEncoderConfig, lengths: Lengths) -> float:
-    """Sequential steps of an update: the encoder, then the decoder, or the cell and the readout.
-
-    With a hand-off the encoder itself decodes. Where it starts from the cell's own memory, the
-    rollout of the cell up to the anchor, without gradient, comes first.
-    """
-    first, after = config.encoder.layers, config.cell.layers + 1
-    if config.decoder.kind != "handoff":
-        return first + max(config.decoder.layers, after)
-    rolled = _last_anchor(config, lengths).mean() * config.cell.layers
-    return float(max(first, rolled if config.objective.own_memory else 0)) + first + after
-
-
-def _last_anchor(config: TrainEncoderConfig, lengths: Lengths) -> Any:
-    """Expected position of the last anchor of each window: one lies in each of equal parts."""
-    return lengths * (1 - 0.5 / config.objective.anchors)
-
-
-def chain_of_rnn(config: TrainRnnConfig, lengths: Lengths) -> float:
-    """Sequential steps of an update, with the readout."""
-    rollout = config.rollout
-    depth = {
-        "segments": np.minimum(rollout.depth, lengths),
-        "sequential": lengths,
-        "jacobi": np.full_like(lengths, rollout.sweeps),
-    }[rollout.kind]
-    calls = {"smt": np.ones_like(lengths), "dmt": depth, "bptt": lengths}[config.method]
-    return float(calls.mean()) * config.cell.layers + 1
-
-
 def of_encoder(
     config: TrainEncoderConfig, weights: Mapping[str, Tensor], lengths: Lengths
 ) -> float:
@@ -76,12 +45,12 @@ def of_encoder(
     if decoder.kind == "handoff":
         # The rest of a batch is decoded from its first anchor on, shorter ones with padding.
         rest = objective.future_length == "rest"
-        future = _last_anchor(config, lengths) if rest else objective.future_length
+        future = last_anchor(config, lengths) if rest else objective.future_length
         decoded = _encoded(config, weights, config.encoder.slots + future)
         read = read + steps + objective.anchors * future
         rolled = 1 - (1 - objective.own_memory) ** objective.anchors  # share of the windows
         # The rollout has no backward pass.
-        steps = 2 * steps + rolled * _last_anchor(config, lengths) / _TRAINING
+        steps = 2 * steps + rolled * last_anchor(config, lengths) / _TRAINING
     else:
         future = lengths if objective.future_length == "rest" else objective.future_length
         decoded = _attended(decoder.width, decoder.layers, config.encoder.slots + future)

@@ -17,6 +17,7 @@ from smtkit.config import (
     TrainRnnConfig,
 )
 from smtkit.errors import NonFiniteLossError
+from smtkit.methods import sequential
 from smtkit.stages import evaluate, extract_labels, train_encoder, train_rnn
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.manifest import METRICS, Kind, Manifest
@@ -104,7 +105,7 @@ class Work:
         out = self._directory / "encoder"
         manifest = train_encoder.run(config, self._tokens, out, overwrite=True, resume=True)
         operations = cost.of_encoder(config, _weights(out, "encoder"), self._lengths)
-        chain = cost.chain_of_encoder(config, self._lengths)
+        chain = sequential.steps_of_encoder(config, self._lengths)
         self._note("encoder", out, manifest, chain, operations)
         return out
 
@@ -139,7 +140,7 @@ class Work:
         initial = self._directory / init if init else None
         manifest = train_rnn.run(config, source, out, init=initial, overwrite=True, resume=True)
         trained = TrainRnnConfig(**manifest.config)  # with the cell of the labels or of `init`
-        chain = cost.chain_of_rnn(trained, self._lengths)
+        chain = sequential.steps_of_rnn(trained, self._lengths)
         operations = cost.of_rnn(trained, _weights(out, "rnn"), self._lengths)
         self._note(stage, out, manifest, chain, operations)
         windows = self._specification.task["windows"]

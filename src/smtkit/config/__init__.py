@@ -2,7 +2,7 @@
 
 from smtkit.config.base import LIMITS, RUNTIME_KEYS, Config, Device, Flag, Seed, flatten
 from smtkit.config.corpus import PixelConfig, SynthesizeConfig, TokenizeConfig
-from smtkit.config.evaluation import EvaluateConfig, ExportConfig, GenerateConfig
+from smtkit.config.evaluation import EvaluateConfig, ExportConfig, GenerateConfig, ReportConfig
 from smtkit.config.layering import layer, resolve
 from smtkit.config.methods import (
     PredictiveStateConfig,

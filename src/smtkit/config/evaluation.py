@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from smtkit.config.base import Config, DeviceConfig, Flag, Positive, Seed
+from smtkit.config.base import Config, DeviceConfig, Flag, NonNegative, Positive, Seed
 
 Split = Literal["train", "validation", "test"]
 
@@ -87,3 +87,27 @@ class ExportConfig(Config):
     """Validation windows of `tokens` on which the cost of `quantize` is measured."""
     seed: Annotated[Seed, Flag()] = 0
     """Seed of the tokens that the RNN draws for the comparison."""
+
+
+class ReportConfig(DeviceConfig):
+    """Compare runs on one HTML page.
+
+    The page shows encoder, rnn and evaluation artifacts side by side: loss curves, results, drift,
+    the shape of memory, samples, cost and lineage. It has no scripts and loads nothing. Needs
+    matplotlib: pip install 'smtkit[figures]'.
+    """
+
+    main = ("title", "prompts", "samples", "max_tokens", "temperature")
+
+    title: Annotated[str, Flag(metavar="TEXT")] = "smtkit report"
+    """Title of the page."""
+    prompts: Annotated[list[str], Flag("prompt", metavar="TEXT")] = Field(default_factory=list)
+    """Text that every RNN continues, repeatable; none: from the empty memory."""
+    samples: Annotated[NonNegative, Flag()] = 2
+    """Number of texts per prompt, each with another seed; images: eight times as many."""
+    max_tokens: Annotated[Positive, Flag()] = 300
+    """Largest number of tokens of a text."""
+    temperature: Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)], Flag()] = 0.8
+    """Temperature of sampling; 0: the likeliest token."""
+    windows: Annotated[Positive, Flag()] = 32
+    """Windows of the validation split whose memories are shown."""

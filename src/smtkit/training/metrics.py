@@ -50,10 +50,8 @@ class MetricsFile:
     def _whole(self) -> Iterator[tuple[str, Record]]:
         """Lines that hold a record, and their records."""
         for line in self._lines() or ():
-            with contextlib.suppress(ValueError, RecursionError):
-                record = json.loads(line)
-                if isinstance(record, dict) and _is_record(record):
-                    yield line.decode("utf-8"), record
+            for record in parse_records(line):
+                yield line.decode("utf-8"), record
 
     def _lines(self) -> list[bytes] | None:
         """Whole lines; a run that was killed may have left a part of one. None without a file."""
@@ -68,6 +66,15 @@ class MetricsFile:
 def last_of(records: Sequence[Record]) -> Record:
     """The last of some records; an empty one if there is none."""
     return records[-1] if records else {}
+
+
+def parse_records(content: bytes) -> Iterator[Record]:
+    """The records in the lines of a metrics log; other lines are left out."""
+    for line in content.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and _is_record(record):
+                yield record
 
 
 def _is_record(record: Mapping[str, Any]) -> bool:
