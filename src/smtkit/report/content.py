@@ -22,6 +22,7 @@ class Key:
     label: str
     color: str
     dash: str = "solid"
+    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,6 @@ class Figure:
     svg: str
     legend: Sequence[Key]
     data: Table
-    wide: bool = False
 
 
 @dataclass(frozen=True)

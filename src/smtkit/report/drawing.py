@@ -18,7 +18,7 @@ COLORS = 8
 """The page defines so many colours `--s0`, `--s1`, ... for series."""
 _DASHES = {"solid": "-", "dashed": (0, (5, 2)), "dotted": (0, (1, 1.6))}
 _TEXT, _GRID = "#000001", "#000002"
-_SIZE = 4.6, 2.9
+_SIZE = 4.1, 2.6
 _POINTS = 1000  # per line; longer ones are thinned
 
 
@@ -56,6 +56,8 @@ def line_figure(
     """Lines over x. `labels`: of both axes; `marks`: (x, label) of vertical lines; `ticks`: those
     of x, by default matplotlib's."""
     with axes_of(name) as (axes, done):
+        from matplotlib.ticker import LogLocator
+
         for line in lines:
             _draw(axes, line)
         if log_x:
@@ -69,10 +71,15 @@ def line_figure(
             )
         if ticks:
             axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        elif log_x or all(x == round(x) for line in lines for x in line.x):
+            axes.xaxis.set_major_formatter(_short)
+        if log_y:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+            axes.yaxis.set_major_formatter(_short)
         axes.minorticks_off()
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
-    legend = [Key(line.label, color(line.color), line.dash) for line in lines]
+    legend = [Key(line.label, color(line.color), line.dash, line.faint) for line in lines]
     rows: list[list[Cell]] = []
     for line in lines:
         errors = line.error or [None] * len(line.x)
@@ -162,6 +169,14 @@ def thinned(count: int) -> slice:
     return slice(None, None, max(1, math.ceil(count / _POINTS)))
 
 
+def _short(value: float, _: object = None) -> str:
+    """A number of a scale: 1500000 as 1.5M."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if suffix == 'k' else size):g}{suffix}"
+    return f"{value:g}"
+
+
 def _draw(axes: Any, line: Line) -> None:
     y = [math.nan if value is None else value for value in line.y]
     axes.plot(
@@ -170,7 +185,7 @@ def _draw(axes: Any, line: Line) -> None:
         color=_series(line.color),
         linestyle=_DASHES[line.dash],
         linewidth=1.0 if line.faint else 1.8,
-        alpha=0.45 if line.faint else 1.0,
+        alpha=0.5 if line.faint else 1.0,
         marker="o" if line.marker or len(line.x) == 1 else None,
         markersize=3.5,
     )

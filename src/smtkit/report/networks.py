@@ -101,6 +101,8 @@ def samples(runs: Runs, config: ReportConfig) -> Section:
                 if isinstance(network.tokenizer, TextTokenizer)
             ]
             rows += [texts] if texts else []
+    if len(networks) == 1:
+        rows = [[sample for row in rows for sample in row]] if rows else []
     pictures = [
         _picture(run, network, network.tokenizer, config)
         for run, network in networks

@@ -81,7 +81,8 @@ def _figure(figure: Figure) -> str:
 
 
 def _key(key: Key) -> str:
-    style = f"border-color:{key.color};border-top-style:{key.dash}"
+    opacity = 0.5 if key.faint else 1
+    style = f"border-color:{key.color};border-top-style:{key.dash};opacity:{opacity}"
     return f'<li><i style="{style}"></i>{_text(key.label)}</li>'
 
 

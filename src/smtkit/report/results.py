@@ -15,7 +15,12 @@ from smtkit.report.drawing import Line, dot_figure, line_figure, thinned
 from smtkit.report.runs import Evaluation, ReportRun, Runs, Score, finite
 
 _LADDER = (*BASELINES, TEACHER_DECODER, TEACHER_READOUT, ONE_STEP, FREE_RUNNING)
-_DASHES = {FREE_RUNNING: "solid", ONE_STEP: "dashed"}
+_DASHES = {
+    FREE_RUNNING: "solid",
+    ONE_STEP: "dashed",
+    TEACHER_DECODER: "dashed",
+    TEACHER_READOUT: "dotted",
+}
 _EVAL = "smtkit eval RNN --tokens TOKENS --encoder ENCODER --out DIR"
 
 
@@ -70,7 +75,7 @@ def lengths(runs: Runs) -> Section:
     ):
         lines = []
         for run in found:
-            for predictor in (*_LADDER[3:], "trigram"):
+            for predictor in _LADDER[3:]:
                 own = [s for s in getattr(run.evaluation, rows) or [] if s.predictor == predictor]
                 if own:
                     x = [float(getattr(score, place)) for score in own]
@@ -131,7 +136,7 @@ def sufficiency(runs: Runs) -> Section:
         line_figure("sufficiency_gap", "Gap by offset", gaps, labels, log_x=True, ticks=ticks),
     ]
     text = (
-        "Nll of a target from the teacher's memory `offset` tokens before it and these tokens, "
+        "Nll of a target from the teacher's memory so many tokens before it and these tokens, "
         "beside that with full context. A gap of zero at all offsets: the memory holds all that "
         "the teacher knows."
     )
@@ -179,15 +184,15 @@ def _of_predictor(
     y: Sequence[float | None],
     errors: Sequence[float | None] = (),
 ) -> Line:
-    """The RNN solid, one step dashed, all others dotted and faint."""
+    """The RNN in full colour, its teacher faint."""
     return Line(
         f"{run.label}: {predictor}",
         x,
         y,
         run.color,
-        _DASHES.get(predictor, "dotted"),
+        _DASHES[predictor],
         marker=True,
-        faint=predictor not in _DASHES,
+        faint=predictor not in (ONE_STEP, FREE_RUNNING),
         error=errors if predictor == FREE_RUNNING else (),
     )
 

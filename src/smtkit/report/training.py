@@ -64,8 +64,7 @@ def _nll_over(axis: str, runs: Sequence[ReportRun]) -> Figure | None:
             x, y = _points(run, split, term, axis)
             if x:
                 label = f"{run.label}, {'training' if faint else 'free-running'}"
-                dash = "dotted" if run.kind == "encoder" else "solid"
-                lines.append(Line(label, x, y, run.color, dash, marker=not faint, faint=faint))
+                lines.append(Line(label, x, y, run.color, marker=not faint, faint=faint))
     if not lines:
         return None
     title = f"Nll over {_AXES[axis]}"
@@ -77,8 +76,7 @@ def _term(term: str, runs: Sequence[ReportRun]) -> Figure | None:
     for run in runs:
         x, y = _points(run, "train", term, "steps")
         if x:
-            dash = "dotted" if run.kind == "encoder" else "solid"
-            lines.append(Line(run.label, x, y, run.color, dash))
+            lines.append(Line(run.label, x, y, run.color))
     if not lines:
         return None
     values = [value for line in lines for value in line.y if value is not None]
