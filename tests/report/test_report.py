@@ -27,57 +27,11 @@ from smtkit.storage.artifact import Artifact
 from smtkit.storage.manifest import METRICS
 
 CONFIG = ReportConfig(samples=1, max_tokens=5, windows=4)
-TAGS = set(
-    [
-        "html",
-        "head",
-        "meta",
-        "title",
-        "style",
-        "body",
-        "header",
-        "h1",
-        "h2",
-        "h3",
-        "p",
-        "nav",
-        "a",
-        "main",
-        "section",
-        "div",
-        "figure",
-        "figcaption",
-        "svg",
-        "defs",
-        "g",
-        "path",
-        "use",
-        "text",
-        "rect",
-        "clippath",
-        "image",
-        "ul",
-        "li",
-        "i",
-        "table",
-        "caption",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-        "article",
-        "pre",
-        "b",
-        "img",
-        "details",
-        "summary",
-        "dl",
-        "dt",
-        "dd",
-        "lineargradient",
-    ]
-)
+_TAGS = """
+html head meta title style body header h1 h2 h3 p nav a main section div figure figcaption svg defs
+g path use text rect clippath image ul li i table caption thead tbody tr th td article pre b img
+details summary dl dt dd lineargradient
+"""
 
 
 class Elements(HTMLParser):
@@ -99,7 +53,7 @@ class Elements(HTMLParser):
 def assert_inert(page: str) -> None:
     """The page has no scripts and loads nothing."""
     elements = Elements(page).found
-    assert {tag for tag, _ in elements} <= TAGS
+    assert {tag for tag, _ in elements} <= set(_TAGS.split())
     for tag, attributes in elements:
         for name, value in attributes.items():
             assert not name.startswith("on"), (tag, name)
@@ -267,7 +221,7 @@ def test_hostile_samples_and_tables_are_text() -> None:
     section = Section("name", attack, attack, tables=[table], samples=[[Sample(attack, attack)]])
     page = render(attack, attack, [section])
     assert_inert(page)
-    assert Elements(page).texts.count(attack) == 10
+    assert Elements(page).texts.count(attack) == 11
 
 
 def test_results_that_are_none(evaluated: Path, tmp_path: Path) -> None:
@@ -352,9 +306,7 @@ def test_the_output_is_not_overwritten(
     out = tmp_path / "report.html"
     out.write_text("mine")
     arguments = ("report", pipeline.tokens, "--out", out)
-    assert command(*arguments).line() == f"{out}: exists (--overwrite replaces it)".join(
-        ["--out ", ""]
-    )
+    assert command(*arguments).line() == f"--out {out}: exists (--overwrite replaces it)"
     assert out.read_text() == "mine"
     assert command("report", pipeline.tokens, "--out", tmp_path).code == 2
     result = command(*arguments, "--overwrite", "--quiet", "--json")

@@ -12,9 +12,7 @@ from smtkit.cli.command import (
     JSON,
     OUT,
     OVERWRITE,
-    QUIET,
     RANKS,
-    REQUIRED,
     RUN,
     SETTINGS,
     TOKENS,
@@ -30,6 +28,7 @@ from smtkit.cli.init import INIT
 from smtkit.cli.options import ARTIFACTS, argument, option
 from smtkit.cli.plain import plain
 from smtkit.cli.plan import PLAN
+from smtkit.cli.report import REPORT
 from smtkit.cli.status import STATUS
 from smtkit.errors import UsageError
 
@@ -75,21 +74,6 @@ def _generate(stage: Any, config: schemas.GenerateConfig, given: Given) -> None:
     for piece in chain([config.prompt], pieces, ["\n"]):
         sys.stdout.write(shown(piece))
         sys.stdout.flush()
-
-
-def _report(stage: Any, config: schemas.ReportConfig, given: Given) -> None:
-    from smtkit.cli.terminal import Terminal
-
-    with Terminal(quiet=given["quiet"]) as terminal:
-        report = stage.run(config, progress=terminal, **for_stage(given))
-    if given["json"]:
-        tables = list(map(str, report.tables))
-        print(json.dumps({"page": str(report.page), "csv": tables, "missing": report.missing}))
-    elif not given["quiet"]:
-        print(plain(f"{report.page}: {report.page.stat().st_size:,} bytes"))
-        for section, lines in report.missing.items():
-            for line in lines:
-                print(plain(f"  {section}: {line}"))
 
 
 def _inspect(stage: Any, config: None, given: Given) -> None:
@@ -207,25 +191,7 @@ COMMANDS = (
         _generate,
     ),
     EXPORT,
-    Command(
-        "report",
-        schemas.ReportConfig,
-        (
-            argument("runs", "RUN...", "Artifacts to show, of any kind.", list[str]),
-            option("--out, -o FILE", "HTML file to write.", Path, REQUIRED, ARTIFACTS),
-            option("--csv DIR", "Also write the numbers of each figure.", section=ARTIFACTS),
-            *SETTINGS,
-            OVERWRITE,
-            JSON,
-            QUIET,
-            DEBUG,
-        ),
-        (
-            "smtkit report encoder rnn evaluation --out report.html",
-            'smtkit report sweep/*/rnn sweep/*/evaluation --out sweep.html --prompt "Once"',
-        ),
-        _report,
-    ),
+    REPORT,
     Command(
         "inspect",
         None,
