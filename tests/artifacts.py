@@ -68,8 +68,9 @@ def flip_byte(path: Path, position: int) -> None:
 
 
 def edit_manifest(out: Path, **changes: Any) -> None:
+    """Forges fields of a manifest; without a checksum, they are not verified."""
     content = json.loads((out / MANIFEST).read_text())
-    (out / MANIFEST).write_text(json.dumps(content | changes))
+    (out / MANIFEST).write_text(json.dumps(content | {"checksum": None} | changes))
 
 
 def write_part(out: str | Path, *names: str, width: int = 1) -> None:

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
@@ -92,11 +93,13 @@ class Manifest(Record):
     files: list[FileEntry]
     statistics: dict[str, Any]
     digest: str
+    checksum: str | None = None
+    """xxh3-128 of all other fields; None: they are not verified."""
 
     @classmethod
     def of(cls, files: Sequence[FileEntry], kind: Kind, **fields: Any) -> "Manifest":
         """The manifest of an artifact that this process has just made of `files`."""
-        return cls(
+        manifest = cls(
             **fields,
             kind=kind,
             format_version=format_version(kind),
@@ -108,6 +111,7 @@ class Manifest(Record):
             files=list(files),
             digest=_digest(kind, files),
         )
+        return manifest.model_copy(update={"checksum": manifest.own_checksum()})
 
     @classmethod
     def parse(cls, content: bytes, path: str, *, any_format: bool = False) -> "Manifest":
@@ -128,11 +132,19 @@ class Manifest(Record):
                 f"make it again with `overwrite`: {MADE_BY[kind]}" if kind in MADE_BY else None,
             )
         try:
-            return cls.model_validate(found)
+            manifest = cls.model_validate(found)
         except ValidationError as error:
             detail = error.errors()[0]
             key = ".".join(map(str, detail["loc"]))
             raise ArtifactError(f"{path}: {key}: {detail['msg']}") from None
+        if manifest.checksum not in (None, manifest.own_checksum()):
+            raise ArtifactError(f"{path}: damaged: checksum is not that of its content")
+        return manifest
+
+    def own_checksum(self) -> str:
+        """The checksum of all fields but `checksum`."""
+        fields = json.loads(self.model_dump_json(exclude={"checksum"}))  # NaN is null in the file
+        return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True).encode())
 
     def ancestor(self, kind: Kind) -> Parent | None:
         """The nearest artifact of `kind` in the lineage."""
