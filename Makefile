@@ -12,6 +12,7 @@ help:
 	@echo "make test        run the tests"
 	@echo "make test-slow   run the tests that take minutes"
 	@echo "make browser     install onnxruntime-web, for the test of exported RNNs in a browser"
+	@echo "make test-faults damage files, forge them, kill commands: 9,000 cases (an hour on one core)"
 	@echo "make lint        check style, types and import layers"
 	@echo "make style       reformat, and fix what can be fixed automatically"
 	@echo "make results     compare SMT with BPTT, for docs/results.md (2 hours on two cores; FULL=1: days)"
@@ -62,6 +63,9 @@ test-slow: setup
 # For the test of the page in docs/export.md, which also needs Chromium.
 browser:
 	npm install --silent --no-audit --no-fund --prefix build/browser onnxruntime-web@1.30.0
+
+test-faults: setup
+	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m faults $(FAULTS)
 
 lint: setup
 	$(BIN)/ruff check .

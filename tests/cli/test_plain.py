@@ -45,6 +45,7 @@ def test_escapes_in_a_manifest_are_not_obeyed(
         "command": CLEAR,
         "finished": CLEAR,
         "parents": [parent],
+        "checksum": None,
         "statistics": {**manifest.statistics, CLEAR: CLEAR, "more": {CLEAR: {CLEAR: CLEAR}}},
     }
     (tokens / MANIFEST).write_text(json.dumps(forged))

@@ -16,7 +16,25 @@ from faults.world import KINDS, USES, World
 
 _OUTSIDE = "../outside/file-0"
 _NAMES = [f"../{_OUTSIDE}", _OUTSIDE, "/etc/hostname", "run-x/../../outside/file-0", "run-x/"]
-_FORMATS = "txt py md json jsonl csv tsv parquet arrow npy npz png jpg gz txt.gz csv.gz zst".split()
+_FORMATS = [
+    "txt",
+    "py",
+    "md",
+    "json",
+    "jsonl",
+    "csv",
+    "tsv",
+    "parquet",
+    "arrow",
+    "npy",
+    "npz",
+    "png",
+    "jpg",
+    "gz",
+    "txt.gz",
+    "csv.gz",
+    "zst",
+]
 _MADE = list(bombs.BOMBS)
 
 

@@ -75,9 +75,7 @@ def is_error_line(ended: Ended, codes: Iterable[int]) -> bool:
     return ended.code in codes and errors == lines[-1:] and plain and len(errors[0]) < 5000
 
 
-def judge_use(
-    world: World, kind: str, use: Command, what: str, *, forged: bool = False
-) -> Verdict:
+def judge_use(world: World, kind: str, use: Command, what: str, *, forged: bool = False) -> Verdict:
     """Runs a use of the artifact that lies in the world's directory, and judges it."""
     usual, expected = world.expected[kind, use]
     world.guard()

@@ -60,7 +60,7 @@ class _Proxy(BaseHTTPRequestHandler):
         else:
             self._send(status, headers, content)
 
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _answer
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _answer  # noqa: N815
 
     def _forwarded(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)

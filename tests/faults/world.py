@@ -51,7 +51,23 @@ validation_windows = 4
 checkpoint_every = 2
 """
 BPTT = RNN.replace("data.positions = 4", "data.window = 8\nmemory = {slots = 1, slot_width = 8}")
-WORDS = "ka lo mi nu re sto ve zu qua bri fen gol hax jip wyd".split()
+_WORDS = [
+    "ka",
+    "lo",
+    "mi",
+    "nu",
+    "re",
+    "sto",
+    "ve",
+    "zu",
+    "qua",
+    "bri",
+    "fen",
+    "gol",
+    "hax",
+    "jip",
+    "wyd",
+]
 DMT_SETTINGS = RNN.replace("data.positions = 4\n", "rollout.depth = 4\n")
 FILES = {
     "encoder.toml": ENCODER,
@@ -229,7 +245,7 @@ class World:
         (self.made / "texts").mkdir()
         draw = random.Random(0)
         for number in range(8):
-            words = (f"{draw.choice(WORDS)}{draw.choice(WORDS)}" for _ in range(24))
+            words = (f"{draw.choice(_WORDS)}{draw.choice(_WORDS)}" for _ in range(24))
             text = " ".join(words)
             (self.made / "texts" / f"{number}.txt").write_text(text)
         header = struct.pack(">IIII", 0x803, 16, 2, 4)
