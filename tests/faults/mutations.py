@@ -40,9 +40,8 @@ def seal(artifact: Path) -> None:
     for record in artifact.glob("run-*/checkpoint.json"):
         found = _loaded(record.read_bytes())
         if isinstance(found, dict):
-            named = record.with_name(str(found.get("file"))[:200])
-            if named.is_file():
-                found |= _sizes(named)
+            for tensors in record.parent.glob("checkpoint-*.safetensors"):
+                found |= _sizes(tensors)
             found.pop("digest", None)
             text = json.dumps(found, sort_keys=True)
             found["digest"] = xxhash.xxh3_128_hexdigest(text.encode(errors="replace"))

@@ -96,6 +96,8 @@ TUNE = _words("train-rnn labels --method dmt --init rnn --config dmt.toml --quie
 _BPTT = _words("train-rnn tokens --method bptt --config bptt.toml --quiet")
 EVALUATE = _words("eval rnn --tokens tokens --encoder encoder --windows 8 --quiet")
 GENERATE = _words("generate rnn --prompt ka --max-tokens 20 --seed 3")
+PART = (*EXTRACT, "--part", "1/2", "--out", "{}")
+FINALIZE = (*EXTRACT, "--finalize", "--out", "{}")
 BUILDERS: dict[str, Command] = {
     "tokens": TOKENIZE,
     "task": SYNTHESIZE,
@@ -136,7 +138,7 @@ USES: dict[str, list[Command]] = {
     "cut-rnn": [(*SMT, "--resume", "--out", "{}")],
     "cut-dmt": [(*DMT, "--resume", "--out", "{}")],
     "cut-labels": [(*EXTRACT, "--resume", "--out", "{}")],
-    "parts": [(*EXTRACT, "--finalize", "--out", "{}"), (*EXTRACT, "--part", "1/2", "--out", "{}")],
+    "parts": [FINALIZE, PART],
 }
 """Commands that read each artifact, or go on with an unfinished one; {} is its name."""
 CUT = {
@@ -219,6 +221,13 @@ class World:
         """Runs a command in the directory of the case."""
         return processes.run(command, self.inside, **options)
 
+    def run_use(self, kind: str, use: Command, patience: float) -> Ended:
+        """Runs a use of an artifact; a part of the work is followed by the end of it."""
+        ended = self.run(self.named(kind, use), patience=patience)
+        if use != PART or ended.code != 0:
+            return ended
+        return self.run(self.named(kind, FINALIZE), patience=patience)
+
     def result(self, ended: Ended, out: str = "out") -> Result:
         """Everything that a command has made."""
         found = content_of(self.inside / out) if (self.inside / out).is_dir() else {}
@@ -228,7 +237,7 @@ class World:
         """Copies what a use of an artifact needs; measures first how it ends undamaged."""
         if (kind, use) not in self.expected:
             self.fresh(*needed(kind, use))
-            ended = self.run(self.named(kind, use), patience=60)
+            ended = self.run_use(kind, use, patience=60)
             assert ended.code == 0, f"{use}: {ended.stderr}"
             self.expected[kind, use] = (ended, self.result(ended, out_of(kind, use)))
         self.fresh(*needed(kind, use))

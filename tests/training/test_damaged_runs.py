@@ -68,6 +68,14 @@ def test_no_flipped_bit_of_a_run_changes_its_result(
     assert len(refused) >= 15
 
 
+def test_a_digit_of_the_metrics_that_changed_is_told(pipeline: Pipeline, killed: Path) -> None:
+    path = found(killed, METRICS)
+    path.write_text(path.read_text().replace('"loss": ', '"loss": 1', 1))
+    seen = resume(pipeline, killed)
+    assert any("others may be lost or changed" in line for line in seen.warnings)
+    assert model_bytes(killed) == model_bytes(pipeline.rnn)
+
+
 def test_damaged_lines_of_the_metrics_are_left_out(pipeline: Pipeline, killed: Path) -> None:
     path = found(killed, METRICS)
     lines = path.read_bytes().splitlines(keepends=True)
@@ -75,7 +83,7 @@ def test_damaged_lines_of_the_metrics_are_left_out(pipeline: Pipeline, killed: P
     lines[1] = b"[1]\n"
     path.write_bytes(b"".join([*lines, b'{"step": 9, "spl']))
     seen = resume(pipeline, killed)
-    assert "metrics.jsonl: 2 damaged lines are left out" in seen.warnings
+    assert any("metrics.jsonl: damaged: 2 lines are left out" in line for line in seen.warnings)
     assert model_bytes(killed) == model_bytes(pipeline.rnn)
     records = [json.loads(line) for line in found(killed, METRICS).read_text().splitlines()]
     assert max(record["step"] for record in records) == CONFIG.training.max_steps

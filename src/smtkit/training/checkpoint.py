@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from smtkit.errors import ArtifactError
 from smtkit.storage.files import hash_file, read_record, read_verified, write_atomically
-from smtkit.storage.manifest import CHECKPOINT, Record
+from smtkit.storage.manifest import CHECKPOINT, METRICS, Record
 from smtkit.storage.tensors import check_finite, decode_tensors, save_tensors
 from smtkit.training.distributed import ALONE, Ranks
-from smtkit.training.metrics import Tally
+from smtkit.training.metrics import MetricsFile, Tally
 from smtkit.training.parallel import full_tensors, like_parameter
 
 _RECORD = f"{CHECKPOINT}.json"
@@ -33,6 +33,8 @@ class CheckpointRecord(Record):
     step: int = Field(ge=0)
     tokens: int = Field(ge=0)
     seconds: float = Field(ge=0, allow_inf_nan=False)
+    metrics: str | None
+    """Checksum of the metrics until here; None: there are none."""
     digest: str
 
     @classmethod
@@ -45,6 +47,7 @@ class CheckpointRecord(Record):
             step=step,
             tokens=tokens,
             seconds=seconds,
+            metrics=MetricsFile(path.with_name(METRICS)).checksum(),
             digest="",
         )
         return record.model_copy(update={"digest": record.own_digest()})
@@ -108,6 +111,7 @@ class TrainingState:
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
+        self.metrics: str | None = None
 
     def save(self, directory: Path, ranks: Ranks = ALONE) -> None:
         """Writes the state to `directory`; a state saved there before stays valid until the end.
@@ -159,6 +163,7 @@ class TrainingState:
             Counter({name: int(count) for name, count in parts["count"].items()}),
         )
         self.step, self.tokens, self.seconds = record.step, record.tokens, record.seconds
+        self.metrics = record.metrics
         return True
 
     def _tensors(self) -> dict[str, Tensor]:

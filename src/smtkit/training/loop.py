@@ -157,8 +157,8 @@ class Trainer(Generic[BatchT]):
                 "to resume, all ranks need the same folder",
             )
         if self._ranks.is_first:
-            if damaged := self._metrics_file.truncate(self.state.step):
-                self._progress.warn(f"{METRICS}: {damaged} damaged lines are left out")
+            if warning := self._metrics_file.resume(self.state.step, self.state.metrics):
+                self._progress.warn(warning)
             self._validated = self._metrics_file.records("validation")
         last = last_of(self._validated)
         self._validated_at = self._ranks.broadcast(last.get("seconds", 0.0))

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from smtkit.storage.files import named_errors, open_regular, write_atomically
+from smtkit.storage.files import hash_file, named_errors, open_regular, write_atomically
 from smtkit.training.distributed import Ranks
 
 Record = Mapping[str, Any]
@@ -35,17 +35,27 @@ class MetricsFile:
         """The records of `split`."""
         return [record for _, record in self._whole() if record["split"] == split]
 
-    def truncate(self, step: int) -> int:
+    def resume(self, step: int, checksum: str | None) -> str | None:
         """Drops records after `step`, which a run wrote that was killed before its next save, and
-        damaged lines. Returns how many lines were damaged; a part of a line at the end, which a
-        killed run leaves, is none. Raises ArtifactError where the file is a link or special."""
-        lines = self._lines()
-        if lines is None:
-            return 0
-        whole = list(self._whole())
-        kept = [line for line, record in whole if record["step"] <= step]
-        write_atomically(self._path, "".join(kept))
-        return len(lines) - len(whole)
+        lines that are no records.
+
+        checksum: of the file when the state of `step` was saved. Returns a warning where the file
+        is damaged. Raises ArtifactError where it is a link or special.
+        """
+        lines, whole = self._lines(), list(self._whole())
+        if lines is not None:
+            kept = [line for line, record in whole if record["step"] <= step]
+            write_atomically(self._path, "".join(kept))
+        if step == 0 or self.checksum() == checksum:
+            return None
+        lost = len(lines or ()) - len(whole)
+        return (
+            f"{self._path.name}: damaged: {lost} lines are left out, others may be lost or changed"
+        )
+
+    def checksum(self) -> str | None:
+        """xxh3-128 of the file, in hexadecimal; None if there is none."""
+        return hash_file(self._path) if self._path.exists() else None
 
     def _whole(self) -> Iterator[tuple[str, Record]]:
         """Lines that hold a record, and their records."""
