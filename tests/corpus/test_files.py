@@ -119,7 +119,7 @@ def test_a_file_replaced_by_one_of_equal_size_is_refused(
         def update(
             self, task: str, completed: float, total: float | None, **metrics: float | str
         ) -> None:
-            if task == "reading" and completed == total:
+            if task == "reading bytes" and completed == total:
                 WRITERS[suffix](path, [text.swapcase() for text in many_texts()])
 
     flags = {"inputs": [str(path)], "workers": 1, "tokenizer": tokenizer}

@@ -97,6 +97,23 @@ def test_max_seconds_are_of_training_on_the_chosen_clock(tmp_path, parity, clock
     assert statistics["seconds"] == 20
 
 
+@pytest.mark.parametrize(
+    ("limits", "total"),
+    [({"max_steps": 9, "max_seconds": 6}, 6), ({"max_steps": 9, "max_seconds": 50}, 9)],
+)
+def test_progress_is_of_the_steps_that_will_be_made(tmp_path, parity, limits, total):
+    """Whichever of two limits is reached first; a step takes 1 s."""
+
+    class Totals(Recorder):
+        def update(self, task, completed, total, **metrics):
+            seen.append((completed, total))
+
+    seen = []
+    config = TrainingConfig(batch_size=8, clock="cpu", log_every=1, **limits)
+    timed_steps(parity, tmp_path / "run", config, Totals())
+    assert seen == [(step, total) for step in range(1, total + 1)]
+
+
 @pytest.mark.parametrize("killed_at", [None, 4, 9])
 def test_validate_seconds_are_seconds_of_training(tmp_path, parity, killed_at):
     """Also of a run that was killed after a checkpoint at every third step, and resumed."""

@@ -3,9 +3,10 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -246,9 +247,23 @@ def _print_by_predictor(
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number else "left", no_wrap=not number)
-    for row in rows:
-        table.add_row(*map(str, row))
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    """On a terminal that is too narrow, the last columns follow as tables of their own."""
+    plain_text: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+    console = Console(**plain_text)
+    cells = [list(map(str, row)) for row in rows]
+    widths = [max(map(cell_len, column)) + 3 for column in zip(columns, *cells, strict=True)]
+    limit = console.width if console.is_terminal else sum(widths)
+    first = 1
+    while first < len(columns):
+        stop = first + 1
+        while stop < len(columns) and widths[0] + sum(widths[first : stop + 1]) <= limit:
+            stop += 1
+        table = Table(title=title, box=box.SIMPLE, pad_edge=False)
+        for number in (0, *range(first, stop)):
+            justify: Literal["left", "right"] = "right" if number else "left"
+            table.add_column(columns[number], justify=justify, no_wrap=True)
+        for row in cells:
+            table.add_row(row[0], *row[first:stop])
+        width = max(limit, console.width, widths[0] + sum(widths[first:stop]))
+        Console(**plain_text, width=width).print(table)
+        first = stop

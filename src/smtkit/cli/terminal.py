@@ -22,7 +22,7 @@ class Terminal:
         self._log = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar = _bar(self._log) if self._log.is_terminal and not quiet else None
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, float]] = {}  # seconds, and what was done then
         self._last_line = 0.0
 
     def __enter__(self) -> Self:
@@ -54,13 +54,15 @@ class Terminal:
 
     def _print_line(self, task: str, completed: float, total: float | None, shown: str) -> None:
         now = time.monotonic()
-        started = self._started.setdefault(task, now)
+        started, before = self._started.setdefault(task, (now, completed))
         done = total is not None and completed >= total
         if not done and now - self._last_line < _LINE_SECONDS:
             return
         self._last_line = now
         share = f" of {total:,.10g}" if total else ""
-        left = (now - started) * (total - completed) / completed if total and completed else 0.0
+        left = 0.0
+        if total and completed > before:  # a run that was resumed begins in the middle
+            left = (now - started) * (total - completed) / (completed - before)
         eta = f"  eta {left:.0f} s" if left >= 1 else ""
         print(f"{task} {completed:,.10g}{share}{eta}  {shown}".rstrip(), file=sys.stderr)
 

@@ -85,7 +85,7 @@ class ImageCorpus:
                 for split, writer in enumerate(writers):
                     _append(writer, block, codes == split)
                 done = end
-                self._report("tokenizing", done, len(self.codes))
+                self._report("tokenizing images", done, len(self.codes))
         return {
             "layout": "rows",
             "length": images.height * images.width,

@@ -96,10 +96,12 @@ class TextCorpus:
         """
         for index, source in enumerate(self._sources):
             if str(source.path) == STDIN:
-                self._sources[index] = replace(source, path=spool(sys.stdin.buffer, directory))
+                path = spool(sys.stdin.buffer, directory)
+                self._sources[index] = replace(source, path=path)
+                self._size += file_size(path) or 0
         with ThreadPoolExecutor(self._workers) as pool:
             surveys = list(_ordered_map(pool, _survey, self._sources, 2 * self._workers))
-        self._report("reading", self._size, self._size)
+        self._report("reading bytes", self._size, self._size)
         self._counts = [len(survey.sizes) for survey in surveys]
         self._broken = sum(survey.broken for survey in surveys)
         self.sizes = np.concatenate([np.array(survey.sizes, np.int64) for survey in surveys])
@@ -157,7 +159,7 @@ class TextCorpus:
                 stack.enter_context(DocumentWriter(run, split, tokenizer.vocabulary_size))
                 for split in SPLITS
             ]
-            batches = batches_of(self._reported("tokenizing"))
+            batches = batches_of(self._reported("tokenizing bytes"))
             for batch in _ordered_map(pool, encode, batches, 2 * self._workers):
                 for segment, tokens, count in batch:
                     if segment.document != current:
@@ -215,7 +217,7 @@ class TextCorpus:
         with self._lock:
             self._read += count
             if self._read < self._size:
-                self._report("reading", self._read, self._size)
+                self._report("reading bytes", self._read, self._size)
 
     def _reported(self, task: str) -> Iterator[Segment]:
         total, done = int(self.sizes[self.codes != splits.REMOVED].sum()), 0
@@ -225,7 +227,7 @@ class TextCorpus:
             yield segment
 
     def _train_segments(self) -> Iterator[Segment]:
-        return (s for s in self._reported("vocabulary") if s.split == splits.TRAIN)
+        return (s for s in self._reported("vocabulary bytes") if s.split == splits.TRAIN)
 
     def _sample(self) -> Iterator[bytes]:
         """Pieces of train, all equally likely, of about `training_bytes` together; at least one."""

@@ -278,13 +278,11 @@ class Trainer(Generic[BatchT]):
             **diagnostics,
         }
         self._write("train", metrics, tokens_per_second=round(speed, 1))
-        self._progress.update(
-            "training",
-            self.state.step if self._config.max_steps else round(self.state.seconds, 1),
-            self._config.max_steps or self._config.max_seconds,
-            tokens_per_second=speed,
-            **terms,
-        )
+        completed: float = self.state.step
+        total: float | None = round(completed / self._fraction_done())
+        if self._config.max_steps is None:
+            completed, total = round(self.state.seconds, 1), self._config.max_seconds
+        self._progress.update("training", completed, total, tokens_per_second=speed, **terms)
         warning = self._method.warning(metrics)
         if warning and not self._has_warned:
             self._progress.warn(f"step {self.state.step}: {warning}")
