@@ -217,6 +217,8 @@ def test_inspect_writes_images_as_they_are(tmp_path: Path) -> None:
     inspection = inspect.run(artifact.directory, rows=1)
     inspect.save_pictures(inspection, tmp_path / "grid.png")
     grid = np.asarray(picture.open(tmp_path / "grid.png"))
+    scale = len(grid) // pixels.shape[1]
+    grid = grid[::scale, ::scale]
     assert any((grid == image).all() for image in pixels)
 
 

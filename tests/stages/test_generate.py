@@ -1,5 +1,7 @@
 """The generate stage: images and their completions, answers to tasks, and refused settings."""
 
+import io
+import json
 import math
 import re
 from itertools import islice
@@ -86,9 +88,17 @@ def written(pipeline: Pipeline, **settings: Any) -> str:
 
 
 def grey(path: Path) -> np.ndarray:
+    """A picture, of which each pixel is a square of as many screen pixels as fit 512 in all."""
     picture = Image.open(path)
+    assert picture.format == "PNG"
     assert picture.mode == "L"
-    return np.asarray(picture)
+    enlarged = np.asarray(picture)
+    for scale in range(512, 0, -1):
+        small = enlarged[::scale, ::scale]
+        if np.array_equal(np.kron(small, np.ones((scale, scale), np.uint8)), enlarged):
+            break
+    assert max(enlarged.shape) <= 512 < max(enlarged.shape) + max(small.shape)
+    return small
 
 
 def test_free_images_lie_in_a_grid(images: Pipeline, tmp_path: Path) -> None:
@@ -387,6 +397,15 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.parametrize("name", ["samples.jpg", "samples.JPEG", "samples.txt"])
+def test_a_picture_of_another_format_is_refused(
+    command: Command, images: Pipeline, tmp_path: Path, name: str
+) -> None:
+    result = command("generate", images.rnn, "--out", tmp_path / name)
+    assert (result.code, list(tmp_path.iterdir())) == (2, [])
+    assert "pictures are written as PNG, allowed: samples.png" in result.line()
+
+
 @pytest.mark.parametrize("kind", ["pipeline", "images", "task"])
 @pytest.mark.parametrize("temperature", [1e-37, 1e-38, 1e-50, 5e-324])
 def test_a_temperature_too_small_to_divide_by_is_zero(
@@ -409,6 +428,36 @@ def test_what_is_no_temperature_is_one_line(
     result = command("generate", pipeline.rnn, "--temperature", temperature)
     assert result.code == 2
     assert "temperature" in result.line()
+
+
+def test_a_prompt_comes_from_standard_input(
+    command: Command, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--seed", 1, "--max-tokens", 20)
+    expected = command("generate", pipeline.rnn, "--prompt", "état\n", *flags)
+    piped = io.TextIOWrapper(io.BytesIO("état\n".encode()), "ascii")
+    monkeypatch.setattr("sys.stdin", piped)
+    assert command("generate", pipeline.rnn, "--prompt", "-", *flags) == expected
+
+
+def test_what_is_generated_is_printed_as_json(command: Command, pipeline: Pipeline) -> None:
+    flags = ("--prompt", "the ", "--seed", 1, "--max-tokens", 20)
+    found = json.loads(command("generate", pipeline.rnn, *flags, "--json").stdout)
+    assert found["prompt"] == "the "
+    assert "the " + found["output"] + "\n" == command("generate", pipeline.rnn, *flags).stdout
+
+
+def test_characters_that_the_tokenizer_lacks_are_named(
+    command: Command, character_pipeline: Pipeline
+) -> None:
+    flags = ("--seed", 1, "--max-tokens", 5)
+    result = command("generate", character_pipeline.rnn, "--prompt", "the Zürich %Z", *flags)
+    assert result.code == 0
+    assert result.stderr == (
+        f"warning: 'Z', '%' in the prompt: read as an unknown character, since the tokenizer of "
+        f"{character_pipeline.rnn} lacks it\n"
+    )
+    assert command("generate", character_pipeline.rnn, "--prompt", "the", *flags).stderr == ""
 
 
 def test_text_is_as_before(command: Command, pipeline: Pipeline) -> None:

@@ -69,7 +69,15 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def _generate(stage: Any, config: schemas.GenerateConfig, given: Given) -> None:
-    pieces = stage.run(config, **for_stage(given))
+    from smtkit.cli.terminal import Terminal
+
+    if config.prompt == "-":
+        text = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
+        config = config.model_copy(update={"prompt": text})
+    pieces = stage.run(config, progress=Terminal(), **for_stage(given))
+    if given["json"]:
+        print(json.dumps({"prompt": config.prompt, "output": "".join(pieces)}))
+        return
     shown = plain if sys.stdout.isatty() else str
     for piece in chain([config.prompt], pieces, ["\n"]):
         sys.stdout.write(shown(piece))
@@ -182,6 +190,7 @@ COMMANDS = (
             option("--out, -o FILE", "PNG file for the images.", Path | None, section=ARTIFACTS),
             *SETTINGS,
             OVERWRITE,
+            JSON,
             DEBUG,
         ),
         (

@@ -48,7 +48,7 @@ class GenerateConfig(DeviceConfig):
     seed: Annotated[Seed | None, Flag()] = None
     """Seed of sampling; unset: another result each time."""
     prompt: Annotated[str, Flag()] = ""
-    """Text to continue."""
+    """Text to continue; on the command line, `-` reads standard input."""
     from_split: Annotated[Split | None, Flag()] = None
     """Continue images, or answer rows of a task, from this split of `tokens`; unset: images from
     nothing."""

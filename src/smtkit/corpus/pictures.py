@@ -19,6 +19,8 @@ Levels = NDArray[np.int64]
 _SHADES = " ░▒▓█"
 _DOT = "\N{MIDDLE DOT} "
 _GAP = 2
+_SCREEN = 512
+"""Grids that are smaller are enlarged, by a whole number, to up to so many screen pixels."""
 BETWEEN = 96
 """The grey between pictures, of 255."""
 
@@ -32,8 +34,15 @@ def import_pillow(path: Path) -> Any:
     return Image
 
 
+def check_png(path: Path, key: str) -> None:
+    """Raises UsageError where the file that the setting `key` names is not called a PNG."""
+    if path.suffix.lower() not in ("", ".png"):
+        raise UsageError(f"`{key}` {path}: pictures are written as PNG, allowed: {path.stem}.png")
+
+
 def write_grid(images: Sequence[Levels], white: int, path: Path) -> None:
-    """Writes images (H, W) as one PNG, as square a grid as can be; replaces `path` atomically.
+    """Writes images (H, W) as one PNG, as square a grid as can be, of several screen pixels per
+    pixel where it is small; replaces `path` atomically.
 
     Raises UsageError without Pillow, InputOutputError where the file cannot be written.
     """
@@ -46,6 +55,8 @@ def write_grid(images: Sequence[Levels], white: int, path: Path) -> None:
         row, column = divmod(number, columns)
         cell = grid[row * height :, column * width :]
         cell[: image.shape[0], : image.shape[1]] = 255 * image // white
+    scale = max(1, _SCREEN // max(grid.shape))
+    grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
     with named_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:

@@ -11,7 +11,13 @@ import torch
 
 from smtkit import IGNORE
 from smtkit.config import GenerateConfig
-from smtkit.corpus.pictures import completion_shades, completion_strip, shades, write_grid
+from smtkit.corpus.pictures import (
+    check_png,
+    completion_shades,
+    completion_strip,
+    shades,
+    write_grid,
+)
 from smtkit.corpus.seeded import choose, random_key
 from smtkit.corpus.stored_tokenizer import check_tokenizers, load_tokenizer
 from smtkit.corpus.tokenizers import PixelTokenizer, SymbolTokenizer, TextTokenizer, Tokenizer
@@ -21,6 +27,7 @@ from smtkit.inference.trained import SamplingOptions, TrainedRNN
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.location import PathOrURI
 from smtkit.training.distributed import choose_device
+from smtkit.training.progress import Progress, Silent
 
 _SETTINGS = {
     "text": ("prompt", "max_tokens"),
@@ -37,6 +44,7 @@ def run(
     tokens: PathOrURI | None = None,
     out: PathOrURI | None = None,
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> Iterator[str]:
     """Text for a person, in pieces; the RNN starts from its empty memory.
 
@@ -52,6 +60,8 @@ def run(
     kind = _kind(tokenizer)
     path = None if out is None else Path(out)
     _check_settings(config, kind, trained, tokens, path)
+    if path is not None:
+        check_png(path, "out")
     if path is not None and path.is_dir():
         raise UsageError(f"`out` {path}: is a directory", "name a file, for example samples.png")
     if path is not None and path.exists() and not overwrite:
@@ -73,6 +83,11 @@ def run(
         seed=seed,
     )
     if isinstance(tokenizer, TextTokenizer):
+        if unknown := _unknown(tokenizer, config.prompt):
+            (progress or Silent()).warn(
+                f"{unknown} in the prompt: read as an unknown character, since the tokenizer of "
+                f"{trained.directory} lacks it"
+            )
         return network.stream(config.prompt, config.max_tokens, **sampling)
     if isinstance(tokenizer, PixelTokenizer):
         return _images(config, network, tokenizer, sampling, rows, path)
@@ -84,6 +99,17 @@ def run(
 def given_lines(share: float, height: int) -> int:
     """How many whole lines are `share` of an image; at least one is left to complete."""
     return min(height - 1, round(share * height))
+
+
+def _unknown(tokenizer: TextTokenizer, text: str) -> str:
+    """The characters of a text that the tokenizer lacks, for a message."""
+
+    def has_unknown(part: str) -> bool:
+        return tokenizer.unknown in tokenizer.encode(part.encode("utf-8", "surrogateescape"))
+
+    if tokenizer.unknown is None or not has_unknown(text):
+        return ""
+    return ", ".join(map(repr, filter(has_unknown, dict.fromkeys(text))))
 
 
 def _kind(tokenizer: Tokenizer) -> str:

@@ -9,7 +9,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from smtkit import IGNORE
-from smtkit.corpus.pictures import write_grid
+from smtkit.corpus.pictures import check_png, write_grid
 from smtkit.corpus.seeded import IntArray, choose, random_key
 from smtkit.corpus.shards import TokenShards, read_split
 from smtkit.corpus.splits import SPLITS
@@ -109,6 +109,7 @@ def _verify_content(artifact: Artifact) -> None:
 
 def save_pictures(inspection: Inspection, path: Path) -> None:
     """Writes the images among the rows as one PNG. Raises UsageError where there are none."""
+    check_png(path, "png")
     pictures = [row for row in inspection.rows if isinstance(row, Picture)]
     if not pictures:
         raise UsageError(f"`png` {path}: the artifact holds no images to draw")
