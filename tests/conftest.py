@@ -30,6 +30,7 @@ from smtkit.config import (
     TrainEncoderConfig,
     TrainRnnConfig,
 )
+from smtkit.corpus.seeded import UniformStream
 from smtkit.corpus.shards import TokenShards, decode_tokens, stream_schema
 from smtkit.corpus.windows import Windows
 from smtkit.labels.format import LabelShape
@@ -208,6 +209,12 @@ def numbered_labels(path: Path, lengths: list[int], window: int = 6) -> LabelSha
     shape = LabelShape(window, 2, 3, 10_000, "float32")
     write_labels(path, shape, windows, memory.astype(np.float32), np.arange(rows))
     return LabelShards([path])
+
+
+def uniforms(seed: int) -> Callable[[int], torch.Tensor]:
+    """A source of numbers for `sample_each`, as the stages make it."""
+    stream = UniformStream(seed)
+    return lambda count: torch.from_numpy(stream.draw(count))
 
 
 def tensor_fields(batch: object) -> list[str]:

@@ -1,11 +1,21 @@
 """Seeded permutations and random numbers."""
 
+from collections.abc import Iterator
+from itertools import islice
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtkit.corpus.seeded import permute, random_key, stratified, uniform
+from smtkit.corpus.seeded import (
+    UniformStream,
+    mix,
+    permute,
+    random_key,
+    stratified,
+    uniform,
+)
 
 KEYS = st.integers(0, 2**64 - 1)
 SIZES = st.integers(1, 3000)
@@ -115,3 +125,22 @@ def test_stratified_draws_reach_every_integer_equally_often(size, draws):
     share = np.bincount(drawn.flatten(), minlength=size) / (rows * draws)
 
     assert np.abs(share - 1 / size).max() < 5 * np.sqrt(1 / size / (rows * draws))
+
+
+def test_a_stream_is_splitmix64() -> None:
+    """As its authors wrote it, in whole numbers of Python; however many are drawn at once."""
+
+    def reference(seed: int) -> Iterator[float]:
+        state, mask = seed, 2**64 - 1
+        while True:
+            state = (state + 0x9E3779B97F4A7C15) & mask
+            z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+            z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+            yield ((z ^ (z >> 31)) >> 11) / 2**53
+
+    # The first output for seed 1234567, as the authors publish it.
+    assert int(mix(np.array([1234567], dtype=np.uint64))[0]) == 6457827717110365317
+    for seed in (0, 1, 1234567, 2**64 - 1, -5):
+        stream = UniformStream(seed)
+        found = [*stream.draw(1), *stream.draw(5), *stream.draw(0), *stream.draw(100)]
+        assert found == list(islice(reference(seed % 2**64), 106))

@@ -19,6 +19,7 @@ from conftest import (
     Pipeline,
     Recorder,
     tokenized,
+    uniforms,
     write_keys_values,
     write_text,
 )
@@ -109,11 +110,11 @@ def test_a_thousand_steps_agree_and_write_the_same_text(
     step = formats.onnx_step(tmp_path / "deep" / "model.onnx")
     loaded = smtkit.load_rnn(rnn, device="cpu")
     for temperature in (0.0, 0.8):
-        generator = torch.Generator().manual_seed(4)
+        source = uniforms(4)
         memory, logits = loaded.start().numpy(), loaded.logits(loaded.start()).numpy()
         drawn = []
         for _ in range(100):
-            token = sample_each(torch.from_numpy(logits), temperature, generator=generator).numpy()
+            token = sample_each(torch.from_numpy(logits), temperature, uniforms=source).numpy()
             if token[0] == loaded.tokenizer.end_of_document:
                 break
             drawn.append(int(token[0]))

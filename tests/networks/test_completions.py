@@ -10,6 +10,7 @@ from torch import Tensor
 
 from conftest import (
     architecture,
+    uniforms,
 )
 from smtkit.config import (
     CellConfig,
@@ -64,8 +65,7 @@ def test_no_steps_complete_nothing() -> None:
 def test_draws_side_by_side_differ_and_repeat_with_the_seed() -> None:
     network, prompts = small_network(), torch.zeros(20, 0, dtype=torch.int64)
     first, again, other = (
-        network.complete(prompts, 12, generator=torch.Generator().manual_seed(seed))
-        for seed in (1, 1, 2)
+        network.complete(prompts, 12, uniforms=uniforms(seed)) for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -74,9 +74,9 @@ def test_draws_side_by_side_differ_and_repeat_with_the_seed() -> None:
 
 def frequencies(logits: Tensor, draws: int, **settings: Any) -> Tensor:
     """(N, V): how often each token is drawn from each row of logits (N, V)."""
-    generator = torch.Generator().manual_seed(3)
+    source = uniforms(3)
     many = logits.repeat(draws, 1)
-    tokens = sample_each(many, generator=generator, **settings).view(draws, len(logits))
+    tokens = sample_each(many, uniforms=source, **settings).view(draws, len(logits))
     return torch.stack([(tokens == token).double().mean(0) for token in range(logits.shape[1])], 1)
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
+from conftest import uniforms
 from smtkit.networks.sampling import sample_each
 
 
@@ -52,8 +53,8 @@ def _kept(probabilities: list[float], tokens: set[int]) -> list[float]:
 )
 def test_samples_follow_their_distribution(settings, expected):
     draws = 3000
-    generator = torch.Generator().manual_seed(1)
-    counts = Counter(_sample(generator=generator, **settings) for _ in range(draws))
+    source = uniforms(1)
+    counts = Counter(_sample(uniforms=source, **settings) for _ in range(draws))
 
     for token, probability in enumerate(expected):
         deviation = math.sqrt(probability * (1 - probability) / draws)
@@ -67,3 +68,29 @@ def test_a_temperature_of_zero_takes_the_likeliest():
 @pytest.mark.parametrize("temperature", [1e-6, 1e-30, 1e-40])
 def test_a_temperature_near_zero_takes_the_likeliest(temperature):
     assert {_sample(temperature=temperature) for _ in range(20)} == {1}
+
+
+def test_each_token_takes_one_number() -> None:
+    """In the order of the vocabulary; a number at the very end, or a token that is left out, is
+    never one of probability zero."""
+    logits = torch.tensor([[0.25, 0.5, 0.25, 0.0]]).log()
+    for number, token in (
+        (0.0, 0),
+        (0.2499, 0),
+        (0.2501, 1),
+        (0.7499, 1),
+        (0.7501, 2),
+        (0.9999, 2),
+    ):
+        drawn = sample_each(logits, uniforms=lambda count, u=number: torch.tensor([u]).double())
+        assert int(drawn) == token
+        only = sample_each(
+            logits, top_k=1, uniforms=lambda count, u=number: torch.tensor([u]).double()
+        )
+        assert int(only) == 1
+
+
+def test_rows_take_their_numbers_in_order() -> None:
+    logits = torch.zeros(4, 8)
+    numbers = torch.tensor([0.9, 0.1, 0.5, 0.0]).double()
+    assert sample_each(logits, uniforms=lambda count: numbers[:count]).tolist() == [7, 0, 4, 0]

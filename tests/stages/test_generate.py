@@ -20,6 +20,7 @@ from conftest import (
     build_pipeline,
     encoder_config,
     rnn_config,
+    uniforms,
     write_keys_values,
 )
 from smtkit import IGNORE
@@ -108,9 +109,9 @@ def test_free_images_lie_in_a_grid(images: Pipeline, tmp_path: Path) -> None:
     grid = grey(out)
     assert grid.shape == (2 * HEIGHT + 2, 3 * WIDTH + 2 * 2)
     network = load_rnn(Artifact.open(images.rnn))
-    generator = torch.Generator().manual_seed(1)
+    source = uniforms(1)
     nothing = torch.zeros(5, 0, dtype=torch.int64)
-    drawn = network.complete(nothing, 12, temperature=0.7, generator=generator)
+    drawn = network.complete(nothing, 12, temperature=0.7, uniforms=source)
     for number, pixels in enumerate(drawn.numpy().reshape(5, HEIGHT, WIDTH)):
         row, column = divmod(number, 3)
         place = grid[row * (HEIGHT + 2) :, column * (WIDTH + 2) :][:HEIGHT, :WIDTH]
@@ -203,8 +204,8 @@ def test_images_are_drawn_in_a_terminal(command: Command, images: Pipeline) -> N
     assert result.code == 0
     network = load_rnn(Artifact.open(images.rnn))
     nothing = torch.zeros(3, 0, dtype=torch.int64)
-    generator = torch.Generator().manual_seed(1)
-    drawn = network.complete(nothing, 12, top_k=2, generator=generator).numpy()
+    source = uniforms(1)
+    drawn = network.complete(nothing, 12, top_k=2, uniforms=source).numpy()
     expected = [
         f"--- image {number + 1}\n{shades(pixels.reshape(HEIGHT, WIDTH), WHITE)}\n"
         for number, pixels in enumerate(drawn)

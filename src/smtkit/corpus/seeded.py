@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 
 _ROUNDS = 6
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
 def random_key(*parts: int | str) -> int:
@@ -19,7 +20,7 @@ def random_key(*parts: int | str) -> int:
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The finalizer of splitmix64 (Steele, Lea and Flood, 2014): a bijection of 64 bits."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = values + np.uint64(_GOLDEN)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
@@ -30,6 +31,21 @@ def uniform(key: int, entries: IntArray, draws: int) -> NDArray[np.float64]:
     seeds = mix(entries.astype(np.uint64) ^ np.uint64(key))
     bits = mix(seeds[:, None] + mix(np.arange(draws, dtype=np.uint64))[None, :])
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+class UniformStream:
+    """Numbers in [0, 1) from a seed, one after the other: SplitMix64 (Steele, Lea and Flood, 2014),
+    whose upper 53 bits any language computes in a few lines."""
+
+    def __init__(self, seed: int) -> None:
+        self._state = seed
+
+    def draw(self, count: int) -> NDArray[np.float64]:
+        """The next `count` numbers, (count,)."""
+        steps = np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN)
+        bits = mix(steps + np.uint64(self._state % 2**64))
+        self._state += count * _GOLDEN
+        return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def stratified(key: int, entries: IntArray, draws: int, sizes: IntArray) -> IntArray:

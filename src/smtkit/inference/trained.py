@@ -3,6 +3,7 @@
 B: sequences, T: tokens, P: tokens of a prompt, K: slots, D: slot width, V: vocabulary.
 """
 
+import secrets
 from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
 from typing import TypedDict, Unpack, get_args
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smtkit.config import Device
+from smtkit.corpus.seeded import UniformStream
 from smtkit.corpus.stored_tokenizer import check_vocabulary, load_tokenizer
 from smtkit.corpus.tokenizers import TextTokenizer
 from smtkit.errors import UsageError
@@ -264,13 +266,10 @@ def find_device(device: Device | str | torch.device) -> torch.device:
 
 
 def _sampling(options: SamplingOptions) -> Sampling:
-    """The options for `sample_each`: with a generator in place of the seed."""
-    generator, seed = torch.Generator(), options.get("seed")
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    found: Sampling = {"generator": generator}
+    """The options for `sample_each`: with a source of numbers in place of the seed."""
+    seed = options.get("seed")
+    stream = UniformStream(secrets.randbits(64) if seed is None else seed)
+    found: Sampling = {"uniforms": lambda count: torch.from_numpy(stream.draw(count))}
     for name in ("temperature", "top_k", "top_p"):
         if name in options:
             found[name] = options[name]

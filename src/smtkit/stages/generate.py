@@ -3,6 +3,7 @@
 N: images or rows, H, W: height and width of images.
 """
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def run(
         raise UsageError(f"`out` {path}: is a directory", "name a file, for example samples.png")
     if path is not None and path.exists() and not overwrite:
         raise UsageError(f"`out` {path}: exists", "`overwrite` replaces it")
-    seed = torch.Generator().seed() if config.seed is None else config.seed
+    seed = secrets.randbits(64) if config.seed is None else config.seed
     rows = None
     if tokens is not None and config.from_split is not None:
         corpus = Artifact.open(tokens, "tokens")
