@@ -4,11 +4,14 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from conftest import Command, Pipeline
+from conftest import Command, KilledError, Killer, Pipeline, rnn_config
 from smtkit.config import GenerateConfig, TrainRnnConfig
+from smtkit.stages import train_rnn
 from smtkit.storage.artifact import Artifact
+from smtkit.storage.locks import DirectoryLock
 from smtkit.storage.manifest import MANIFEST
 from smtkit.storage.run import Run
 from smtkit.storage.tensors import MODEL, load_tensors
@@ -59,6 +62,46 @@ def test_inspect_prints_the_manifest_as_json(command: Command, tokens: Path) -> 
     content = json.loads(result.stdout)
     assert content["manifest"] == json.loads((tokens / MANIFEST).read_text())
     assert set(content) == {"manifest", "counts", "rows"}
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_an_unfinished_artifact_says_how_far_it_is(
+    command: Command, pipeline: Pipeline, tmp_path: Path, is_running: bool
+) -> None:
+    out = tmp_path / "rnn"
+    with pytest.raises(KilledError):
+        train_rnn.run(rnn_config(), pipeline.labels, out, progress=Killer(10))
+    lock = DirectoryLock(out) if is_running else None
+    for result in (command("inspect", out), command("generate", out)):
+        state = "another process is writing it, " if is_running else "unfinished, "
+        hint = "" if is_running else " (go on with smtkit train-rnn --resume)"
+        expected = f"{out}: not a complete artifact: {state}step 8 of 12{hint}"
+        assert (result.code, result.line()) == (3, expected)
+    if lock:
+        lock.release()
+
+
+def test_the_path_of_a_manifest_names_its_artifact(command: Command, pipeline: Pipeline) -> None:
+    expected = command("inspect", pipeline.rnn)
+    found = command("inspect", pipeline.rnn / MANIFEST)
+    assert found.code == 0
+    assert found.stdout.splitlines()[1:] == expected.stdout.splitlines()[1:]
+    assert command("generate", pipeline.rnn / MANIFEST, "--max-tokens", 3).code == 0
+    assert command("inspect", pipeline.rnn / "manifest.jsonl").code == 2
+
+
+def test_what_is_not_known_is_not_shown(
+    command: Command, parity: Path, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    command("tokenize", tmp_path / "a.txt", "--out", tmp_path / "tokens")
+    np.save(tmp_path / "a.npy", np.eye(4)[None])
+    flags = ("--tokenizer", "pixel", "--out", tmp_path / "images")
+    command("tokenize", tmp_path / "a.npy", *flags)
+    artifacts = [tmp_path / "tokens", tmp_path / "images", parity, *vars(pipeline).values()]
+    for artifact in artifacts:
+        result = command("inspect", artifact)
+        assert (result.code, "None" in result.stdout) == (0, False)
 
 
 def test_verification_finds_a_flipped_bit(command: Command, tokens: Path) -> None:

@@ -78,6 +78,8 @@ def _plain(row: str | Picture | Answers) -> Any:
 
 def _print_statistics(statistics: Record) -> None:
     for name, value in statistics.items():
+        if value is None:
+            continue
         if isinstance(value, Mapping) and any(isinstance(v, Mapping) for v in value.values()):
             for key, inner in value.items():
                 print(f"  {key}: {_joined(inner)}")
@@ -89,7 +91,7 @@ def _joined(values: Any) -> str:
     """A value, or names and values."""
     if not isinstance(values, Mapping):
         return _number(values)
-    return ", ".join(f"{name} {_number(value)}" for name, value in values.items())
+    return ", ".join(f"{name} {_number(v)}" for name, v in values.items() if v is not None)
 
 
 def _number(value: Any) -> str:

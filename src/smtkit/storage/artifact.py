@@ -9,6 +9,7 @@ from smtkit.storage.files import check_xxh3, hash_file, open_sized, read_record,
 from smtkit.storage.location import Location, PathOrURI, locate
 from smtkit.storage.manifest import MADE_BY, MANIFEST, FileEntry, Kind, Manifest, Parent
 from smtkit.storage.remote import Remote
+from smtkit.storage.unfinished import find_unfinished
 
 _ATTEMPTS = 5  # at reading a manifest that is replaced again and again
 
@@ -24,12 +25,14 @@ class Artifact:
     @classmethod
     def open(cls, directory: PathOrURI, *kinds: Kind) -> "Artifact":
         """Opens the artifact in `directory`, a path or URI, which must be of one of `kinds` (none:
-        any).
+        any). The path of its manifest names it, too.
 
         Raises UsageError where it does not exist, ArtifactError where it is not a complete
         artifact of that kind and of this format version, or a file is missing or cut short.
         """
         location = locate(directory)
+        if isinstance(location, Path) and location.name == MANIFEST and location.is_file():
+            location = location.parent
         return cls(location, read_manifest(location, *kinds, check_files=True))
 
     def file(self, logical_name: str) -> Path:
@@ -136,8 +139,19 @@ def _read(directory: Location) -> bytes:
         exists = directory.sizes() if isinstance(directory, Remote) else directory.exists()
         if not exists:
             raise UsageError(f"{directory}: no such artifact") from None
-        reason = f"not a complete artifact: it holds no {MANIFEST}"
-        raise ArtifactError(f"{directory}: {reason}") from None
+        raise _incomplete(directory) from None
+
+
+def _incomplete(directory: Location) -> ArtifactError:
+    """The error for a directory without a manifest, which says how far its run is, if any."""
+    message = f"{directory}: not a complete artifact: "
+    run = None if isinstance(directory, Remote) else find_unfinished(directory)
+    if run is None:
+        return ArtifactError(f"{message}it holds no {MANIFEST}")
+    if run.is_running:
+        return ArtifactError(f"{message}another process is writing it, {run.progress()}")
+    command = MADE_BY.get(run.kind, "the command that makes it,")
+    return ArtifactError(f"{message}unfinished, {run.progress()}", f"go on with {command} --resume")
 
 
 def _checked(
