@@ -14,7 +14,9 @@ from evaluations import (
     by_steps,
     evaluated,
 )
-from smtkit.evaluation.metrics import position_ranges
+from smtkit.corpus.stored_tokenizer import load_tokenizer
+from smtkit.evaluation.metrics import position_ranges, summarize_overall
+from smtkit.storage.artifact import Artifact
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 7, 16, 128])
@@ -63,10 +65,27 @@ def test_bits_per_byte_are_over_the_bytes_of_the_targets(evaluation, windows):
         assert row["bits_per_byte"] == pytest.approx(expected)
 
 
-def test_bits_per_byte_are_null_for_a_vocabulary_with_an_unknown(character_pipeline, tmp_path):
-    evaluation = evaluated(character_pipeline, tmp_path)
+def test_bits_per_byte_of_characters_are_over_their_bytes(character_pipeline, tmp_path):
+    """Some of which have two bytes; one window, from the beginning of the split."""
+    evaluation = evaluated(character_pipeline, tmp_path, windows=1)
+    tokens = split_tokens(character_pipeline.tokens, "test")
+    tokenizer = load_tokenizer(Artifact.open(character_pipeline.tokens))
+    for row in evaluation["results"]:
+        targets = tokens[row["first"] : row["last"] + 1]
+        size = sum(len(tokenizer.decode([t]).encode()) for t in targets)
+        assert (row["targets"], size > len(targets)) == (len(targets), True)
+        expected = row["nll"] / math.log(2) * row["targets"] / size
+        assert row["bits_per_byte"] == pytest.approx(expected)
 
-    assert {row["bits_per_byte"] for row in evaluation["results"]} == {None}
+
+def test_bits_per_byte_leave_out_what_is_unknown():
+    nll = np.array([[np.nan, 1.0, 2.0, 4.0], [np.nan, 8.0, np.nan, 16.0]])
+    sizes = np.array([[3, 1, -1, 2], [1, 0, 5, -1]])
+    (record,) = summarize_overall({"rnn": np.stack([nll, nll])}, sizes)
+    assert record["bits_per_token"] == pytest.approx((1 + 2 + 4 + 8 + 16) / 5 / math.log(2))
+    assert record["bits_per_byte"] == pytest.approx((1 + 4 + 8) / (1 + 2 + 0) / math.log(2))
+    (record,) = summarize_overall({"rnn": np.stack([nll, nll])}, np.full((2, 4), -1))
+    assert record["bits_per_byte"] is None
 
 
 def test_overall_covers_all_positions_after_the_first(evaluation, windows):

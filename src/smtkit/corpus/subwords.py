@@ -27,7 +27,7 @@ class SentencePieceTokenizer(TextTokenizer):
     """A sentencepiece model, and after its pieces one token that ends a document.
 
     A model with byte fallback and without normalisation is exact: every text decodes to itself. For
-    other models `unknown` is set, and bits per byte are undefined.
+    other models `unknown` is set.
     """
 
     def __init__(self, model: bytes) -> None:
@@ -38,7 +38,8 @@ class SentencePieceTokenizer(TextTokenizer):
         self.vocabulary_size = size + 1
         self.token_bytes = [self._bytes_of(token) for token in range(size)] + [b""]
         self._space_tokens = self._tokens_of_bytes(SPACE.encode())
-        if not self._is_exact():
+        self.is_exact = self._inverts_probes()
+        if not self.is_exact:
             self.unknown = int(self._processor.unk_id())
 
     @classmethod
@@ -109,7 +110,7 @@ class SentencePieceTokenizer(TextTokenizer):
         tokens = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in data]
         return np.array(tokens, dtype=np.int32)
 
-    def _is_exact(self) -> bool:
+    def _inverts_probes(self) -> bool:
         has_bytes = all(self._processor.is_byte(int(t)) for t in self._space_tokens)
         return has_bytes and all(
             self.decode(int(token) for token in self.encode(text.encode())) == text

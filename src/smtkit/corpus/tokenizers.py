@@ -46,6 +46,8 @@ class TextTokenizer(Tokenizer):
     end_of_document: int
     unknown: int | None = None
     """Token of characters that the vocabulary lacks; None where all text can be encoded."""
+    is_exact: bool = True
+    """Whether text decodes to itself, apart from unknown characters."""
     token_bytes: Sequence[bytes]
     """The text that each token stands for, in UTF-8; a token may be a part of a character."""
 

@@ -38,7 +38,8 @@ def position_ranges(window: int, lengths: int = 4) -> list[tuple[str, int, int]]
 def summarize(scores: Scores, window: int, byte_lengths: IntArray | None) -> Records:
     """One record per predictor and range of positions in which it has scores.
 
-    byte_lengths (B, L + 1): bytes of text that each target stands for; None if unknown.
+    byte_lengths (B, L + 1): bytes of text that each target stands for, -1 where unknown: bits per
+    byte are then over the other targets. None: no target's are known.
     """
     columns = max(values.shape[-1] for values in scores.values())
     ranges = position_ranges(window, math.ceil(columns / window))
@@ -110,12 +111,17 @@ def _all_metrics(scores: FloatArray, index: Any, byte_lengths: IntArray | None) 
         return {}
     nll = scores[0][index]
     bits = means["nll"] / math.log(2)
-    size = 0 if byte_lengths is None else int(byte_lengths[index][~np.isnan(nll)].sum())
+    in_bytes = None
+    if byte_lengths is not None:
+        sizes = byte_lengths[index]
+        known = ~np.isnan(nll) & (sizes >= 0)
+        if size := int(sizes[known].sum()):
+            in_bytes = float(nll[known].sum()) / math.log(2) / size
     return {
         **means,
         "nll_standard_error": _standard_error(nll),
         "bits_per_token": bits,
-        "bits_per_byte": bits * means["targets"] / size if size else None,
+        "bits_per_byte": in_bytes,
         "perplexity": math.exp(min(means["nll"], 700)),
     }
 

@@ -129,10 +129,12 @@ def _summaries(
 
 
 def _bytes_of(targets: IntArray, tokenizer: Tokenizer) -> IntArray | None:
-    """Bytes of text that each target stands for; None if the tokenizer does not determine them."""
-    if not isinstance(tokenizer, TextTokenizer) or tokenizer.unknown is not None:
+    """Bytes of text that each target stands for, -1 for unknown characters; None where the tokens
+    do not determine the text."""
+    if not isinstance(tokenizer, TextTokenizer) or not tokenizer.is_exact:
         return None
-    return tokenizer.byte_lengths()[np.maximum(targets, 0)]
+    sizes = tokenizer.byte_lengths()[np.maximum(targets, 0)]
+    return np.where(targets == tokenizer.unknown, -1, sizes)
 
 
 def _gradients(

@@ -40,7 +40,7 @@ def run(
             return artifact.finished
         corpus.assign_splits(artifact.directory)
         tokenizer = corpus.tokenizer
-        if isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.unknown is not None:
+        if isinstance(tokenizer, SentencePieceTokenizer) and not tokenizer.is_exact:
             progress.warn(
                 f"{config.tokenizer_model}: does not decode every text to itself (no byte "
                 "fallback, or it normalises): no bits per byte will be computed"
