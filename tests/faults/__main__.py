@@ -18,9 +18,9 @@ from faults import damage, hostile, kills, mutations, processes, signals, stores
 from faults.outcomes import BAD, Tally, Verdict, table
 from faults.world import World
 
-Case = Callable[[World, random.Random], Verdict]
+Case = Callable[[World, random.Random, int], Verdict]
 KINDS: dict[str, tuple[int, Case]] = {
-    "kills": (500, kills.case),
+    "kills": (1190, kills.case),
     "signals": (200, signals.case),
     "damage": (3000, damage.case),
     "mutations": (5000, mutations.case),
@@ -63,7 +63,7 @@ def _run(world: World, kind: str, options: argparse.Namespace) -> Tally:
     tally = Tally(kind, seed)
     started = time.monotonic()
     for number in numbers:
-        found = case(world, random.Random(f"{kind} {seed} {number}"))
+        found = case(world, random.Random(f"{kind} {seed} {number}"), number)
         tally.counts[found.outcome] += 1
         if found.outcome in BAD or options.case is not None:
             where = f"--kinds {kind} --seed {seed} --case {number}"

@@ -7,7 +7,7 @@ from faults.outcomes import Verdict, judge_use
 from faults.world import KINDS, USES, World
 
 
-def case(world: World, draw: random.Random) -> Verdict:
+def case(world: World, draw: random.Random, number: int) -> Verdict:
     kind = draw.choice(KINDS)
     use = draw.choice(USES[kind])
     world.prepare(kind, use)

@@ -38,7 +38,7 @@ _FORMATS = [
 _MADE = list(bombs.BOMBS)
 
 
-def case(world: World, draw: random.Random) -> Verdict:
+def case(world: World, draw: random.Random, number: int) -> Verdict:
     ways = [_special, _special, _run_folder, _name, _broken, _broken, _folder, _bomb]
     return draw.choice(ways)(world, draw)
 

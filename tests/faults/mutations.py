@@ -20,7 +20,7 @@ _SMALL = [*_WORDS, -1, 0, 1.5, float("nan"), float("inf"), _DIGITS, _DEEP]
 """For settings: a large number there is a wish, not a forgery."""
 
 
-def case(world: World, draw: random.Random) -> Verdict:
+def case(world: World, draw: random.Random, number: int) -> Verdict:
     kind = draw.choice(KINDS)
     use = draw.choice(USES[kind])
     world.prepare(kind, use)

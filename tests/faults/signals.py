@@ -15,15 +15,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _usual: list[float] = []
 
 
-def case(world: World, draw: random.Random) -> Verdict:
+def case(world: World, draw: random.Random, number: int) -> Verdict:
     if not _usual:
         _usual.append(_run(world, None, 60.0).seconds)
-    number = draw.choice(_SIGNALS)
+    sent = draw.choice(_SIGNALS)
     after = draw.uniform(0.02, _usual[0])
-    ended = _run(world, number, after)
+    ended = _run(world, sent, after)
     # Before Python runs the first line of smtkit, it is the signal itself that ends the process.
-    fine = ended.code in (0, -number, 128 + number) and "Traceback" not in ended.stderr
-    what = f"{number.name} after {after:.3f} of {_usual[0]:.3f} s"
+    fine = ended.code in (0, -sent, 128 + sent) and "Traceback" not in ended.stderr
+    what = f"{sent.name} after {after:.3f} of {_usual[0]:.3f} s"
     shown = f"exit {ended.code}\n{ended.stderr[-1500:]}"
     if ended.hung:
         return verdict(what, [(Outcome.HUNG, shown)])

@@ -17,7 +17,7 @@ _PATIENCE = 60.0
 _servers: list[tuple[str, int]] = []
 
 
-def case(world: World, draw: random.Random) -> Verdict:
+def case(world: World, draw: random.Random, number: int) -> Verdict:
     if not _servers:
         _servers.append(_start(world))
     proxy, uploads = _servers[0]
