@@ -326,10 +326,14 @@ def character_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 
 class Recorder:
-    """A listener that remembers what it was warned of."""
+    """A listener that remembers what it was warned of, and shown."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.shown: list[tuple[str, str]] = []
+
+    def show(self, title: str, text: str) -> None:
+        self.shown.append((title, text))
 
     def update(
         self, task: str, completed: float, total: float | None, **metrics: float | str

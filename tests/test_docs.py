@@ -21,7 +21,7 @@ def test_configuration_page_is_what_the_schemas_say() -> None:
     assert "Undefined" not in page
     columns = {len(re.findall(r"(?<!\\)\|", row)) for row in page.splitlines() if row[:1] == "|"}
     assert columns == {6}
-    assert "| `objective.dynamics_start` | integer, `auto` | `100` |" in page
+    assert "| `objective.dynamics_start` | integer, `auto`, string | `100` |" in page
     assert "| `include` | array | `[]` |" in page
 
 

@@ -18,14 +18,15 @@ from conftest import (
 )
 from evaluations import evaluated, nll_of
 from smtkit import IGNORE
-from smtkit.config import TrainEncoderConfig
+from smtkit.config import ExtractLabelsConfig, TrainEncoderConfig
 from smtkit.corpus.windows import Windows, open_windows
 from smtkit.evaluation import sufficiency
 from smtkit.evaluation.sufficiency import PairSampler, Sufficiency, draw_pairs, offsets_up_to
 from smtkit.networks.architecture import Architecture
+from smtkit.networks.encoders import CausalEncoder
 from smtkit.networks.loading import load_teacher
 from smtkit.networks.teacher import Teacher
-from smtkit.stages import train_encoder
+from smtkit.stages import extract_labels, train_encoder
 from smtkit.storage.artifact import Artifact
 
 VOCABULARY = 7
@@ -326,6 +327,38 @@ def test_a_run_that_ended_before_dynamics_is_warned_of(pipeline, tmp_path):
         pipeline.tokens, tmp_path / "1", objective={"dynamics_start": 1}, training=short
     )
     assert not any("before dynamics began" in line for line in warnings)
+    shares = {"dynamics_start": "10%", "dynamics_ramp": "50%"}
+    warnings = _warnings(pipeline.tokens, tmp_path / "half", objective=shares, training=short)
+    assert not any("before dynamics began" in line for line in warnings)
+
+
+def test_a_teacher_that_was_warned_of_is_warned_of_again_when_labels_are_made(pipeline, tmp_path):
+    warnings = _warnings(pipeline.tokens, tmp_path / "encoder", training={"max_steps": 2})
+    assert len(warnings) == 2  # before dynamics began, and near the unigram
+    assert Artifact.open(tmp_path / "encoder").manifest.statistics["warnings"] == warnings
+    recorder = Recorder()
+    paths = (tmp_path / "encoder", pipeline.tokens, tmp_path / "labels")
+    extract_labels.run(ExtractLabelsConfig(max_windows=4), *paths, progress=recorder)
+    assert recorder.warnings[:2] == [f"{tmp_path / 'encoder'}: {line}" for line in warnings]
+
+
+def test_labels_that_hardly_differ_are_warned_of(pipeline, tmp_path, monkeypatch):
+    """Those of a healthy teacher are not; the limits are those of memories in training."""
+
+    def warned(out):
+        recorder = Recorder()
+        paths = (pipeline.encoder, pipeline.tokens, tmp_path / out)
+        extract_labels.run(ExtractLabelsConfig(max_windows=40), *paths, progress=recorder)
+        return [line for line in recorder.warnings if "hardly differ" in line]
+
+    assert warned("healthy") == []
+    encode = CausalEncoder.encode
+    monkeypatch.setattr(
+        CausalEncoder, "encode", lambda self, tokens: 1 + 1e-3 * encode(self, tokens)
+    )
+    (warning,) = warned("collapsed")
+    assert "the labels hardly differ from each other: uniformity is" in warning
+    assert "`objective.uniformity_weight`" in warning
 
 
 def test_a_decoder_near_the_unigram_is_warned_of(pipeline, tmp_path):

@@ -384,6 +384,16 @@ def test_without_a_ramp_dynamics_start_at_full_weight():
     assert [method.weights(step)["dynamics"] for step in range(4)] == [0, 0, 0.8, 0.8]
 
 
+def test_shares_of_the_run_ramp_dynamics_in_at_any_step():
+    method = _method(dynamics_weight=0.8, dynamics_start="10%", dynamics_ramp="20%")
+    done = [0.0, 0.09, 0.1, 0.15, 0.2, 0.3, 0.9]
+    weights = [method.weights(step, share)["dynamics"] for step, share in enumerate(done)]
+
+    assert weights == pytest.approx([0, 0, 0, 0.2, 0.4, 0.8, 0.8])
+    at_once = _method(dynamics_weight=0.8, dynamics_start="10%", dynamics_ramp="0%")
+    assert [at_once.weights(0, share)["dynamics"] for share in (0.09, 0.11)] == [0, 0.8]
+
+
 @pytest.mark.parametrize("term", ["decoding", "dense", "uniformity"])
 def test_terms_that_need_no_cell_reach_the_encoder(batch, term):
     method = _method()

@@ -53,7 +53,7 @@ class Regression:
         self.state = nn.Module()
         self._scale = scale
 
-    def weights(self, step: int) -> dict[str, float]:
+    def weights(self, step: int, done: float = 0.0) -> dict[str, float]:
         return {"error": self._scale(step)}
 
     def counts(self, batch: Rows) -> dict[str, int]:
@@ -63,7 +63,7 @@ class Regression:
         errors = (self.network(batch.inputs) - batch.outputs).square().sum(1)
         return {"error": errors[batch.counted].sum()}
 
-    def observe(self, step: int, means: dict[str, Tensor]) -> None:
+    def observe(self, step: int, means: dict[str, Tensor], done: float = 0.0) -> None:
         pass
 
     def diagnostics(self, batch: Rows) -> dict[str, float]:

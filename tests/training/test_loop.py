@@ -43,6 +43,47 @@ def test_max_seconds_ends_a_run(tmp_path):
     assert run.state.step == 7
 
 
+class Shares(Regression):
+    """Remembers the share of the run that is over at each update."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weighted: list[float] = []
+        self.observed: list[float] = []
+
+    def weights(self, step: int, done: float = 0.0) -> dict[str, float]:
+        self.weighted.append(done)
+        return super().weights(step, done)
+
+    def observe(self, step: int, means: dict[str, Tensor], done: float = 0.0) -> None:
+        self.observed.append(done)
+
+
+@pytest.mark.parametrize(("steps", "seconds"), [(4, None), (4, 100), (None, 4), (100, 4)])
+def test_methods_see_the_share_of_the_run_that_is_over(tmp_path, steps, seconds):
+    method = Shares()
+    config = training_config(max_steps=steps, max_seconds=seconds)
+    trainer(tmp_path, method, config, clocks=ticking_clock()).run()
+
+    assert method.weighted[-4:] == pytest.approx([0, 0.25, 0.5, 0.75])
+    assert method.observed == method.weighted[-4:]
+
+
+def test_samples_are_shown_and_recorded(tmp_path):
+    texts = iter(["first", "second", "last"])
+    recorder = Recorder()
+    config = training_config(max_steps=5, sample_every=2)
+    run = trainer(tmp_path, Regression(), config, sample=lambda: next(texts), progress=recorder)
+    run.run()
+
+    shown = [("sample at step 2", "first"), ("sample at step 4", "second")]
+    assert recorder.shown == [*shown, ("sample at step 5", "last")]
+    assert reported(tmp_path, "sample") == [
+        {"step": step, "split": "sample", "text": text}
+        for step, text in ((2, "first"), (4, "second"), (5, "last"))
+    ]
+
+
 def test_the_first_of_two_limits_ends_a_run(tmp_path):
     config = training_config(max_steps=4, max_seconds=7)
     run = trainer(tmp_path, Regression(), config, clocks=ticking_clock())

@@ -70,7 +70,7 @@ class Toy(QuietMethod):
     def __init__(self) -> None:
         self.network, self.state = Network(), nn.Module()
 
-    def weights(self, step: int) -> dict[str, float]:
+    def weights(self, step: int, done: float = 0.0) -> dict[str, float]:
         return {"error": 2.0, "size": 0.5, "nothing": 0.0}
 
     def counts(self, batch: Rows) -> dict[str, int]:

@@ -36,6 +36,9 @@ class Warnings:
     def update(self, *_: object, **__: object) -> None:
         pass
 
+    def show(self, *_: object) -> None:
+        pass
+
     def warn(self, message: str) -> None:
         warnings.warn(message, stacklevel=2)
 

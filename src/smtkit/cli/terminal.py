@@ -49,6 +49,10 @@ class Terminal:
         unbroken = shown.replace(" ", "\N{NO-BREAK SPACE}")
         self._bar.update(self._tasks[task], completed=completed, total=total, metrics=unbroken)
 
+    def show(self, title: str, text: str) -> None:
+        if not self._quiet:
+            self._log.print(Text(plain(f"--- {title}\n{text}")))
+
     def warn(self, message: str) -> None:
         self._log.print(Text(plain(f"warning: {message}"), style="yellow"))
 

@@ -1,10 +1,11 @@
 """Base of all schemas, the types their fields share, and `Flag`."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeGuard
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,28 @@ class Flag:
     """An argument instead of an option."""
 
 
+def _check_share(text: str) -> str:
+    if not re.fullmatch(r"(\d|[1-9]\d)(\.\d+)?%", text):
+        raise ValueError("a share of the run, as 10%, less than 100%")
+    return text
+
+
+def is_share(value: object) -> TypeGuard[str]:
+    """Whether a setting is a share of the run, and not a number of updates."""
+    return isinstance(value, str) and value.endswith("%")
+
+
+def fraction(share: str) -> float:
+    """The number that a Share stands for, in [0, 1)."""
+    return float(share.removesuffix("%")) / 100
+
+
 Positive = Annotated[int, Field(gt=0, lt=2**63)]
 NonNegative = Annotated[int, Field(ge=0, lt=2**63)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[str, AfterValidator(_check_share)]
+"""A share of the run, as `10%`: of `max_steps` or of `max_seconds`, whichever is further."""
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -41,6 +60,7 @@ RUNTIME_KEYS = frozenset(
         "training.log_every",
         "training.checkpoint_every",
         "training.keep_state",
+        "training.sample_every",
         "training.sharding",
     }
 )

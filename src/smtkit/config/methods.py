@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from smtkit.config.base import Config, Flag, NonNegative, Positive, Weight
+from smtkit.config.base import Config, Flag, NonNegative, Positive, Share, Weight, is_share
 
 
 class WindowConfig(Config):
@@ -68,19 +68,29 @@ class PredictiveStateConfig(Config):
     uniformity_pairs: Literal["any", "aligned"] = "any"
     """Compare memories of all positions and sequences, or only of the same position in different
     sequences. With `aligned`, memories differ by what was read, not by how much."""
-    dynamics_start: NonNegative | Literal["auto"] = 100
-    """Step at which the dynamics weight leaves zero; `auto`: when decoding leaves its plateau. Set
-    it later if the decoding loss has not fallen by then."""
+    dynamics_start: NonNegative | Literal["auto"] | Share = 100
+    """Step at which the dynamics weight leaves zero, or, as `10%`, the share of the run; `auto`:
+    when decoding leaves its plateau. Set it later if the decoding loss has not fallen by then."""
     plateau: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Decoding has left its plateau when its nll is below this share of the unigram's."""
-    dynamics_ramp: NonNegative = 200
-    """Steps over which the dynamics weight grows to its full value."""
+    dynamics_ramp: NonNegative | Share = 200
+    """Steps over which the dynamics weight grows to its full value; a share of the run where
+    `dynamics_start` is one."""
 
     @model_validator(mode="after")
     def _decoding_is_trained(self) -> Self:
         if self.dynamics_start == "auto" and not self.decoding_weight:
             raise ValueError(
                 "dynamics_start = auto waits for decoding, which decoding_weight = 0 switches off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _units_agree(self) -> Self:
+        if is_share(self.dynamics_start) != is_share(self.dynamics_ramp):
+            raise ValueError(
+                f"dynamics_start = {self.dynamics_start} and dynamics_ramp = {self.dynamics_ramp}: "
+                "allowed: both in updates, or both as shares of the run, as 10%"
             )
         return self
 

@@ -82,6 +82,10 @@ class TrainingConfig(Config):
     """Seconds of training between two validations; unset: `validate_every` updates."""
     validation_windows: Positive = 128
     """Windows per validation. Raise it for smaller standard errors."""
+    sample_every: Positive | None = None
+    """Updates between two samples of text, or an image, that the RNN, or the teacher's co-trained
+    cell, draws from its empty memory; unset: none. They are shown and written to the metrics log,
+    always with the same seed."""
     checkpoint_every: Positive = 200
     """Updates between two checkpoints."""
     keep_state: bool = True

@@ -4,6 +4,7 @@ N: sequences, T: tokens, n: positions, K: slots, D: slot width, V: vocabulary.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Unpack
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 from smtkit import IGNORE
 from smtkit.methods.bptt import SequenceBatch
 from smtkit.networks.rnn import RecurrentNetwork
+from smtkit.networks.sampling import Sampling, sample_each
 from smtkit.networks.teacher import Teacher
 from smtkit.networks.transition import Transition
 from smtkit.training.protocols import FREE_RUNNING_ACCURACY
@@ -71,6 +73,16 @@ class FreeRunning:
     def of_teacher(cls, teacher: Teacher) -> "FreeRunning":
         """Measures the co-trained cell with the dense readout."""
         return cls(teacher.transition, teacher.read, teacher.encoder.empty_memory)
+
+    @torch.no_grad()
+    def draw(self, count: int, **sampling: Unpack[Sampling]) -> list[int]:
+        """Tokens drawn one after the other, from the empty memory."""
+        memory, tokens = self._empty()[None], []
+        for _ in range(count):
+            token = sample_each(self._readout(memory).float(), **sampling)  # (1,)
+            memory = self._transition(memory, token)
+            tokens.append(int(token))
+        return tokens
 
     def counts(self, batch: SequenceBatch) -> dict[str, int]:
         """Number of targets, for both terms."""

@@ -46,7 +46,7 @@ class WindowSampler:
 class QuietMethod:
     """No-op hooks for methods that only define losses."""
 
-    def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
+    def observe(self, step: int, means: Mapping[str, Tensor], done: float = 0.0) -> None:
         pass
 
     def diagnostics(self, batch: object) -> dict[str, float]:

@@ -59,7 +59,7 @@ class BackpropagationThroughTime(QuietMethod):
         self.state = nn.Module()
         self._window = window
 
-    def weights(self, step: int) -> dict[str, float]:
+    def weights(self, step: int, done: float = 0.0) -> dict[str, float]:
         return {"readout": 1.0}
 
     def counts(self, batch: SequenceBatch) -> dict[str, int]:

@@ -11,7 +11,6 @@ P: transitions, H: transitions per anchor after a hand-off, U: compared memories
 D: slot width, V: vocabulary.
 """
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -21,9 +20,11 @@ from torch import Tensor, nn
 
 from smtkit import IGNORE
 from smtkit.config import PredictiveStateConfig
+from smtkit.config.base import fraction, is_share
 from smtkit.corpus.seeded import IntArray, random_key, stratified, uniform
 from smtkit.methods import losses
 from smtkit.methods.base import WindowSampler
+from smtkit.methods.collapse import collapse
 from smtkit.methods.plateau import PlateauGate
 from smtkit.networks.encoders import select
 from smtkit.networks.teacher import Teacher
@@ -168,14 +169,6 @@ def _mask_padding(targets: IntArray, length: IntArray) -> IntArray:
     return np.where(padding & (length < length.max())[:, None], IGNORE, targets)
 
 
-# Diagnostics beyond these limits are a sign of memories that become equal.
-_COLLAPSE = {
-    "memory_uniformity": (operator.gt, -0.1),
-    "memory_variance": (operator.lt, 0.01),
-    "memory_effective_rank": (operator.lt, 1.5),
-}
-
-
 def _after_handoff(batch: TeacherBatch) -> Tensor:
     """Targets (B, A, H) of the memories after the transitions of hand-offs."""
     return batch.future_targets.gather(2, batch.handoff_positions + 1)
@@ -205,11 +198,11 @@ class PredictiveState:
         if teacher.decoder is None:
             self.state.register_buffer("own_memory", torch.zeros(()))  # share, ramped in
 
-    def weights(self, step: int) -> dict[str, float]:
+    def weights(self, step: int, done: float = 0.0) -> dict[str, float]:
         """Weight of each term. Dynamics are ramped in: at full weight from the start they would
         collapse the memory before it predicts anything."""
         config = self._config
-        ramp = self._ramp(step)
+        ramp = self._ramp(step, done)
         return {
             "decoding": config.decoding_weight,
             "dense": config.dense_weight,
@@ -218,11 +211,17 @@ class PredictiveState:
             "uniformity": config.uniformity_weight,
         }
 
-    def _ramp(self, step: int) -> float:
-        start = self._gate.step if self._gate else self._config.dynamics_start
+    def _ramp(self, step: int, done: float) -> float:
+        """The dynamics' share of their full weight, at `step`, when `done` of the run is over."""
+        first, ramp = self._config.dynamics_start, self._config.dynamics_ramp
+        if is_share(first) and is_share(ramp):
+            since = done - fraction(first)
+            return 0.0 if since < 0 else min(1.0, since / max(fraction(ramp), 1e-9))
+        start = self._gate.step if self._gate else first
         if not isinstance(start, int) or step < start:
             return 0.0
-        return min(1.0, (step - start + 1) / max(1, self._config.dynamics_ramp))
+        assert isinstance(ramp, int)
+        return min(1.0, (step - start + 1) / max(1, ramp))
 
     def counts(self, batch: TeacherBatch) -> dict[str, int]:
         """Number of terms in each sum of `losses`."""
@@ -274,13 +273,13 @@ class PredictiveState:
             sums["dense"] = losses.cross_entropy(logits, batch.dense_targets)
         return sums
 
-    def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
+    def observe(self, step: int, means: Mapping[str, Tensor], done: float = 0.0) -> None:
         """Passes the decoding loss of an update to the gate that starts dynamics, and sets the
         share of hand-offs from the cell's own memory."""
         if self._gate and "decoding" in means:
             self._gate.observe(step, means["decoding"])
         if self.network.decoder is None:
-            share = self._config.own_memory * self._ramp(step + 1)
+            share = self._config.own_memory * self._ramp(step + 1, done)
             self.state.get_buffer("own_memory").fill_(share)
 
     @torch.no_grad()
@@ -292,14 +291,8 @@ class PredictiveState:
 
     def warning(self, metrics: Mapping[str, float]) -> str | None:
         """A warning for the user where diagnostics show that memories collapse."""
-        for name, (is_beyond, limit) in _COLLAPSE.items():
-            if is_beyond(metrics[name], limit):
-                return (
-                    f"memory collapses: {name} is {metrics[name]:.3g} (limit {limit:g}); try a "
-                    "smaller objective.dynamics_weight, a later objective.dynamics_start, or more "
-                    "objective.uniformity_weight"
-                )
-        return None
+        sign = collapse(metrics, "memory_")
+        return None if sign is None else f"memory collapses: {sign}"
 
     def _handed_over(self, memory: Tensor, batch: TeacherBatch) -> Tensor:
         """The memories (B A, K, D) that hand-offs start from: those of the encoder (B, A, K, D) or,

@@ -121,14 +121,14 @@ class TransitionMethod(QuietMethod):
         self._config = config
         self._decoder = decoder.eval().requires_grad_(False) if decoder is not None else None
 
-    def weights(self, step: int) -> dict[str, float]:
+    def weights(self, step: int, done: float = 0.0) -> dict[str, float]:
         return {
             "dynamics": self._config.dynamics_weight,
             "readout": self._config.readout_weight,
             "divergence": self._config.kl_weight,
         }
 
-    def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
+    def observe(self, step: int, means: Mapping[str, Tensor], done: float = 0.0) -> None:
         """Keeps the squared error of predicted memories, which scales the noise."""
         if self._config.noise:
             self.state.get_buffer("squared").copy_(means["dynamics"])

@@ -27,6 +27,8 @@ from smtkit.errors import ArtifactError, InterruptedRunError, UsageError
 from smtkit.labels.format import LABEL_SPLITS, LabelShape
 from smtkit.labels.reader import LabelShards
 from smtkit.labels.writer import write_labels
+from smtkit.methods.collapse import collapse
+from smtkit.methods.losses import memory_health
 from smtkit.networks.encoders import GatedEncoder
 from smtkit.networks.loading import check_lineage, load_rnn, load_teacher
 from smtkit.networks.reachable import encode_within_reach
@@ -44,6 +46,7 @@ from smtkit.training.interrupts import stop_signals
 from smtkit.training.progress import Progress, Silent
 
 _NAMED = 8  # missing shards that an error names
+_COMPARED = 512  # memories that are checked for collapse
 
 
 def run(
@@ -80,7 +83,9 @@ def run(
             extraction.check_complete()
         if ranks.size > 1:
             artifact.keep()  # rank 0 does not see what the others have written
-        extraction.write(extraction.shards[ranks.rank :: ranks.size], progress or Silent())
+        shown = progress or Silent()
+        sources.repeat_warnings(shown)
+        extraction.write(extraction.shards[ranks.rank :: ranks.size], shown)
         if ranks.is_first:
             LabelTeacher.of(sources.teacher).save(artifact.directory / MODEL)
             artifact.add(MODEL)
@@ -114,8 +119,9 @@ def run_part(
         if artifact.finished:
             return 0
         extraction = _Extraction(config, sources, ranks.device, artifact)
-        shards = extraction.shards[part - 1 :: parts]
-        extraction.write(shards[ranks.rank :: ranks.size], progress or Silent())
+        shards, shown = extraction.shards[part - 1 :: parts], progress or Silent()
+        sources.repeat_warnings(shown)
+        extraction.write(shards[ranks.rank :: ranks.size], shown)
         ranks.barrier()  # rank 0 holds the lock for all
         return len(shards)
 
@@ -148,6 +154,11 @@ class _Sources:
         teacher = load_teacher(self._encoder)
         check_vocabulary(self._encoder, teacher.architecture.vocabulary_size)
         return teacher
+
+    def repeat_warnings(self, progress: Progress) -> None:
+        """Shows the warnings at the end of the encoder's training again."""
+        for warning in self._encoder.manifest.statistics.get("warnings", []):
+            progress.warn(f"{self._encoder.directory}: {warning}")
 
     def encoder(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Computes the memories of rows as they are stored: (B, T) -> (B, memories, K, D)."""
@@ -221,6 +232,7 @@ class _Extraction:
         )
         chosen = {split: self._choose(split) for split in LABEL_SPLITS}
         self.windows = {split: len(starts) for split, starts in chosen.items()}
+        self._is_checked = False  # for collapse
         self.shards = [shard for split in chosen for shard in self._cut(split, chosen[split])]
 
     def write(self, shards: Sequence[_Shard], progress: Progress) -> None:
@@ -286,9 +298,22 @@ class _Extraction:
                 path.unlink(missing_ok=True)
         if not self._artifact.has(shard.name):
             windows = self._readers[shard.split].read(origin)
-            write_labels(path, self.shape, windows, self._memories(windows), origin)
+            memory = self._memories(windows)
+            write_labels(path, self.shape, windows, memory, origin)
+            if not self._is_checked:
+                self._check_collapse(memory, windows.length, progress)
         self._artifact.keep()
         self._artifact.add(shard.name, len(origin))
+
+    def _check_collapse(
+        self, memory: NDArray[np.floating], length: IntArray, progress: Progress
+    ) -> None:
+        """Warns where the memories (B, memories, K, D) of the longest windows are about equal."""
+        self._is_checked, longest = True, int(length.max())
+        found = torch.from_numpy(memory[length == longest])[:, : self.shape.stored(longest)]
+        found = found.flatten(0, 1)
+        if sign := collapse(memory_health(found[:: -(-len(found) // _COMPARED)])):
+            progress.warn(f"the labels hardly differ from each other: {sign}")
 
     @torch.inference_mode()
     def _memories(self, windows: Windows) -> NDArray[np.floating]:

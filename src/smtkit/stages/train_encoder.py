@@ -13,6 +13,7 @@ from smtkit.corpus.stored_tokenizer import check_tokenizers, check_vocabulary, l
 from smtkit.corpus.windows import WindowReader, check_fit, open_windows
 from smtkit.errors import UsageError
 from smtkit.evaluation.free_running import FreeRunning
+from smtkit.evaluation.samples import sampler
 from smtkit.evaluation.sufficiency import PairSampler, SufficiencyMeasure, offsets_up_to
 from smtkit.methods.bptt import SequenceSampler
 from smtkit.methods.predictive_state import PredictiveState, TeacherSampler
@@ -64,13 +65,11 @@ def run(
     with SharedRun(ranks, out, "encoder", config, parents, **existing) as artifact:
         if artifact.finished:
             return artifact.finished
-        windows = _open_windows(config, data, "train")
-        if config.data.window is not None:
-            check_fit(windows, f"data.window = {config.data.window}", "train")
+        windows = _train_windows(config, data)
         torch.manual_seed(config.seed)
         if init is None:
-            vocabulary_size = tokenizer.vocabulary_size
-            teacher = Teacher(Architecture.of_teacher(config, vocabulary_size, windows.window))
+            sizes = tokenizer.vocabulary_size, windows.window
+            teacher = Teacher(Architecture.of_teacher(config, *sizes))
         else:
             teacher, config = _further(config, parents[1], windows.window)
         unigram_nll = _unigram_nll(windows)
@@ -84,17 +83,20 @@ def run(
             ranks=ranks,
             progress=progress,
             on_checkpoint=artifact.keep,
+            sample=sampler(config.training, FreeRunning.of_teacher(teacher), tokenizer),
         )
         validated = trainer.run()
         weights = trainer.weights()
+        warnings = list(_warnings(config, method, trainer.state.step, validated, unigram_nll))
         if ranks.is_first:
-            for warning in _warnings(config, method, trainer.state.step, validated, unigram_nll):
+            for warning in warnings:
                 (progress or Silent()).warn(warning)
             tokenizer.save(artifact)
             teacher.save(artifact.directory / MODEL, weights)
             for name in (MODEL, *trainer.files()):
                 artifact.add(name)
-        return artifact.commit({**trainer.statistics(), "validation": validated}, config)
+        statistics = {**trainer.statistics(), "validation": validated}
+        return artifact.commit(statistics | ({"warnings": warnings} if warnings else {}), config)
 
 
 def _further(
@@ -130,6 +132,14 @@ def _open_windows(config: TrainEncoderConfig, tokens: Artifact, split: str) -> W
     if future == "rest":
         future = open_windows(tokens, split, window).window
     return open_windows(tokens, split, window, lookahead=future)
+
+
+def _train_windows(config: TrainEncoderConfig, tokens: Artifact) -> WindowReader:
+    """Raises UsageError where a window is longer than the split."""
+    windows = _open_windows(config, tokens, "train")
+    if config.data.window is not None:
+        check_fit(windows, f"data.window = {config.data.window}", "train")
+    return windows
 
 
 def _sampler(
@@ -189,7 +199,8 @@ def _warnings(
 ) -> Iterator[str]:
     """Warnings to heed before labels are extracted from a teacher of `steps` updates."""
     objective = config.objective
-    if objective.dynamics_weight and not method.weights(steps - 1)["dynamics"]:
+    last = method.weights(steps - 1, (steps - 1) / steps)
+    if objective.dynamics_weight and not last["dynamics"]:
         yield (
             f"training ended after {steps} updates, before dynamics began "
             f"(`objective.dynamics_start` = {objective.dynamics_start}): no cell was trained, and "

@@ -12,6 +12,7 @@ from smtkit.corpus.stored_tokenizer import check_tokenizers, check_vocabulary, l
 from smtkit.corpus.windows import WindowReader, check_fit, open_windows
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.evaluation.free_running import FreeRunning
+from smtkit.evaluation.samples import sampler
 from smtkit.labels.reader import LabelShards
 from smtkit.methods.bptt import BackpropagationThroughTime, SequenceSampler
 from smtkit.methods.dmt import DaggerMemoryTraining, RolloutSampler
@@ -63,6 +64,7 @@ def run(
     with SharedRun(ranks, out, "rnn", config, parents, **existing) as artifact:
         if artifact.finished:
             return artifact.finished
+        tokenizer = load_tokenizer(data)
         torch.manual_seed(config.seed)
         prepare = _prepare_bptt if config.method == "bptt" else _prepare_labels
         training = prepare(config, data, initial, ranks.device)
@@ -77,11 +79,14 @@ def run(
                 progress=progress,
                 on_checkpoint=artifact.keep,
                 review=training.review,
+                sample=sampler(
+                    config.training, FreeRunning.of_network(training.network), tokenizer
+                ),
             )
             validated = trainer.run()
             weights = trainer.weights()
         if ranks.is_first:
-            load_tokenizer(data).save(artifact)
+            tokenizer.save(artifact)
             training.network.save(artifact.directory / MODEL, weights)
             for name in (MODEL, *trainer.files()):
                 artifact.add(name)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from smtkit.config import TrainingConfig
-from smtkit.errors import ArtifactError, InterruptedRunError, NonFiniteLossError
+from smtkit.errors import ArtifactError, InterruptedRunError
 from smtkit.storage.manifest import CHECKPOINT, METRICS
 from smtkit.training.checkpoint import TrainingState
 from smtkit.training.distributed import ALONE, Ranks, lost_rank_errors
 from smtkit.training.interrupts import SIGNALS, stop_signals
-from smtkit.training.metrics import MetricsFile, Record, Tally, last_of
+from smtkit.training.metrics import SAMPLE, MetricsFile, Record, Tally, last_of
 from smtkit.training.optimizer import build_optimizer, fraction_done, schedule
 from smtkit.training.parallel import ParallelNetwork, autocast, full_tensors
 from smtkit.training.progress import Progress, Silent
@@ -27,11 +27,11 @@ from smtkit.training.protocols import (
     Validation,
     moved,
 )
+from smtkit.training.spoiled import spoiled
 
 CLOCKS = {"wall": time.monotonic, "cpu": time.process_time}
 """`training.clock` to a function that returns seconds."""
 _LOSS, _TOKENS = "loss", "tokens read"
-_NAMED = 32  # windows that an error names
 
 
 class Trainer(Generic[BatchT]):
@@ -42,7 +42,7 @@ class Trainer(Generic[BatchT]):
     calls `on_checkpoint`.
 
     `review` receives the records of all validations so far, and returns a warning for the user or
-    None; the first warning is shown.
+    None; the first warning is shown. `sample` draws what is shown every `sample_every` updates.
     """
 
     @lost_rank_errors()
@@ -58,6 +58,7 @@ class Trainer(Generic[BatchT]):
         progress: Progress | None = None,
         on_checkpoint: Callable[[], None] = lambda: None,
         review: Callable[[Sequence[Record]], str | None] = lambda _: None,
+        sample: Callable[[], str] | None = None,
         clocks: Mapping[str, Callable[[], float]] = CLOCKS,
     ) -> None:
         config.micro_batch(ranks.size)
@@ -70,6 +71,7 @@ class Trainer(Generic[BatchT]):
         self._progress = progress if progress and ranks.is_first else Silent()
         self._on_checkpoint = on_checkpoint
         self._review = review
+        self._sample = sample
         self._clock = clocks[config.clock]
         method.network.to(ranks.device)
         method.state.to(ranks.device)
@@ -120,6 +122,9 @@ class Trainer(Generic[BatchT]):
                     self._log()
                 if is_last or self._validation_is_due():
                     means = self._validate()
+                every = self._config.sample_every
+                if self._sample and every and (is_last or self.state.step % every == 0):
+                    self._show(self._sample)
                 if not self._is_finished() and self.state.step % self._config.checkpoint_every == 0:
                     self._save()
         means = means or self._validate()
@@ -196,7 +201,7 @@ class Trainer(Generic[BatchT]):
         self._update(means[_LOSS])
         self.state.tally.add(tally.sums, tally.counts)
         observed = {name: mean for name, mean in means.items() if counts.get(name)}
-        self._method.observe(self.state.step, observed)
+        self._method.observe(self.state.step, observed, self._fraction_done())
         self.state.step += 1
 
     def _accumulate_gradients(
@@ -207,7 +212,7 @@ class Trainer(Generic[BatchT]):
         `counts` are those of the whole batch on all ranks, so that parts, whose losses are sums
         over these counts, add up to the loss of the whole batch.
         """
-        weights = self._method.weights(self.state.step)
+        weights = self._method.weights(self.state.step, self._fraction_done())
         tally = Tally()
         for part, batch in enumerate(batches, start=1):
             self._last_batch = moved(batch, self._ranks.device)
@@ -235,10 +240,8 @@ class Trainer(Generic[BatchT]):
         norm = self._network.clip_gradient(config.clip)
         if not bool(torch.isfinite(loss + norm) & (self._non_finite == 0)):
             self._check_weights()
-            raise self._spoiled(
-                self.state.step,
-                f"loss is {float(loss)}, gradient norm {float(norm)}; no update made",
-            )
+            found = f"loss is {float(loss)}, gradient norm {float(norm)}; no update made"
+            raise spoiled(self._sampler, self.state.step, found)
         factor = schedule(config, self.state.step, self._fraction_done())
         self._rate, self._norm = config.learning_rate * factor, norm
         for group in optimizer.param_groups:
@@ -250,18 +253,7 @@ class Trainer(Generic[BatchT]):
     def _check_weights(self) -> None:
         """Raises NonFiniteLossError where the last update has spoiled the weights."""
         if bool(self._non_finite):
-            raise self._spoiled(
-                self.state.step - 1, "after its update, weights are infinite or not a number"
-            )
-
-    def _spoiled(self, step: int, found: str) -> NonFiniteLossError:
-        windows = self._sampler.windows_of(step)
-        more = f" and {len(windows) - _NAMED} more" if len(windows) > _NAMED else ""
-        named = ", ".join(map(str, windows[:_NAMED]))
-        return NonFiniteLossError(
-            f"step {step}: {found}; the batch was of windows {named}{more}",
-            "try a smaller `training.learning_rate`, or `training.precision` = float32",
-        )
+            raise spoiled(self._sampler, self.state.step - 1)
 
     @torch.no_grad()
     def _log(self) -> None:
@@ -287,6 +279,14 @@ class Trainer(Generic[BatchT]):
         if warning and not self._has_warned:
             self._progress.warn(f"step {self.state.step}: {warning}")
         self._has_warned = warning is not None
+
+    @torch.no_grad()
+    def _show(self, sample: Callable[[], str]) -> None:
+        """Displays a sample, and writes it to the log. A sharded network needs all ranks."""
+        text = self._network(sample)
+        self._progress.show(f"sample at step {self.state.step}", text)
+        if self._ranks.is_first:
+            self._metrics_file.append({"step": self.state.step, "split": SAMPLE, "text": text})
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:

@@ -15,7 +15,8 @@ from smtkit.storage.files import hash_file, named_errors, open_regular, write_at
 from smtkit.training.distributed import Ranks
 
 Record = Mapping[str, Any]
-"""A line of the metrics log: `step`, `split`, and metrics by name."""
+"""A line of the metrics log: `step`, `split`, and metrics by name, or a `text` of split SAMPLE."""
+SAMPLE = "sample"
 
 
 class MetricsFile:
@@ -90,8 +91,10 @@ def parse_records(content: bytes) -> Iterator[Record]:
 def _is_record(record: Mapping[str, Any]) -> bool:
     """Whether the fields of a line are those of a record: step, split, and numbers."""
     step, split = record.get("step"), record.get("split")
-    if type(step) is not int or step < 0 or split not in ("train", "validation"):
+    if type(step) is not int or step < 0 or split not in ("train", "validation", SAMPLE):
         return False
+    if split == SAMPLE:
+        return isinstance(record.get("text"), str)
     return all(isinstance(record[name], int | float) for name in record if name != "split")
 
 

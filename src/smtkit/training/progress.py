@@ -14,6 +14,9 @@ class Progress(Protocol):
     def warn(self, message: str) -> None:
         """Shows a warning to the user."""
 
+    def show(self, title: str, text: str) -> None:
+        """Shows a sample of what a network writes: a text, or an image in shades."""
+
 
 class Silent:
     """Ignores progress and warnings."""
@@ -22,4 +25,7 @@ class Silent:
         pass
 
     def warn(self, message: str) -> None:
+        pass
+
+    def show(self, title: str, text: str) -> None:
         pass

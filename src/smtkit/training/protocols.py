@@ -63,11 +63,13 @@ class Method(Measure[BatchT_contra], Protocol[BatchT_contra]):
     @property
     def state(self) -> nn.Module: ...
 
-    def weights(self, step: int) -> dict[str, float]:
-        """Weight of each term in the update of `step`."""
+    def weights(self, step: int, done: float = 0.0) -> dict[str, float]:
+        """Weight of each term in the update of `step`, before which a share `done` of the run is
+        over."""
 
-    def observe(self, step: int, means: Mapping[str, Tensor]) -> None:
-        """Called after each update with the means of all terms whose count is not zero."""
+    def observe(self, step: int, means: Mapping[str, Tensor], done: float = 0.0) -> None:
+        """Called after each update, with what `weights` was given, and the means of all terms
+        whose count is not zero."""
 
     def diagnostics(self, batch: BatchT_contra) -> dict[str, float]:
         """Additional values to log with the losses."""
