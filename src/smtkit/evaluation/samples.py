@@ -7,6 +7,7 @@ import torch
 
 from smtkit.config import TrainingConfig
 from smtkit.corpus.pictures import shades
+from smtkit.corpus.seeded import UniformStream
 from smtkit.corpus.tokenizers import PixelTokenizer, TextTokenizer, Tokenizer
 from smtkit.errors import UsageError
 from smtkit.evaluation.free_running import FreeRunning
@@ -25,8 +26,12 @@ def sampler(
         return None
 
     def draw(count: int) -> list[int]:
-        generator = torch.Generator().manual_seed(_SEED)
-        return running.draw(count, temperature=_TEMPERATURE, generator=generator)
+        stream = UniformStream(_SEED)
+        return running.draw(
+            count,
+            temperature=_TEMPERATURE,
+            uniforms=lambda size: torch.from_numpy(stream.draw(size)),
+        )
 
     def text() -> str:
         assert isinstance(tokenizer, TextTokenizer)
