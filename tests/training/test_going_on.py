@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from regression import KilledError, Trap, kill, records
 
-from conftest import Pipeline, encoder_config, model_bytes, rnn_config
+from conftest import Pipeline, encoder_config, model_bytes, on_ranks, rnn_config
 from object_store import named, objects
 from smtkit.errors import ArtifactError, UsageError
 from smtkit.stages import train_encoder, train_rnn
@@ -205,3 +205,15 @@ def test_a_run_at_a_uri_goes_on_elsewhere(
     longer = train_encoder.run(encoder(20, **CONSTANT), pipeline.tokens, store, resume=True)
     assert longer.digest == Artifact.open(long_encoder).manifest.digest
     assert objects(store) == named(longer)
+
+
+def test_ranks_go_on_together(pipeline: Pipeline, tmp_path: Path) -> None:
+    short, longer = (rnn(steps, **CONSTANT) for steps in (4, 8))
+    on_ranks(
+        2,
+        ("train_rnn", short, pipeline.labels, tmp_path / "short"),
+        ("train_rnn", longer, pipeline.labels, tmp_path / "short", {"resume": True}),
+        ("train_rnn", longer, pipeline.labels, tmp_path / "long"),
+    )
+    assert model_bytes(tmp_path / "short") == model_bytes(tmp_path / "long")
+    assert Artifact.open(tmp_path / "short").manifest.statistics["steps"] == 8
