@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup quickstart results bench test test-slow browser lint style clean
+.PHONY: help setup quickstart results bench test test-slow docs browser lint style clean
 
 help:
 	@echo "make setup       create the virtual environment $(VENV) with pinned versions"
@@ -17,6 +17,7 @@ help:
 	@echo "make style       reformat, and fix what can be fixed automatically"
 	@echo "make results     compare SMT with BPTT, for docs/results.md (2 hours on two cores; FULL=1: days)"
 	@echo "make bench       measure the tables of docs/benchmarks.md (50 minutes)"
+	@echo "make docs        build the site of the documentation, in build/site"
 	@echo "make clean       remove the virtual environment, caches and the pipelines' artifacts"
 
 setup: $(VENV)/installed
@@ -53,6 +54,9 @@ $(RIVALS)/installed: benchmarks/rivals.txt | setup
 	$(abspath $(BIN))/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(RIVALS)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/smtkit.pth"
 	$(RIVALS)/pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	touch $@
+
+docs: setup
+	$(BIN)/mkdocs build --quiet --strict
 
 test: setup
 	$(BIN)/pytest

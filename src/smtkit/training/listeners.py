@@ -117,4 +117,6 @@ def _numbers(record: Record) -> dict[str, float]:
 
 
 def _missing(package: str) -> UsageError:
-    return UsageError(f"`{package}`: {package} is not installed", f"pip install 'smtkit[{package}]'")
+    return UsageError(
+        f"`{package}`: {package} is not installed", f"pip install 'smtkit[{package}]'"
+    )
