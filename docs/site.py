@@ -9,8 +9,8 @@ from smtkit.cli.program import app
 
 _HEADER = """# Commands
 
-The help of every command, as `smtkit COMMAND --help` prints it. [Configuration](configuration.md) describes all
-settings, also those without a flag.
+The help of every command, as `smtkit COMMAND --help` prints it. [Configuration](configuration.md)
+describes all settings, also those without a flag.
 """
 
 
