@@ -1,4 +1,4 @@
-"""The site of the documentation: it is built without a warning, and loads nothing from elsewhere."""
+"""The site of the documentation: built without a warning, it loads nothing from elsewhere."""
 
 import re
 import subprocess
