@@ -214,7 +214,7 @@ def test_a_sentencepiece_model_that_is_none_is_named(tmp_path: Path, model: byte
 def test_a_changed_sentencepiece_model_is_one_or_an_error() -> None:
     draw = Random(0)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(1, 6))) for _ in range(2000)]
-    good = SentencePieceTokenizer.fit([" ".join(words).encode()], 320, "unigram")._model
+    good = SentencePieceTokenizer.fit([" ".join(words).encode()], 320, "unigram").model
     for _ in range(200):
         model = bytearray(good)
         for _ in range(draw.choice([1, 2, 8])):
