@@ -311,6 +311,14 @@ def test_stages_as_functions(tmp_path: Path) -> None:
     assert Artifact.open(tmp_path / "evaluation").manifest.digest == found.digest
 
 
+def test_synthetic_rows_by_either_name_of_a_flag(tmp_path: Path) -> None:
+    counts = {"sequences": 8, "validation_sequences": 4, "test_sequences": 4}
+    one = smtkit.synthesize("retrieval", tmp_path / "one", length=16, **counts)
+    other = smtkit.synthesize("retrieval", tmp_path / "other", lengths=[16], **counts)
+    assert one.digest == other.digest
+    assert one.statistics["layout"] == "rows"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

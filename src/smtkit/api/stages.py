@@ -235,7 +235,10 @@ def export(
 
 def _resolve(schema: type[ConfigT], file: Settings, settings: Mapping[str, Any]) -> ConfigT:
     """The settings of a stage from a file and keywords. Raises UsageError."""
-    keys = {s.flag.name.replace("-", "_"): s.key for s in schemas.settings_of(schema) if s.flag}
+    flagged = [(s.flag, s.key) for s in schemas.settings_of(schema) if s.flag]
+    keys = {
+        name.replace("-", "_"): key for flag, key in flagged for name in (flag.name, flag.alias)
+    }
     values: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):

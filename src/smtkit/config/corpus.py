@@ -18,6 +18,8 @@ def _height_and_width(value: Any) -> Any:
 
 
 def _comma_separated(value: Any) -> Any:
+    if isinstance(value, int):  # one number of a TOML file, or of Python
+        return [value]
     return value.split(",") if isinstance(value, str) else value
 
 
