@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from faults import damage, hostile, kills, mutations, processes, signals, stores
+from faults import damage, hostile, inputs, kills, mutations, processes, signals, stores
 from faults.outcomes import BAD, Tally, Verdict, table
 from faults.world import World
 
@@ -25,6 +25,7 @@ KINDS: dict[str, tuple[int, Case]] = {
     "damage": (3000, damage.case),
     "mutations": (5000, mutations.case),
     "hostile": (300, hostile.case),
+    "inputs": (1000, inputs.case),
     "stores": (50, stores.case),
 }
 """Cases of a full run."""
