@@ -23,6 +23,7 @@ from smtkit.stages import train_rnn as train_rnn_stage
 from smtkit.stages.export import Exported
 from smtkit.storage.location import PathOrURI
 from smtkit.storage.manifest import Manifest
+from smtkit.training.listeners import Listener
 from smtkit.training.progress import Progress
 
 ConfigT = TypeVar("ConfigT", bound=schemas.Config)
@@ -102,10 +103,11 @@ def train_encoder(
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
+    listeners: Sequence[Listener] = (),
     **settings: Any,
 ) -> Manifest:
     """Trains a teacher on the artifact `tokens`; writes the `encoder` artifact `out`. `init`: the
-    encoder whose weights it starts from.
+    encoder whose weights it starts from; `listeners` receive its metrics.
 
     Settings: those of `smtkit train-encoder`, as `max_steps=1000, encoder={"slots": 8}`. Raises
     UsageError, ArtifactError, NonFiniteLossError, InterruptedRunError.
@@ -116,6 +118,7 @@ def train_encoder(
         out,
         init=init,
         progress=progress or Warnings(),
+        listeners=listeners,
         overwrite=overwrite,
         resume=resume,
     )
@@ -159,9 +162,12 @@ def train_rnn(
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
+    listeners: Sequence[Listener] = (),
     **settings: Any,
 ) -> Manifest:
     """Trains an RNN on labels or, with `method="bptt"`, on tokens; writes the `rnn` artifact `out`.
+
+    `init`: the RNN whose weights it starts from; `listeners` receive its metrics.
 
     Settings: those of `smtkit train-rnn`, as `cell="gru", max_steps=1000`. Raises UsageError,
     ArtifactError, NonFiniteLossError, InterruptedRunError.
@@ -172,6 +178,7 @@ def train_rnn(
         out,
         init=init,
         progress=progress or Warnings(),
+        listeners=listeners,
         overwrite=overwrite,
         resume=resume,
     )

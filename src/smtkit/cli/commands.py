@@ -25,6 +25,7 @@ from smtkit.cli.command import (
 from smtkit.cli.doctor import DOCTOR
 from smtkit.cli.export import EXPORT
 from smtkit.cli.init import INIT
+from smtkit.cli.logged import LOGGED, run_logged
 from smtkit.cli.options import ARTIFACTS, argument, option
 from smtkit.cli.plain import plain
 from smtkit.cli.plan import PLAN
@@ -125,11 +126,13 @@ COMMANDS = (
             option("--init ENCODER", "Encoder artifact to start from.", section=ARTIFACTS),
             *RUN,
             *RANKS,
+            *LOGGED,
         ),
         (
             "smtkit train-encoder tokens --out encoder --max-steps 1000",
             "smtkit train-encoder tokens --out encoder --config encoder.toml --nproc 2",
         ),
+        run_logged,
     ),
     Command(
         "extract-labels",
@@ -159,11 +162,13 @@ COMMANDS = (
             option("--init RNN", "RNN artifact to start from.", section=ARTIFACTS),
             *RUN,
             *RANKS,
+            *LOGGED,
         ),
         (
             "smtkit train-rnn labels --out rnn --cell gru --max-steps 3000",
             "smtkit train-rnn labels --out tuned --method dmt --init rnn --max-steps 500",
         ),
+        run_logged,
     ),
     Command(
         "eval",

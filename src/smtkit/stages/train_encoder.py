@@ -1,6 +1,6 @@
 """`smtkit train-encoder`: trains a teacher on a `tokens` artifact; writes an `encoder`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -26,6 +26,7 @@ from smtkit.storage.manifest import Manifest
 from smtkit.storage.run import Existing
 from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
+from smtkit.training.listeners import Listener
 from smtkit.training.loop import Trainer
 from smtkit.training.progress import Progress, Silent
 from smtkit.training.protocols import Validation
@@ -44,6 +45,7 @@ def run(
     *,
     init: PathOrURI | None = None,
     progress: Progress | None = None,
+    listeners: Sequence[Listener] = (),
     **existing: Unpack[Existing],
 ) -> Manifest:
     """Trains encoder, decoder, readout and co-trained transition on the artifact `tokens`.
@@ -83,6 +85,7 @@ def run(
             ranks=ranks,
             progress=progress,
             on_checkpoint=artifact.keep,
+            listeners=listeners,
             sample=sampler(config.training, FreeRunning.of_teacher(teacher), tokenizer),
         )
         validated = trainer.run()

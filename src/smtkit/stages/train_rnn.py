@@ -29,6 +29,7 @@ from smtkit.storage.manifest import Manifest
 from smtkit.storage.run import Existing
 from smtkit.storage.tensors import MODEL
 from smtkit.training.distributed import SharedRun, join
+from smtkit.training.listeners import Listener
 from smtkit.training.loop import Trainer
 from smtkit.training.metrics import Record
 from smtkit.training.prefetch import Prefetch
@@ -47,6 +48,7 @@ def run(
     *,
     init: PathOrURI | None = None,
     progress: Progress | None = None,
+    listeners: Sequence[Listener] = (),
     **existing: Unpack[Existing],
 ) -> Manifest:
     """Trains an RNN on an artifact: labels, or tokens with method `bptt`.
@@ -78,6 +80,7 @@ def run(
                 ranks=ranks,
                 progress=progress,
                 on_checkpoint=artifact.keep,
+                listeners=listeners,
                 review=training.review,
                 sample=sampler(
                     config.training, FreeRunning.of_network(training.network), tokenizer

@@ -7,6 +7,7 @@ when a run starts.
 import os
 from collections.abc import Mapping
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smtkit.errors import UsageError
+from smtkit.training.metrics import Record
 
-Record = Mapping[str, Any]
 Histograms = Mapping[str, NDArray[np.float32]]
 
 
@@ -23,8 +24,8 @@ class Listener(Protocol):
     """Receives the records of one run, on its first rank."""
 
     def start(self, step: int) -> None:
-        """A run starts at `step`, or goes on there; records of later steps follow, perhaps again.
-        Raises UsageError where the listener's package is missing."""
+        """A run starts at `step`, or goes on there; records of later steps follow, perhaps
+        again."""
 
     def record(self, record: Record) -> None:
         """A line of the metrics log: `step`, `split`, and numbers by name, or a `text`."""
@@ -37,17 +38,19 @@ class Listener(Protocol):
 
 
 class TensorBoard:
-    """Writes event files to a directory, which `tensorboard --logdir` shows."""
+    """Writes event files to a directory, which `tensorboard --logdir` shows.
+
+    Raises UsageError where tensorboard is not installed.
+    """
 
     def __init__(self, directory: str) -> None:
+        _check_installed("tensorboard")
         self._directory = directory
         self._writer: Any = None
 
     def start(self, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise _missing("tensorboard") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         # Hides what an interrupted run wrote after its last checkpoint.
         self._writer = SummaryWriter(self._directory, purge_step=step + 1 if step else None)
 
@@ -72,25 +75,26 @@ class WeightsAndBiases:
     """Logs a run of the name and group `out`; a resumed run is another one of the same group.
 
     The project is WANDB_PROJECT, by default smtkit; WANDB_MODE=offline writes to ./wandb alone.
+    Raises UsageError where wandb is not installed.
     """
 
     def __init__(self, out: str, config: Mapping[str, Any]) -> None:
+        _check_installed("wandb")
         self._out = out
         self._config = config
         self._package: Any = None
         self._run: Any = None
 
     def start(self, step: int) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise _missing("wandb") from None
+        import wandb
+
         self._package = wandb
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "smtkit"),
             name=Path(self._out).name,
             group=self._out,
             config=dict(self._config),
+            settings=wandb.Settings(console="off"),
         )
 
     def record(self, record: Record) -> None:
@@ -116,7 +120,7 @@ def _numbers(record: Record) -> dict[str, float]:
     return found
 
 
-def _missing(package: str) -> UsageError:
-    return UsageError(
-        f"`{package}`: {package} is not installed", f"pip install 'smtkit[{package}]'"
-    )
+def _check_installed(package: str) -> None:
+    if find_spec(package) is None:
+        install = f"pip install 'smtkit[{package}]'"
+        raise UsageError(f"`{package}`: {package} is not installed", install)

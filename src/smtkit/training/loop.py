@@ -15,6 +15,7 @@ from smtkit.storage.manifest import CHECKPOINT, METRICS
 from smtkit.training.checkpoint import TrainingState
 from smtkit.training.distributed import ALONE, Ranks, lost_rank_errors
 from smtkit.training.interrupts import SIGNALS, stop_signals
+from smtkit.training.listeners import Listener
 from smtkit.training.metrics import SAMPLE, MetricsFile, Record, Tally, last_of
 from smtkit.training.optimizer import build_optimizer, fraction_done, schedule
 from smtkit.training.parallel import ParallelNetwork, autocast, full_tensors
@@ -43,6 +44,7 @@ class Trainer(Generic[BatchT]):
 
     `review` receives the records of all validations so far, and returns a warning for the user or
     None; the first warning is shown. `sample` draws what is shown every `sample_every` updates.
+    `listeners` receive what is written to the metrics log.
     """
 
     @lost_rank_errors()
@@ -59,6 +61,7 @@ class Trainer(Generic[BatchT]):
         on_checkpoint: Callable[[], None] = lambda: None,
         review: Callable[[Sequence[Record]], str | None] = lambda _: None,
         sample: Callable[[], str] | None = None,
+        listeners: Sequence[Listener] = (),
         clocks: Mapping[str, Callable[[], float]] = CLOCKS,
     ) -> None:
         config.micro_batch(ranks.size)
@@ -79,14 +82,10 @@ class Trainer(Generic[BatchT]):
             for module in method.network.children():
                 module.compile()
         self._network = ParallelNetwork(method.network, ranks, config.sharding)
-        self.state = TrainingState(
-            method.network,
-            build_optimizer(method.network, config),
-            method.state,
-            {*method.weights(0), _LOSS},
-        )
+        optimizer, terms = build_optimizer(method.network, config), {*method.weights(0), _LOSS}
+        self.state = TrainingState(method.network, optimizer, method.state, terms)
         self._non_finite = torch.zeros((), device=ranks.device)  # weights after the last update
-        self._metrics_file = MetricsFile(directory / METRICS)
+        self._metrics_file = MetricsFile(directory / METRICS, listeners)
         self._reached_accuracy = False
         self._validated_at = 0.0  # seconds
         self._has_warned = False
@@ -307,6 +306,7 @@ class Trainer(Generic[BatchT]):
         self._validated_at = self.state.seconds
         if self._ranks.is_first and last_of(self._validated).get("step") != self.state.step:
             self._validated.append(self._write("validation", means))
+            self._metrics_file.show_weights(self.state.step, self._method.network)
             if warning := self._review(self._validated):
                 self._progress.warn(f"step {self.state.step}: {warning}")
                 self._review = lambda _: None  # one warning is enough

@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from smtkit.storage.files import hash_file, named_errors, open_regular, write_atomically
 from smtkit.training.distributed import Ranks
+
+if TYPE_CHECKING:
+    from smtkit.training.listeners import Listener
 
 Record = Mapping[str, Any]
 """A line of the metrics log: `step`, `split`, and metrics by name, or a `text` of split SAMPLE."""
@@ -20,10 +23,11 @@ SAMPLE = "sample"
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object per line and record."""
+    """`metrics.jsonl`: one JSON object per line and record; `listeners` receive them too."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, listeners: "Sequence[Listener]" = ()) -> None:
         self._path = path
+        self._listeners = listeners
 
     def append(self, record: Record) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -31,6 +35,18 @@ class MetricsFile:
             descriptor = os.open(self._path, flags, 0o666)
             with os.fdopen(descriptor, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+        for listener in self._listeners:
+            listener.record(record)
+
+    def show_weights(self, step: int, network: nn.Module) -> None:
+        """Gives the listeners all numbers of each weight, but of sharded ones, which no rank has
+        whole."""
+        if self._listeners:
+            found = network.named_parameters()
+            whole = {name: p for name, p in found if not hasattr(p, "full_tensor")}
+            values = {name: p.detach().float().cpu().numpy() for name, p in whole.items()}
+            for listener in self._listeners:
+                listener.histograms(step, values)
 
     def records(self, split: str) -> list[Record]:
         """The records of `split`."""
@@ -38,11 +54,13 @@ class MetricsFile:
 
     def resume(self, step: int, checksum: str | None) -> str | None:
         """Drops records after `step`, which a run wrote that was killed before its next save, and
-        lines that are no records.
+        lines that are no records; starts the listeners.
 
         checksum: of the file when the state of `step` was saved. Returns a warning where the file
         is damaged. Raises ArtifactError where it is a link or special.
         """
+        for listener in self._listeners:
+            listener.start(step)
         lines, whole = self._lines(), list(self._whole())
         if lines is not None:
             kept = [line for line, record in whole if record["step"] <= step]
