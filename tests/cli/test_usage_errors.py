@@ -126,9 +126,10 @@ def test_an_output_that_is_a_file_is_refused(command: Command, text: Path) -> No
 
 
 def test_a_malformed_size_is_refused(command: Command, text: Path, tmp_path: Path) -> None:
-    result = command("tokenize", text, "--out", tmp_path / "out", "--size", "28")
+    result = command("tokenize", text, "--out", tmp_path / "out", "--size", "2x8x3")
     assert result.code == 2
-    assert result.line() == "--size: pixel.size = '28': expected HxW, for example 28x28"
+    expected = "--size: pixel.size = '2x8x3': expected HxW, for example 28x28, or N for a square"
+    assert result.line() == expected
 
 
 def test_errors_of_libraries_name_keys_and_the_command_line_names_flags(

@@ -370,7 +370,7 @@ def test_a_truncated_file_leaves_nothing(command: Command, tmp_path: Path) -> No
         (["--errors", "replace"], "errors = replace is for text; pictures allow strict, skip"),
         (["--levels", 300], "300"),
         (["--levels", 4, "--binarize", 0.5], "binarize"),
-        (["--size", "4"], "size"),
+        (["--size", "4x"], "size"),
         (["--size", "0x4"], "size"),
         (["--maximum", -1], "maximum"),
         (["--validation-fraction", 0.6, "--test-fraction", 0.6], "below 1"),

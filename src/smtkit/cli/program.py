@@ -102,7 +102,7 @@ def _exit_code() -> int:
     except typer.Exit as end:
         return end.exit_code
     except TyperException as error:
-        return _fail(error.format_message() if hasattr(error, "format_message") else str(error), 2)
+        return _fail(_usage_message(error), 2)
     except LostRankError as error:  # the rank that failed has the cause: let it print first
         return _fail(str(error), error.exit_code, patience=2.0)
     except SmtkitError as error:
@@ -122,6 +122,21 @@ def _exit_code() -> int:
             raise
         traceback.print_exc()
         return launcher.code_of_the_first(1) or 1
+
+
+def _usage_message(error: Exception) -> str:
+    """The message of a mistake in the command line, with what was probably meant by an option."""
+    name = str(getattr(error, "option_name", "")).lstrip("-")
+    context = getattr(error, "ctx", None)
+    for parameter in context.command.params if name and context else ():
+        if parameter.param_type_name == "argument":
+            if parameter.name == name.replace("-", "_"):
+                return f"No such option: --{name} ({parameter.metavar} is given without a flag)"
+            continue
+        for option in parameter.opts:
+            if "".join(word[0] for word in option.strip("-").split("-")) == name:
+                error.possibilities = [option]  # type: ignore[attr-defined]
+    return error.format_message() if hasattr(error, "format_message") else str(error)
 
 
 def _print_traceback_if_wanted() -> None:

@@ -8,13 +8,15 @@ from smtkit.config.base import Config, Flag, Fraction, Positive, Seed
 
 
 def _height_and_width(value: Any) -> Any:
-    """`28x28` as a list; anything else as it is."""
+    """`28x14` as a list, and 28 or `28` as the two sides of a square; anything else as it is."""
+    if type(value) is int:
+        return [value, value]
     if not isinstance(value, str):
         return value
     parts = value.lower().split("x")
-    if len(parts) != 2:
-        raise ValueError("expected HxW, for example 28x28")
-    return parts
+    if len(parts) > 2:
+        raise ValueError("expected HxW, for example 28x28, or N for a square")
+    return parts if parts[1:] else 2 * parts
 
 
 def _comma_separated(value: Any) -> Any:
@@ -32,8 +34,8 @@ class PixelConfig(Config):
     size: Annotated[
         tuple[Positive, Positive] | None, BeforeValidator(_height_and_width), Flag(metavar="HxW")
     ] = None
-    """Height and width to which images are resampled, by area; unset: as they are. Lower it for
-    shorter sequences."""
+    """Height and width to which images are resampled, by area; one number: a square; unset: as they
+    are. Lower it for shorter sequences."""
     maximum: Annotated[Annotated[float, Field(gt=0, allow_inf_nan=False)] | None, Flag()] = None
     """Value of white in the images; unset: 255 for integers, 1 for floats."""
     binarize: Annotated[Annotated[float, Field(ge=0, le=1)] | None, Flag()] = None

@@ -2,6 +2,7 @@
 mistake is one line that helps."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -160,7 +161,17 @@ def _explain(
     # For a union there is one error per member type.
     first, *others = [_message(other) for other in details if _key(schema, other["loc"]) == key]
     message = ", or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
-    return UsageError(f"{where}{key} = {_shown(detail['input'])}: {message}")
+    hint = _closest(detail)
+    return UsageError(f"{where}{key} = {_shown(detail['input'])}: {message}", hint)
+
+
+def _closest(detail: ErrorDetails) -> str | None:
+    """A hint at the allowed value that was probably meant."""
+    if detail["type"] != "literal_error":
+        return None
+    allowed = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
+    close = difflib.get_close_matches(str(detail["input"]).lower(), allowed, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else None
 
 
 def _shown(value: Any) -> str:
@@ -193,10 +204,15 @@ def _key(schema: type[Config], location: Sequence[int | str]) -> str:
     return ".".join(parts)
 
 
+def _initials(name: str) -> str:
+    """`lr` of `learning_rate`."""
+    return "".join(word[0] for word in name.split("_"))
+
+
 def _suggest(schema: type[Config], key: str) -> str:
     known = [setting.key for setting in settings_of(schema)]
     section, _, name = key.rpartition(".")
-    same_name = [k for k in known if k.rpartition(".")[2] == name]
+    same_name = [k for k in known if name in (last := k.rpartition(".")[2], _initials(last))]
     if close := same_name or difflib.get_close_matches(key, known, n=1):
         return f"did you mean {close[0]}?"
     siblings = [k for k in known if k.rpartition(".")[0] == section] or known

@@ -261,6 +261,13 @@ def find_sources(
             + (f" ({len(binary)} binary files passed over)" if binary else ""),
             hint,
         )
+    formats = {settings.format or _format(path) for path in paths}
+    if formats == {"text"} and "text_field" in settings.model_fields_set:
+        raise UsageError(
+            f"`text_field` {settings.text_field}: {', '.join(inputs)}: plain text, which has no "
+            "fields",
+            "leave it out; `format` names the format of files with another suffix",
+        )
     sources = []
     for path in paths:
         name = settings.format or _format(path)

@@ -147,7 +147,8 @@ def read_verified(
 def check_xxh3(path: Path, found: str, expected: str, *, record: str = "the manifest") -> None:
     """Raises ArtifactError where a checksum is not the one in a record."""
     if found != expected:
-        raise ArtifactError(f"{path}: damaged: xxh3 is {found}, {record} says {expected}")
+        message = f"{path}: damaged: xxh3 is {found}, {record} says {expected}"
+        raise ArtifactError(message, "copy it again, or make it again with --overwrite")
 
 
 def read_record(path: Path) -> bytes:
