@@ -12,6 +12,7 @@ from pathlib import Path
 import bombs
 from faults.mutations import seal
 from faults.outcomes import Outcome, Verdict, judge, judge_use, verdict
+from faults.processes import in_fork
 from faults.world import KINDS, USES, World
 
 _OUTSIDE = "../outside/file-0"
@@ -95,9 +96,9 @@ def _bomb(world: World, draw: random.Random) -> Verdict:
     file, write = bombs.BOMBS[name]
     world.fresh()
     world.inside.joinpath("in").mkdir()
-    if not (world.made / f"{_MADE.index(name)}").exists():
-        write(world.made / f"{_MADE.index(name)}")
-    os.link(world.made / f"{_MADE.index(name)}", world.inside / "in" / file)
+    if not (made := world.made / f"bomb-{_MADE.index(name)}").exists():
+        in_fork(lambda: write(made))
+    os.link(made, world.inside / "in" / file)
     text = file.endswith((".gz", ".csv", ".parquet")) and "idx3" not in file
     return _tokenize(world, name, "char" if text else "pixel")
 

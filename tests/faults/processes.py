@@ -76,6 +76,20 @@ def run(
     return Ended(code, stdout, stderr.decode(errors="replace"), seconds, peak, hung)
 
 
+def in_fork(work: Callable[[], object]) -> None:
+    """Does work in another process, whose memory and threads this one does not inherit."""
+    if not (child := os.fork()):
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def _work(
     arguments: list[str], directory: Path, output: list[int], before: Callable[[], None] | None
 ) -> None:

@@ -35,8 +35,7 @@ class _Proxy(BaseHTTPRequestHandler):
     port = 0
 
     def _answer(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
+        body = self._body()
         if self.path == "/fault":
             kind, first, count = body.decode().split()
             self.plan.set(kind, int(first), int(count))
@@ -62,9 +61,24 @@ class _Proxy(BaseHTTPRequestHandler):
 
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _answer  # noqa: N815
 
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():  # trailing headers
+            pass
+        return b"".join(parts)
+
     def _forwarded(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.request(self.command, self.path, body, dict(self.headers.items()))
+        chunked = "Transfer-Encoding" in self.headers
+        sent = iter([body] if body else []) if chunked else body
+        connection.request(
+            self.command, self.path, sent, dict(self.headers.items()), encode_chunked=chunked
+        )
         response = connection.getresponse()
         headers = {
             name: value

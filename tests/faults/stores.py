@@ -49,8 +49,8 @@ def _expected(world: World, stage: str) -> Any:
 
 def _digest(stdout: bytes) -> Any:
     try:
-        return json.loads(stdout).get("digest")
-    except ValueError:
+        return json.loads(stdout)["manifest"]["digest"]
+    except (ValueError, KeyError):
         return None
 
 
@@ -91,5 +91,7 @@ def _set(proxy: str, plan: str) -> None:
 
 
 def _request(url: str, content: bytes) -> None:
-    with urllib.request.urlopen(urllib.request.Request(url, content, method="PUT")) as response:
+    headers = {"Content-Type": "application/octet-stream"}
+    request = urllib.request.Request(url, content, headers, method="PUT")
+    with urllib.request.urlopen(request) as response:
         assert response.status == 200

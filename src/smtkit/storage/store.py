@@ -73,10 +73,14 @@ class RunRecord(Record):
             before, after = earlier.get(key), self.identity.get(key)
             if before == after:
                 continue
-            ends_later = before is not None and (after is None or after > before)
-            if not (may_end_later and key in LIMITS and ends_later):
-                return f"{key} was {before!r}, is {after!r}"
+            if not (may_end_later and key in LIMITS and _ends_later(before, after)):
+                return f"{key} was {before!r:.200}, is {after!r:.200}"
         return None
+
+
+def _ends_later(before: Any, after: Any) -> bool:
+    """Whether a limit was raised or removed."""
+    return isinstance(before, int | float) and (after is None or after > before)
 
 
 class LocalStore:
