@@ -24,7 +24,7 @@ def case(world: World, draw: random.Random, number: int) -> Verdict:
     stage = draw.choice(["tokens", "encoder", "labels", "rnn"])
     out = f"s3://bucket/out-{draw.randrange(10**9)}"
     command = tuple(f"s3://bucket/{word}" if word in uploads else word for word in STAGES[stage])
-    world.fresh("texts", *needed(stage, STAGES[stage]))
+    world.fresh(*{"texts", *needed(stage, STAGES[stage])})
     shutil.rmtree(os.environ["SMTKIT_CACHE"], ignore_errors=True)
     fault = draw.choice(["reset", "half", "500", "503", "403", "garbage", "slow"])
     first, count = draw.randrange(1, 25), draw.choice([1, 1, 3, 1000])
