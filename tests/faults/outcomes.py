@@ -83,6 +83,8 @@ def judge_use(world: World, kind: str, use: Command, what: str, *, forged: bool 
     found = world.result(ended, out_of(kind, use))
     same = ended.code == 0 and _told(found, ended) == _told(expected, ended)
     findings = [judge(ended, same, forged=forged)]
+    if use[0] == "status" and b" damaged " in ended.stdout:
+        findings = [(Outcome.DETECTED, "")]
     if not world.is_untouched():
         findings.append((Outcome.OUTSIDE, ended.stderr))
     return verdict(f"{what}; {' '.join(world.named(kind, use))}", findings)

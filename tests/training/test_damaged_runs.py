@@ -90,12 +90,12 @@ def test_damaged_lines_of_the_metrics_are_left_out(pipeline: Pipeline, killed: P
 
 
 def forge(out: Path, **changes: Any) -> None:
-    """Changes fields of `checkpoint.json`, and its digest."""
+    """Changes fields of `checkpoint.json`, and its checksum."""
     path = found(out, "checkpoint.json")
     record = json.loads(path.read_text()) | changes
-    fields = {name: value for name, value in record.items() if name != "digest"}
+    fields = {name: value for name, value in record.items() if name != "checksum"}
     text = json.dumps(fields, sort_keys=True)
-    record["digest"] = xxhash.xxh3_128_hexdigest(text.encode())
+    record["checksum"] = xxhash.xxh3_128_hexdigest(text.encode())
     path.write_text(json.dumps(record))
 
 
@@ -129,10 +129,10 @@ def test_a_forged_record_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_a_changed_step_is_found_by_the_digest(pipeline: Pipeline, killed: Path) -> None:
+def test_a_changed_step_is_found_by_the_checksum(pipeline: Pipeline, killed: Path) -> None:
     path = found(killed, "checkpoint.json")
     path.write_text(path.read_text().replace('"step": 8', '"step": 9'))
-    with pytest.raises(ArtifactError, match="damaged: digest"):
+    with pytest.raises(ArtifactError, match="damaged: checksum"):
         resume(pipeline, killed)
 
 

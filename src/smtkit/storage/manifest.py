@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -50,6 +50,29 @@ class Record(BaseModel):
         return self.model_dump_json(indent=2) + "\n"
 
 
+class SealedRecord(Record):
+    """A file of an artifact that no other file holds a checksum of: it has one of its own."""
+
+    checksum: str | None = None
+    """xxh3-128 of all other fields, in the file; None: they are not verified."""
+
+    def text(self) -> str:
+        """The content of the file, with its checksum."""
+        sealed = self.model_copy(update={"checksum": self._own_checksum()})
+        return sealed.model_dump_json(indent=2) + "\n"
+
+    def checked(self, path: str | Path, hint: str | None = None) -> Self:
+        """The content of the file `path`, without its checksum. Raises ArtifactError if that is not
+        the checksum of the other fields."""
+        if self.checksum not in (None, self._own_checksum()):
+            raise ArtifactError(f"{path}: damaged: checksum is not that of its content", hint)
+        return self.model_copy(update={"checksum": None})
+
+    def _own_checksum(self) -> str:
+        fields = json.loads(self.model_dump_json(exclude={"checksum"}))  # NaN is null in the file
+        return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True).encode())
+
+
 class FileEntry(Record):
     """One file: `name` is relative to the artifact, `<run>/<logical name>`; `xxh3` is 128 bits."""
 
@@ -75,7 +98,7 @@ class Parent(Record):
     parents: list["Parent"]
 
 
-class Manifest(Record):
+class Manifest(SealedRecord):
     """The content of `manifest.json`."""
 
     kind: Kind
@@ -93,13 +116,11 @@ class Manifest(Record):
     files: list[FileEntry]
     statistics: dict[str, Any]
     digest: str
-    checksum: str | None = None
-    """xxh3-128 of all other fields; None: they are not verified."""
 
     @classmethod
     def of(cls, files: Sequence[FileEntry], kind: Kind, **fields: Any) -> "Manifest":
         """The manifest of an artifact that this process has just made of `files`."""
-        manifest = cls(
+        return cls(
             **fields,
             kind=kind,
             format_version=format_version(kind),
@@ -111,7 +132,6 @@ class Manifest(Record):
             files=list(files),
             digest=_digest(kind, files),
         )
-        return manifest.model_copy(update={"checksum": manifest.own_checksum()})
 
     @classmethod
     def parse(cls, content: bytes, path: str, *, any_format: bool = False) -> "Manifest":
@@ -137,14 +157,7 @@ class Manifest(Record):
             detail = error.errors()[0]
             key = ".".join(map(str, detail["loc"]))
             raise ArtifactError(f"{path}: {key}: {detail['msg']}") from None
-        if manifest.checksum not in (None, manifest.own_checksum()):
-            raise ArtifactError(f"{path}: damaged: checksum is not that of its content")
-        return manifest
-
-    def own_checksum(self) -> str:
-        """The checksum of all fields but `checksum`."""
-        fields = json.loads(self.model_dump_json(exclude={"checksum"}))  # NaN is null in the file
-        return xxhash.xxh3_128_hexdigest(json.dumps(fields, sort_keys=True).encode())
+        return manifest.checked(path)
 
     def ancestor(self, kind: Kind) -> Parent | None:
         """The nearest artifact of `kind` in the lineage."""

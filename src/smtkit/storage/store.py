@@ -29,7 +29,7 @@ from smtkit.storage.cache import staging
 from smtkit.storage.files import copy_hashed, hash_file, named_errors, read_record, write_atomically
 from smtkit.storage.location import Location
 from smtkit.storage.locks import LOCK
-from smtkit.storage.manifest import MANIFEST, FileEntry, Manifest, Record
+from smtkit.storage.manifest import MANIFEST, FileEntry, Manifest, SealedRecord
 from smtkit.storage.remote import Remote
 
 RUN_RECORD = "run.json"
@@ -38,7 +38,7 @@ _RUN_FOLDER = re.compile(r"(run-[0-9a-f]{8})(-[0-9a-f]{8}(\.work)?)?")
 _RECEIPT = re.compile(r"([^/]+)\.work/(\w[\w.-]*)~(\d+)~(\d*)~([0-9a-f]{32})")
 
 
-class RunRecord(Record):
+class RunRecord(SealedRecord):
     """`run.json`. Runs of the same identity (kind, format version, settings and inputs) compute the
     same artifact, so that one can resume another."""
 
@@ -50,12 +50,13 @@ class RunRecord(Record):
         """Reads the record in the folder of a run. Raises ArtifactError."""
         path = run / RUN_RECORD
         try:
-            return cls.model_validate_json(read_record(path))
+            record = cls.model_validate_json(read_record(path))
         except (FileNotFoundError, NotADirectoryError):
             raise ArtifactError(f"{path}: missing", "`overwrite` starts anew") from None
         except ValidationError as error:
             message = f"{path}: damaged: {error.errors()[0]['msg']}"
             raise ArtifactError(message, "`overwrite` starts anew") from None
+        return record.checked(path, "`overwrite` starts anew")
 
     def key(self) -> str:
         """Eight hexadecimal digits, the same for all parts of one run."""

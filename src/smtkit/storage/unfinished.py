@@ -1,20 +1,16 @@
 """Runs that have not been committed: how far they are, read without starting them."""
 
-import contextlib
-import json
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smtkit.errors import SmtkitError
-from smtkit.storage.files import read_record
+from smtkit.storage.checkpoint import CHECKPOINT_RECORD, CheckpointRecord
 from smtkit.storage.locks import is_locked
 from smtkit.storage.manifest import METRICS
 from smtkit.storage.store import RUN_RECORD, LocalStore, RunRecord
 
-CHECKPOINT = "checkpoint.json"
-_NO_RESULTS = (RUN_RECORD, CHECKPOINT, METRICS)
+_NO_RESULTS = (RUN_RECORD, CHECKPOINT_RECORD, METRICS)
 
 
 @dataclass(frozen=True)
@@ -57,23 +53,19 @@ def find_unfinished(directory: Path, committed: Set[str] = frozenset()) -> Unfin
 
 def _read(run: Path, is_running: bool) -> Unfinished:
     identity = RunRecord.read(run).identity
-    checkpoint = _checkpoint(run / CHECKPOINT)
+    checkpoint = CheckpointRecord.read(run)
     shown = [path for path in run.iterdir() if not path.name.startswith((".", "checkpoint-"))]
     return Unfinished(
         kind=str(identity.get("kind")),
-        step=checkpoint.get("step"),
-        seconds=checkpoint.get("seconds"),
-        steps=identity.get("training.max_steps"),
-        most_seconds=identity.get("training.max_seconds"),
+        step=checkpoint.step if checkpoint else None,
+        seconds=checkpoint.seconds if checkpoint else None,
+        steps=_number(identity.get("training.max_steps")),
+        most_seconds=_number(identity.get("training.max_seconds")),
         files=sum(path.name not in _NO_RESULTS for path in shown),
         is_running=is_running,
     )
 
 
-def _checkpoint(path: Path) -> dict[str, Any]:
-    """Step and seconds of a checkpoint, which training verifies when it resumes."""
-    with contextlib.suppress(OSError, ValueError, SmtkitError):
-        found = json.loads(read_record(path))
-        if isinstance(found, dict) and type(found.get("step")) is int:
-            return found
-    return {}
+def _number(value: Any) -> Any:
+    """A limit of a run; None for what is none."""
+    return value if isinstance(value, int | float) else None

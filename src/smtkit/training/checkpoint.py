@@ -1,79 +1,23 @@
 """Checkpoints: the state of a training run in safetensors and JSON."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-import xxhash
-from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from smtkit.errors import ArtifactError
-from smtkit.storage.files import hash_file, read_record, read_verified, write_atomically
-from smtkit.storage.manifest import CHECKPOINT, METRICS, Record
+from smtkit.storage.checkpoint import CHECKPOINT_RECORD, CheckpointRecord
+from smtkit.storage.files import hash_file, read_verified, write_atomically
+from smtkit.storage.manifest import METRICS
 from smtkit.storage.tensors import check_finite, decode_tensors, save_tensors
 from smtkit.training.distributed import ALONE, Ranks
 from smtkit.training.metrics import MetricsFile, Tally
 from smtkit.training.parallel import full_tensors, like_parameter
 
-_RECORD = f"{CHECKPOINT}.json"
 _NETWORK, _OPTIMIZER, _SUM, _COUNT = "network.", "optimizer.", "sum.", "count."
 _HINT = "`overwrite` starts again from the first step"
-
-
-class CheckpointRecord(Record):
-    """`checkpoint.json`: which file holds the tensors, and how far the run has come. `digest` is
-    the checksum of the other fields, so that a flipped bit in a number is found."""
-
-    file: str = Field(pattern=r"^checkpoint-[0-9]{9,}\.safetensors$")
-    bytes: int = Field(ge=0)
-    xxh3: str
-    step: int = Field(ge=0)
-    tokens: int = Field(ge=0)
-    seconds: float = Field(ge=0, allow_inf_nan=False)
-    metrics: str | None
-    """Checksum of the metrics until here; None: there are none."""
-    digest: str
-
-    @classmethod
-    def of(cls, path: Path, step: int, tokens: int, seconds: float) -> "CheckpointRecord":
-        """The record of the file `path` that was just written."""
-        record = cls(
-            file=path.name,
-            bytes=path.stat().st_size,
-            xxh3=hash_file(path),
-            step=step,
-            tokens=tokens,
-            seconds=seconds,
-            metrics=MetricsFile(path.with_name(METRICS)).checksum(),
-            digest="",
-        )
-        return record.model_copy(update={"digest": record.own_digest()})
-
-    def own_digest(self) -> str:
-        """The checksum of all fields but `digest`."""
-        text = json.dumps(self.model_dump(exclude={"digest"}), sort_keys=True)
-        return xxhash.xxh3_128_hexdigest(text.encode())
-
-    @classmethod
-    def read(cls, path: Path) -> "CheckpointRecord | None":
-        """The record in the file `path`; None if there is no such file. Raises ArtifactError."""
-        try:
-            record = cls.model_validate_json(read_record(path), strict=True)
-        except FileNotFoundError:
-            return None
-        except ValidationError as error:
-            detail = error.errors()[0]
-            key = ".".join(map(str, detail["loc"]))
-            message = f"{path}: damaged: {key or 'content'}: {detail['msg']}"
-            raise ArtifactError(message.partition("\n")[0], _HINT) from None
-        if record.digest != record.own_digest():
-            raise ArtifactError(f"{path}: damaged: digest is not that of its content", _HINT)
-        if record.file != f"checkpoint-{record.step:09d}.safetensors":
-            raise ArtifactError(f"{path}: step {record.step} with file {record.file}", _HINT)
-        return record
 
 
 def _check_shapes(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
@@ -123,8 +67,16 @@ class TrainingState:
             return
         path = directory / f"checkpoint-{self.step:09d}.safetensors"
         save_tensors(path, tensors, {})
-        record = CheckpointRecord.of(path, self.step, self.tokens, self.seconds)
-        write_atomically(directory / _RECORD, record.text())
+        record = CheckpointRecord(
+            file=path.name,
+            bytes=path.stat().st_size,
+            xxh3=hash_file(path),
+            step=self.step,
+            tokens=self.tokens,
+            seconds=self.seconds,
+            metrics=MetricsFile(directory / METRICS).checksum(),
+        )
+        write_atomically(directory / CHECKPOINT_RECORD, record.text())
         for stale in directory.glob("checkpoint-*.safetensors"):
             if stale != path:
                 stale.unlink()
@@ -135,11 +87,11 @@ class TrainingState:
         Raises ArtifactError where it is damaged, not of this network, or not finite; the state is
         then unchanged.
         """
-        record = CheckpointRecord.read(directory / _RECORD)
+        record = CheckpointRecord.read(directory)
         if record is None:
             return False
         path = directory / record.file
-        content = read_verified(path, record.bytes, record.xxh3, record=_RECORD)
+        content = read_verified(path, record.bytes, record.xxh3, record=CHECKPOINT_RECORD)
         tensors, _ = decode_tensors(path, content)
         own = self._tensors()
         network = {name: t for name, t in tensors.items() if name.startswith(_NETWORK)}
