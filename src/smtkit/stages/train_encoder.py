@@ -60,10 +60,9 @@ def run(
     _check_uniformity_group(config, ranks.size)
     data = Artifact.open(tokens, "tokens")
     tokenizer = load_tokenizer(data)
-    parents = [data]
-    if init is not None:
-        parents.append(Artifact.open(init, "encoder"))
-        check_tokenizers(parents[1], data)
+    parents = [data] if init is None else [data, Artifact.open(init, "encoder")]
+    for initial in parents[1:]:
+        check_tokenizers(initial, data)
     with SharedRun(ranks, out, "encoder", config, parents, **existing) as artifact:
         if artifact.finished:
             return artifact.finished
@@ -88,8 +87,7 @@ def run(
             listeners=listeners,
             sample=sampler(config.training, FreeRunning.of_teacher(teacher), tokenizer),
         )
-        validated = trainer.run()
-        weights = trainer.weights()
+        validated, weights = trainer.run(), trainer.weights()
         warnings = list(_warnings(config, method, trainer.state.step, validated, unigram_nll))
         if ranks.is_first:
             for warning in warnings:
