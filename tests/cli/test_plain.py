@@ -64,6 +64,14 @@ def test_escapes_in_a_message_are_not_obeyed(command: Command, tmp_path: Path) -
     assert r"\x1b[2J" in line
 
 
+def test_an_error_is_a_line_of_bounded_length(command: Command, tmp_path: Path) -> None:
+    settings = tmp_path / "a.toml"
+    settings.write_text(f"{'x' * 10_000} = 1")
+    line = command("train-encoder", "tokens", "--out", "out", "--config", settings).line()
+    assert "a.toml" in line
+    assert len(line) < 2100
+
+
 def test_escapes_in_the_text_of_tokens_are_not_obeyed(command: Command, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(CLEAR * 100)
     assert command("tokenize", tmp_path / "text.txt", "--out", tmp_path / "out", "-q").code == 0

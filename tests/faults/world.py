@@ -173,7 +173,7 @@ def _untimed(text: bytes) -> object:
     """A record without times, and without checksums of what has times."""
     try:
         record = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     timed = ("seconds", "tokens_per_second", "metrics", "checksum")
     return {key: value for key, value in record.items() if key not in timed}

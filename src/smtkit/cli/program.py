@@ -30,6 +30,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+_LONGEST_LINE = 2000
+"""Characters of an error that are printed."""
 _FLAGS = {command.name: flags_of(command.schema, command.parameters) for command in COMMANDS}
 
 
@@ -153,5 +155,7 @@ def _fail(message: str, code: int, patience: float = 0.0) -> int:
             return first
     flags = next((_FLAGS[word] for word in sys.argv[1:] if word in _FLAGS), {})
     line = plain(" ".join(with_flags(message, flags).split("\n")))
+    if len(line) > _LONGEST_LINE:  # a file can hold values of any length
+        line = f"{line[:_LONGEST_LINE]}..."
     print(f"smtkit: {line}", file=sys.stderr)
     return code
