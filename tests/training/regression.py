@@ -93,14 +93,14 @@ def trainer(
     directory: Path, method, config: TrainingConfig, progress=None, clocks=CLOCKS, **options
 ) -> Trainer:
     sampler = RowSampler()
-    return Trainer(
+    timed = type("Timed", (Trainer,), {"clocks": clocks})
+    return timed(
         method,
         sampler,
         [Validation(method, sampler, 2)],
         config,
         directory,
         progress=progress,
-        clocks=clocks,
         **options,
     )
 

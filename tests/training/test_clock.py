@@ -76,14 +76,14 @@ def timed_steps(
     method = BackpropagationThroughTime(network, None)
     validation = Validation(method, TimedSampler(sampler, partial(advance, 1000, 1000)), 1)
     out.mkdir(exist_ok=True)
-    trainer = Trainer(
+    clocks = {name: partial(now.get, name) for name in now}
+    trainer = type("Timed", (Trainer,), {"clocks": clocks})(
         method,
         TimedSampler(sampler, partial(advance, 1, 10)),
         [validation],
         training,
         out,
         progress=progress,
-        clocks={name: partial(now.get, name) for name in now},
     )
     trainer.run()
     return trainer

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ class Trainer(Generic[BatchT]):
     `listeners` receive what is written to the metrics log.
     """
 
+    clocks: ClassVar[Mapping[str, Callable[[], float]]] = CLOCKS
+
     @lost_rank_errors()
     def __init__(
         self,
@@ -62,7 +64,6 @@ class Trainer(Generic[BatchT]):
         review: Callable[[Sequence[Record]], str | None] = lambda _: None,
         sample: Callable[[], str] | None = None,
         listeners: Sequence[Listener] = (),
-        clocks: Mapping[str, Callable[[], float]] = CLOCKS,
     ) -> None:
         config.micro_batch(ranks.size)
         self._method = method
@@ -75,7 +76,7 @@ class Trainer(Generic[BatchT]):
         self._on_checkpoint = on_checkpoint
         self._review = review
         self._sample = sample
-        self._clock = clocks[config.clock]
+        self._clock = self.clocks[config.clock]
         method.network.to(ranks.device)
         method.state.to(ranks.device)
         if config.compile:
