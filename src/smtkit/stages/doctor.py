@@ -18,7 +18,7 @@ from smtkit.storage.cache import cache_directory
 
 _EXTRA = re.compile(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"]")
 _LITTLE_DISK = 2**30
-_NOT_FOR_USERS = {"dev"}
+_NOT_FOR_USERS = {"dev", "docs"}
 
 
 @dataclass
