@@ -13,7 +13,7 @@
 #
 # This notebook trains a byte-level RNN by Supervised Memory Training on a text, and looks at
 # what its
-# memory holds. It takes about five minutes on two CPU cores. Put a text of at least 500 kB in
+# memory holds. It takes about five minutes on one CPU core. Put a text of at least 500 kB in
 # `text.txt`, or
 # use the source of Python's standard library, as the next cell does.
 
