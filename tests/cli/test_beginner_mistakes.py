@@ -37,9 +37,9 @@ MISTAKES = [
         "used with tokenizer pixel; found tokenizer byte",
     ),
     (
-        "tokenize a.txt --text-field text --out new",
+        "tokenize a.txt --text-field words --out new",
         2,
-        "--text-field text: a.txt: plain text",
+        "--text-field words: a.txt: plain text",
     ),
     ("train-rnn labels --depth 4 --max-steps 1 --out new", 2, "only used with method dmt"),
     # Files

@@ -297,6 +297,20 @@ def test_images_that_are_read_as_text_are_warned_of(tmp_path: Path, name: str) -
     assert "pixel tokenizer" in warning
 
 
+def test_binary_files_that_are_named_are_warned_of(tmp_path: Path) -> None:
+    """Not those of a directory, which are passed over, nor rows, nor what is compressed."""
+    files = {"a.pt": b"\0weights", "b.bin": b"\0", "in/c.bin": b"\0", "in/d.txt": "text"}
+    write_files(tmp_path, {**files, "e.txt.gz": gzip.compress(b"text")})
+    recorder = Recorder()
+    inputs = [str(tmp_path / name) for name in ("a.pt", "b.bin", "in", "e.txt.gz")]
+    config = resolve(TokenizeConfig, flags={"inputs": inputs, "test_fraction": 0})
+    tokenize.run(config, tmp_path / "out", progress=recorder)
+    (warning,) = (warning for warning in recorder.warnings if "binary" in warning)
+    assert warning == (
+        f"{tmp_path / 'a.pt'} and 1 more: binary, not text: every byte is read as a part of it"
+    )
+
+
 def test_progress_reaches_its_end(tmp_path: Path) -> None:
     last: dict[str, tuple[float, float | None]] = {}
 

@@ -262,7 +262,8 @@ def find_sources(
             hint,
         )
     formats = {settings.format or _format(path) for path in paths}
-    if formats == {"text"} and "text_field" in settings.model_fields_set:
+    default = type(settings).model_fields["text_field"].default
+    if formats == {"text"} and settings.text_field != default:
         raise UsageError(
             f"`text_field` {settings.text_field}: {', '.join(inputs)}: plain text, which has no "
             "fields",

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from smtkit.config import TokenizeConfig
 from smtkit.corpus import splits
-from smtkit.corpus.files import STDIN, Reader, spool
+from smtkit.corpus.files import STDIN, Reader, is_binary, spool, suffixes
 from smtkit.corpus.formats import Document, TextSource, find_sources
 from smtkit.corpus.seeded import random_key
 from smtkit.corpus.segments import Segment, batches_of, cut_at_boundaries, segments_of
@@ -87,6 +87,18 @@ class TextCorpus:
         model = self._config.tokenizer_model
         models = [] if model is None else [Path(model)]
         return [source.path for source in self._sources] + models
+
+    def binary_files(self) -> list[Path]:
+        """The files that were named by themselves and are no text. Raises InputOutputError."""
+        named = {*self._config.inputs, *self._config.test_inputs} - {STDIN}
+        return [
+            source.path
+            for source in self._sources
+            if str(source.path) in named
+            and source.format == "text"
+            and not suffixes(source.path)[1]
+            and is_binary(source.path)
+        ]
 
     def assign_splits(self, directory: Path) -> None:
         """Reads all documents once, finds duplicates, and assigns each document to a split.

@@ -29,10 +29,8 @@ def run(
     progress = progress or Silent()
     kind = ImageCorpus if config.tokenizer == "pixel" else TextCorpus
     corpus = kind(config, progress.update)
-    images = [str(path) for path in corpus.files() if is_image(path)]
-    if images and config.tokenizer != "pixel":
-        more = f" and {len(images) - 1} more" if images[1:] else ""
-        progress.warn(f"{images[0]}{more}: images, read as text; the pixel tokenizer reads images")
+    if isinstance(corpus, TextCorpus):
+        _warn_of_other_data(corpus, progress)
     with Run(
         out, "tokens", config, **existing, inputs={"input files": listing_digest(corpus.files())}
     ) as artifact:
@@ -53,3 +51,16 @@ def run(
             if shares[split] and not counts["tokens"]:
                 progress.warn(f"the {split} split is empty: there is too little to split")
         return artifact.commit(statistics)
+
+
+def _warn_of_other_data(corpus: TextCorpus, progress: Progress) -> None:
+    """Warns of files that are probably no text."""
+    images = [path for path in corpus.files() if is_image(path)]
+    others = [path for path in corpus.binary_files() if path not in images]
+    for paths, what in (
+        (images, "images, read as text; the pixel tokenizer reads images"),
+        (others, "binary, not text: every byte is read as a part of it"),
+    ):
+        if paths:
+            more = f" and {len(paths) - 1} more" if paths[1:] else ""
+            progress.warn(f"{paths[0]}{more}: {what}")
