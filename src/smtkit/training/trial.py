@@ -38,11 +38,11 @@ def step_cost(
     """The cost of an update of the batch of `training`.
 
     `train` runs with the settings that it is given, and returns the metrics file. The first run is
-    one update of a batch of `least` windows. If that shows that the whole batch is within reach, it
+    two updates of a batch of `least` windows. If that shows the whole batch to be within reach, it
     is measured for a second; otherwise time and memory are scaled up.
     """
     peak, whole = PeakMemory(device), training.batch_size
-    seconds = _step_seconds(train(_settings(training, least, max_steps=1, max_seconds=None)))
+    seconds = _step_seconds(train(_settings(training, least, max_steps=2, max_seconds=None)))
     scale = whole / least
     memory = peak.before + int((peak.bytes() - peak.before) * scale)
     available = available_memory(device)
