@@ -96,6 +96,7 @@ def _work(
     code = 1
     try:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.chdir(directory)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output[0], 1)
