@@ -89,6 +89,19 @@ def test_damage_is_shown_and_stops_nothing(chain: Path, command: Command) -> Non
     assert {each["state"] for each in listed} == {"done", "damaged"}
 
 
+def test_links_in_place_of_a_run_or_its_record_are_damage(tmp_path: Path) -> None:
+    run = tmp_path / "rnn" / "run-01234567"
+    run.mkdir(parents=True)
+    (run / "run.json").symlink_to(run / "run.json")
+    assert states(tmp_path) == {"rnn": "damaged"}
+    elsewhere = tmp_path / ".elsewhere"
+    run.rename(elsewhere)
+    (elsewhere / "run.json").unlink()
+    (elsewhere / "run.json").write_text("{}")
+    run.symlink_to(elsewhere)
+    assert states(tmp_path) == {"rnn": "damaged"}
+
+
 def test_a_folder_without_artifacts(tmp_path: Path, command: Command) -> None:
     assert command("status", tmp_path).stdout == f"{tmp_path}: no artifacts\n"
     with pytest.raises(UsageError, match="nowhere: no such directory"):

@@ -59,7 +59,7 @@ def _artifacts(root: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         runs = [name for name in folders if run_of(name)]
-        if MANIFEST in names or any(Path(parent, name, RUN_RECORD).exists() for name in runs):
+        if MANIFEST in names or any(os.path.lexists(Path(parent, name, RUN_RECORD)) for name in runs):
             yield Path(parent)
         folders[:] = [name for name in folders if name not in runs]
 
@@ -82,7 +82,8 @@ def _status(path: Path, reasons: dict[Path, str | None]) -> Status:
             "running" if unfinished.is_running else "unfinished",
             unfinished.progress(),
         )
-    assert manifest is not None
+    if manifest is None:
+        return Status(str(path), kind, "damaged", "a link in place of the folder of its run")
     reason = _staleness(path, reasons)
     return Status(str(path), kind, "stale" if reason else "done", reason or _size(manifest))
 
