@@ -59,7 +59,8 @@ def _artifacts(root: Path) -> Iterator[Path]:
     for parent, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         runs = [name for name in folders if run_of(name)]
-        if MANIFEST in names or any(os.path.lexists(Path(parent, name, RUN_RECORD)) for name in runs):
+        records = (Path(parent, name, RUN_RECORD) for name in runs)
+        if MANIFEST in names or any(map(os.path.lexists, records)):
             yield Path(parent)
         folders[:] = [name for name in folders if name not in runs]
 
