@@ -200,8 +200,11 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     listener.close()
     (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     # A process of wandb's writes the file, and may still do so after `finish`.
-    while b"train/loss" not in written.read_bytes():
+    for _ in range(300):
+        if b"train/loss" in written.read_bytes():
+            return
         time.sleep(0.1)
+    pytest.fail("the record was not written")
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "wandb"])
