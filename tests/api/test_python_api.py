@@ -143,12 +143,33 @@ def test_text_is_decoded_to_itself(rnn: TrainedRNN) -> None:
         (lambda rnn: rnn.rollout([3, 1]), "tokens of shape (2,), expected (sequences, tokens)"),
         (lambda rnn: rnn.score([[0.5]]), "tokens of type torch.float32, allowed: integers"),
         (lambda rnn: rnn.score([[5, 6]], [[1, 2]]), "targets of shape (1, 2), expected (1, 3)"),
+        (lambda rnn: rnn.score([[5]], [[1, 257]]), "token 257, allowed: -1 to 256"),
+        (lambda rnn: rnn.score([[5, 6], [5]]), "rows of one length"),
+        (lambda rnn: rnn.rollout("text"), "expected integers"),
+        (lambda rnn: rnn.step(rnn.start(2), [5]), "memory of shape (2, 2, 8), expected (1, 2, 8)"),
+        (lambda rnn: rnn.step(rnn.start(1), [[5]]), "tokens of shape (1, 1), expected one per"),
+        (lambda rnn: rnn.rollout([[5]], rnn.empty_memory), "memory of shape (2, 8), expected"),
+        (lambda rnn: rnn.complete([[5]], -1), "`steps` -1: allowed: 0 or more"),
+        (lambda rnn: rnn.generate(max_tokens=-1), "`max_tokens` -1: allowed: 0 or more"),
+        (lambda rnn: rnn.generate(temprature=1), "`temprature`: unknown option, allowed: temp"),
+        (lambda rnn: rnn.generate(temperature=-1.0), "`temperature`"),
+        (lambda rnn: rnn.generate(temperature=math.nan), "`temperature`"),
+        (lambda rnn: rnn.complete([[5]], 3, top_k=0), "`top_k`"),
+        (lambda rnn: rnn.stream(top_p=1.5), "`top_p`"),
+        (lambda rnn: rnn.generate(seed="one"), "`seed` one: allowed: an integer, or None"),
     ],
 )
-def test_wrong_tokens_are_refused(rnn: TrainedRNN, call: object, message: str) -> None:
+def test_wrong_tokens_memories_and_options_are_refused(
+    rnn: TrainedRNN, call: object, message: str
+) -> None:
     with pytest.raises(UsageError) as raised:
         call(rnn)  # type: ignore[operator]
-    assert message in str(raised.value)
+    assert message in f"{raised.value} {raised.value.hint}"
+
+
+def test_options_that_are_none_are_those_by_default(rnn: TrainedRNN) -> None:
+    unset = rnn.generate("mem", 20, seed=1, temperature=None, top_k=None, top_p=None)
+    assert unset == rnn.generate("mem", 20, seed=np.int64(1), top_k=np.int64(257))
 
 
 def test_wrong_artifacts_and_devices_are_refused(pipeline: Pipeline) -> None:
@@ -158,6 +179,8 @@ def test_wrong_artifacts_and_devices_are_refused(pipeline: Pipeline) -> None:
         smtkit.load_rnn("nowhere")
     with pytest.raises(UsageError, match="allowed: auto, cpu, cuda, or cuda:NUMBER"):
         smtkit.load_rnn(pipeline.rnn, device="tpu9")
+    with pytest.raises(UsageError, match="`device` cuda:99: torch finds"):
+        smtkit.load_rnn(pipeline.rnn, device="cuda:99")
     with pytest.raises(UsageError, match="allowed: train, validation"):
         smtkit.load_labels(pipeline.labels, "test")  # type: ignore[arg-type]
 

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smtkit.config import Device
+from smtkit import IGNORE
+from smtkit.config import Device, GenerateConfig, resolve
 from smtkit.corpus.seeded import UniformStream
 from smtkit.corpus.stored_tokenizer import check_vocabulary, load_tokenizer
 from smtkit.corpus.tokenizers import TextTokenizer
@@ -81,19 +82,41 @@ class Trained:
             )
         return self.tokenizer
 
-    def _checked(self, tokens: Tokens) -> Tensor:
-        """The tokens as int64 on the device. Raises UsageError where one is out of range."""
-        found = torch.as_tensor(tokens)
+    def _checked(self, tokens: Tokens, lowest: int = 0) -> Tensor:
+        """The tokens, or targets, as int64 on the device. Raises UsageError where one is out of
+        range."""
+        try:
+            found = torch.as_tensor(tokens)
+        except (TypeError, ValueError) as error:  # text, or rows of several lengths
+            raise UsageError(
+                f"tokens: {error}", "expected integers, in rows of one length"
+            ) from None
         if found.numel() == 0:
             return found.long().to(self.device)
         if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
             raise UsageError(f"tokens of type {found.dtype}, allowed: integers")
         if not found.is_cuda:
             low, high = int(found.min()), int(found.max())
-            if low < 0 or high >= self.vocabulary_size:
-                worst = low if low < 0 else high
-                raise UsageError(f"token {worst}, allowed: 0 to {self.vocabulary_size - 1}")
+            if low < lowest or high >= self.vocabulary_size:
+                worst = low if low < lowest else high
+                raise UsageError(f"token {worst}, allowed: {lowest} to {self.vocabulary_size - 1}")
         return found.long().to(self.device)
+
+    def _batch(self, tokens: Tokens) -> Tensor:
+        """Tokens (B, T), checked."""
+        found = self._checked(tokens)
+        if found.ndim != 2:
+            raise UsageError(f"tokens of shape {tuple(found.shape)}, expected (sequences, tokens)")
+        return found
+
+    def _memory(self, memory: Tensor, batch: int) -> Tensor:
+        """The memory of `batch` sequences. Raises UsageError where it has another shape."""
+        expected = (batch, self.slots, self.slot_width)
+        if memory.shape != expected:
+            raise UsageError(
+                f"memory of shape {tuple(memory.shape)}, expected {expected}: one for each sequence"
+            )
+        return memory
 
 
 class TrainedRNN(Trained):
@@ -125,7 +148,12 @@ class TrainedRNN(Trained):
     def step(self, memory: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Reads one token per sequence: memory (B, K, D), tokens (B,) -> the next memory (B, K, D)
         and the logits (B, V) of what follows. The memory that was given stays as it was."""
-        memory = self.network.step(memory, self._checked(tokens))
+        read = self._checked(tokens)
+        if read.ndim != 1:
+            raise UsageError(
+                f"tokens of shape {tuple(read.shape)}, expected one per sequence, (B,)"
+            )
+        memory = self.network.step(self._memory(memory, len(read)), read)
         return memory, self.network.readout(memory).float()
 
     @torch.no_grad()
@@ -134,7 +162,9 @@ class TrainedRNN(Trained):
 
         Starts from `memory` (B, K, D), or from the empty memory.
         """
-        return self.network.rollout(self._batch(tokens), memory)
+        batch = self._batch(tokens)
+        start = None if memory is None else self._memory(memory, len(batch))
+        return self.network.rollout(batch, start)
 
     @torch.no_grad()
     def score(self, sequences: str | Tokens, targets: Tokens | None = None) -> Tensor:
@@ -148,9 +178,9 @@ class TrainedRNN(Trained):
         tokens = self._checked(tokens)
         batch = tokens if tokens.ndim == 2 else self._batch(tokens[None])
         if targets is None:
-            wanted = torch.nn.functional.pad(batch, (0, 1), value=-1)
+            wanted = torch.nn.functional.pad(batch, (0, 1), value=IGNORE)
         else:
-            wanted = torch.as_tensor(targets).long().to(self.device)
+            wanted = self._checked(targets, lowest=IGNORE)
             if wanted.shape != (len(batch), batch.shape[1] + 1):
                 raise UsageError(
                     f"targets of shape {tuple(wanted.shape)}, expected "
@@ -182,12 +212,14 @@ class TrainedRNN(Trained):
     ) -> Iterator[str]:
         """As `generate`, in pieces, each as soon as it is drawn."""
         tokenizer = self._text_tokenizer()
+        _check_count("max_tokens", max_tokens)
         tokens = self.network.generate(self.encode_text(prompt).tolist(), **_sampling(sampling))
         document = takewhile(lambda token: token != tokenizer.end_of_document, tokens)
         return tokenizer.pieces(islice(document, max_tokens))
 
     def complete(self, prompts: Tokens, steps: int, **sampling: Unpack[SamplingOptions]) -> Tensor:
         """Draws `steps` tokens after each prompt, in parallel: (B, P) -> (B, steps); P may be 0."""
+        _check_count("steps", steps)
         return self.network.complete(self._batch(prompts), steps, **_sampling(sampling))
 
     def answer(
@@ -197,13 +229,6 @@ class TrainedRNN(Trained):
         (B, T). Returns the targets row by row, (number of targets,)."""
         options = _sampling(sampling)
         return self.network.answer(self._batch(tokens), has_target.to(self.device), **options)
-
-    def _batch(self, tokens: Tokens) -> Tensor:
-        """Tokens (B, T), checked."""
-        found = self._checked(tokens)
-        if found.ndim != 2:
-            raise UsageError(f"tokens of shape {tuple(found.shape)}, expected (sequences, tokens)")
-        return found
 
 
 class TrainedTeacher(Trained):
@@ -224,7 +249,7 @@ class TrainedTeacher(Trained):
     @torch.no_grad()
     def encode(self, tokens: Tokens) -> Tensor:
         """The memory before and after each token: (B, T) -> (B, T + 1, K, D)."""
-        return self.network.encoder(self._checked(tokens))
+        return self.network.encoder(self._batch(tokens))
 
     @torch.no_grad()
     def logits(self, memory: Tensor) -> Tensor:
@@ -236,7 +261,8 @@ class TrainedTeacher(Trained):
     def decode(self, memory: Tensor, future: Tokens) -> Tensor:
         """Logits of the target at a memory and after each token of its future, predicted from the
         memory alone: (B, K, D), (B, F) -> (B, F + 1, V)."""
-        return self.network.decode(memory, self._checked(future)).float()
+        batch = self._batch(future)
+        return self.network.decode(self._memory(memory, len(batch)), batch).float()
 
 
 def load_rnn(path: PathOrURI, device: Device | str | torch.device = "auto") -> TrainedRNN:
@@ -259,18 +285,35 @@ def find_device(device: Device | str | torch.device) -> torch.device:
         if device == name:
             return choose_device(name)
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError:
         allowed = ", ".join(get_args(Device))
         raise UsageError(f"`device` {device}: allowed: {allowed}, or cuda:NUMBER") from None
+    count = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= count:
+        raise UsageError(f"`device` {device}: torch finds {count} CUDA devices")
+    return found
 
 
 def _sampling(options: SamplingOptions) -> Sampling:
-    """The options for `sample_each`: with a source of numbers in place of the seed."""
+    """The options for `sample_each`: with a source of numbers in place of the seed. Raises
+    UsageError for an option that does not exist or has a value that is not allowed."""
+    for name in options:
+        if name not in SamplingOptions.__annotations__:
+            allowed = ", ".join(SamplingOptions.__annotations__)
+            raise UsageError(f"`{name}`: unknown option, allowed: {allowed}")
     seed = options.get("seed")
-    stream = UniformStream(secrets.randbits(64) if seed is None else seed)
-    found: Sampling = {"uniforms": lambda count: torch.from_numpy(stream.draw(count))}
-    for name in ("temperature", "top_k", "top_p"):
-        if name in options:
-            found[name] = options[name]
+    if not isinstance(seed, int | np.integer | None):
+        raise UsageError(f"`seed` {seed}: allowed: an integer, or None")
+    config = resolve(GenerateConfig, flags={n: v for n, v in options.items() if n != "seed"})
+    stream = UniformStream(secrets.randbits(64) if seed is None else int(seed))
+    found: Sampling = {"top_k": config.top_k, "top_p": config.top_p}
+    found["uniforms"] = lambda count: torch.from_numpy(stream.draw(count))
+    if config.temperature is not None:
+        found["temperature"] = config.temperature
     return found
+
+
+def _check_count(name: str, count: int) -> None:
+    if count < 0:
+        raise UsageError(f"`{name}` {count}: allowed: 0 or more")
