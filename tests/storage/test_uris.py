@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from conftest import Command
+from conftest import Command, Pipeline
 from object_store import at
 from smtkit.errors import UsageError
-from smtkit.storage.location import locate
+from smtkit.storage.location import local_path, locate
 from smtkit.storage.remote import Remote
 
 SECRET = "wJalr"
@@ -277,3 +277,28 @@ def test_a_location_is_a_path_or_a_uri(tmp_path: Path) -> None:
 def test_other_schemes_and_incomplete_uris_are_refused(uri: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         locate(uri)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "export RNN --out s3://bucket/model.onnx",
+        "generate RNN --out s3://bucket/samples.png",
+        "report RNN --out s3://bucket/report.html",
+        "report RNN --out report.html --csv s3://bucket/numbers",
+        "status s3://bucket/artifacts",
+    ],
+)
+def test_a_uri_is_no_file_of_this_machine(
+    pipeline: Pipeline, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = command(*line.replace("RNN", str(pipeline.rnn)).split())
+    assert result.code == 2
+    assert "s3://bucket/" in result.line()
+    assert "expected a path on this machine" in result.line()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_uri_of_a_file_is_its_path(tmp_path: Path) -> None:
+    assert local_path((tmp_path / "a b").as_uri(), "out") == tmp_path / "a b"

@@ -46,7 +46,6 @@ SETTINGS = (
 )
 OVERWRITE = option("--overwrite", "Replace what --out holds.")
 JSON = option("--json", "Print the result as JSON on stdout.")
-QUIET = option("--quiet, -q", "Show neither progress nor a summary.")
 DEBUG = option("--debug", "Show the traceback of an error.")
 QUIET = option("--quiet, -q", "Show neither progress nor a summary.")
 NPROC = option(

@@ -192,7 +192,7 @@ COMMANDS = (
         (
             argument("rnn", "RNN", "RNN artifact."),
             option("--tokens DIR|URI", "Images or rows to continue.", section=ARTIFACTS),
-            option("--out, -o FILE", "PNG file for the images.", Path | None, section=ARTIFACTS),
+            option("--out, -o FILE", "PNG file for the images.", section=ARTIFACTS),
             *SETTINGS,
             OVERWRITE,
             JSON,

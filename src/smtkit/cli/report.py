@@ -1,7 +1,6 @@
 """`smtkit report`."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from smtkit import config as schemas
@@ -32,7 +31,7 @@ REPORT = Command(
     schemas.ReportConfig,
     (
         arguments("runs", "RUN...", "Artifacts to show, of any kind."),
-        option("--out, -o FILE", "HTML file to write.", Path, REQUIRED, ARTIFACTS),
+        option("--out, -o FILE", "HTML file to write.", str, REQUIRED, ARTIFACTS),
         option("--csv DIR", "Also write the numbers of each figure.", section=ARTIFACTS),
         *SETTINGS,
         OVERWRITE,

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from smtkit.cli.command import DEBUG, JSON, Command, Given
@@ -31,7 +30,7 @@ def _status(stage: Any, config: None, given: Given) -> None:
 STATUS = Command(
     "status",
     None,
-    (argument("directory", "DIR", "Directory of artifacts.", Path), JSON, DEBUG),
+    (argument("directory", "DIR", "Directory of artifacts."), JSON, DEBUG),
     ("smtkit status artifacts", "smtkit status . --json"),
     _status,
 )

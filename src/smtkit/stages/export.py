@@ -19,7 +19,7 @@ from smtkit.inference.trained import TrainedRNN
 from smtkit.networks.rnn import RecurrentNetwork
 from smtkit.storage.artifact import Artifact
 from smtkit.storage.files import named_errors
-from smtkit.storage.location import PathOrURI
+from smtkit.storage.location import PathOrURI, local_path
 from smtkit.storage.tensors import MODEL
 from smtkit.training.progress import Progress, Silent
 
@@ -69,7 +69,7 @@ def run(
 
     Raises UsageError, ArtifactError, and SmtkitError where program and RNN differ.
     """
-    path = Path(out)
+    path = local_path(out, "out")
     kind = _format(config, path)
     _check(config, kind, path, tokens, overwrite)
     trained = TrainedRNN(Artifact.open(rnn, "rnn"), torch.device("cpu"))

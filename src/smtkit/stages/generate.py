@@ -26,7 +26,7 @@ from smtkit.corpus.windows import Windows, open_windows
 from smtkit.errors import UsageError
 from smtkit.inference.trained import SamplingOptions, TrainedRNN
 from smtkit.storage.artifact import Artifact
-from smtkit.storage.location import PathOrURI
+from smtkit.storage.location import PathOrURI, local_path
 from smtkit.training.distributed import choose_device
 from smtkit.training.progress import Progress, Silent
 
@@ -59,7 +59,7 @@ def run(
     trained = Artifact.open(rnn, "rnn")
     tokenizer = load_tokenizer(trained)
     kind = _kind(tokenizer)
-    path = None if out is None else Path(out)
+    path = None if out is None else local_path(out, "out")
     _check_settings(config, kind, trained, tokens, path)
     if path is not None:
         check_png(path, "out")

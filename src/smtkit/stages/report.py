@@ -11,7 +11,7 @@ from smtkit.report import networks, page, results, training
 from smtkit.report.content import Section
 from smtkit.report.runs import Runs, open_runs
 from smtkit.storage.files import named_errors, write_atomically
-from smtkit.storage.location import PathOrURI
+from smtkit.storage.location import PathOrURI, local_path
 from smtkit.training.progress import Progress, Silent
 
 
@@ -40,7 +40,8 @@ def run(
     RNNs are loaded for the sections on memory and samples. Raises UsageError, ArtifactError,
     InputOutputError.
     """
-    path = Path(out)
+    path = local_path(out, "out")
+    tables_at = None if csv is None else local_path(csv, "csv")
     if path.is_dir():
         raise UsageError(f"`out` {path}: is a directory", "name a file, for example report.html")
     if path.exists() and not overwrite:
@@ -57,7 +58,7 @@ def run(
     with named_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page.render(config.title, names, sections))
-    tables = [] if csv is None else _write_tables(Path(csv), sections)
+    tables = [] if tables_at is None else _write_tables(tables_at, sections)
     missing = {section.name: list(section.missing) for section in sections if section.missing}
     return Report(path, tables, missing)
 

@@ -13,6 +13,7 @@ from smtkit.corpus.image_corpus import ImageCorpus
 from smtkit.corpus.text_corpus import TextCorpus
 from smtkit.errors import ArtifactError, SmtkitError, UsageError
 from smtkit.storage.artifact import read_manifest
+from smtkit.storage.location import PathOrURI, local_path
 from smtkit.storage.manifest import MANIFEST, Kind, Manifest, Parent
 from smtkit.storage.store import RUN_RECORD, run_of
 from smtkit.storage.unfinished import find_unfinished
@@ -36,13 +37,13 @@ class Status:
     detail: str
 
 
-def run(directory: str | os.PathLike[str]) -> list[Status]:
+def run(directory: PathOrURI) -> list[Status]:
     """The state of every artifact in `directory` and below, in the order of the pipeline.
 
     Reads manifests and records of runs, and not the files themselves. Raises UsageError where
     there is no such directory.
     """
-    root = Path(directory)
+    root = local_path(directory, "directory")
     if not root.is_dir():
         raise UsageError(f"{root}: no such directory")
     reasons: dict[Path, str | None] = {}

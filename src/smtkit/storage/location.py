@@ -95,6 +95,15 @@ def locate(path: PathOrURI | Remote) -> Location:
     return _file(shown, rest) if scheme == "file" else _remote(shown, scheme, rest)
 
 
+def local_path(path: PathOrURI, key: str) -> Path:
+    """The path of a file or directory that can only be on this machine; `key`: the parameter that
+    names it. Raises UsageError for another URI than `file://`."""
+    found = locate(path)
+    if isinstance(found, Remote):
+        raise UsageError(f"`{key}` {found}: expected a path on this machine")
+    return found
+
+
 def _file(shown: str, rest: str) -> Path:
     host, _, path = rest.partition("/")
     decoded = os.fsdecode(unquote_to_bytes(os.fsencode(path)))
