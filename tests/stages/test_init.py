@@ -44,6 +44,12 @@ def test_files_that_exist_are_kept(tmp_path: Path, command: Command) -> None:
     assert b"[encoder]" in contents(tmp_path)["encoder.toml"]
 
 
+def test_the_command_that_runs_it_can_be_pasted(tmp_path: Path, command: Command) -> None:
+    directory = tmp_path / "mine & yours"
+    shown = command("init", "text", directory).stdout
+    assert f"make -C '{directory}' TEXT=" in shown
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="pipeline txt: allowed: quickstart, text, digits, "):
         init.run("txt", tmp_path)

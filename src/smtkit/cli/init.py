@@ -1,5 +1,6 @@
 """`smtkit init`."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ def _init(stage: Any, config: None, given: Given) -> None:
     written = stage.run(pipeline, directory, **for_stage(given))
     print(plain(f"{directory}: {', '.join(path.name for path in written)}"))
     data = " TEXT=FILE-OR-FOLDER" if pipeline == "text" else ""
-    print(plain(f"run it with: make -C {directory}{data}  (SMOKE=1: within a minute, to try it)"))
+    where = shlex.quote(str(directory))
+    print(plain(f"run it with: make -C {where}{data}  (SMOKE=1: within a minute, to try it)"))
 
 
 INIT = Command(
