@@ -12,7 +12,7 @@ help:
 	@echo "make test        run the tests"
 	@echo "make test-slow   run the tests that take minutes"
 	@echo "make browser     install onnxruntime-web, for the test of exported RNNs in a browser"
-	@echo "make test-faults damage files, forge them, kill commands: 9,000 cases (an hour on one core)"
+	@echo "make test-faults damage files, forge them, kill commands: 11,000 cases (an hour or more on one core)"
 	@echo "make lint        check style, types and import layers"
 	@echo "make style       reformat, and fix what can be fixed automatically"
 	@echo "make results     compare SMT with BPTT, for docs/results.md (2 hours on two cores; FULL=1: days)"

@@ -94,6 +94,11 @@ def another_shard(path: Path) -> None:
     path.write_bytes(path.with_name("train-00000.arrow").read_bytes())
 
 
+def of_shards(seen: Recorder) -> list[str]:
+    """The warnings about shards, without those about the teacher."""
+    return [warning for warning in seen.warnings if ".arrow" in warning]
+
+
 @pytest.mark.parametrize(
     "damage", [a_flipped_byte, a_flipped_length, cut_short, a_fifo, a_link, another_shard]
 )
@@ -113,8 +118,9 @@ def test_a_damaged_shard_is_written_again(
     path = shards(out, "train")[1]
     damage(path)
     go_on(pipeline, out, seen)
-    assert [f"{path}: " in warning for warning in seen.warnings] == [True]
-    assert "train-00001.arrow is written again" in seen.warnings[0]
+    (warning,) = of_shards(seen)
+    assert f"{path}: " in warning
+    assert "train-00001.arrow is written again" in warning
     Artifact.open(out).verify()
     assert Artifact.open(out).manifest.digest == whole
 
@@ -140,7 +146,7 @@ def test_a_damaged_shard_at_a_uri_is_written_again(
     go_on(pipeline, store, seen)
     uri = at(store).uri_of(name)
     warning = f"{uri}: damaged: not what was uploaded; train-00001.arrow is written again"
-    assert seen.warnings == [warning]
+    assert of_shards(seen) == [warning]
     Artifact.open(store).verify()
     assert Artifact.open(store).manifest.digest == whole
 
@@ -165,6 +171,6 @@ def test_whole_shards_are_kept(pipeline: Pipeline, whole: str, tmp_path: Path) -
     killed(pipeline, out)
     before = {path: path.stat().st_mtime_ns for path in shards(out, "train")}
     resumed(pipeline, out, seen)
-    assert seen.warnings == []
+    assert of_shards(seen) == []
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert Artifact.open(out).manifest.digest == whole

@@ -112,7 +112,9 @@ def train(out: Path, ranks: Ranks, sharding: str, accumulation: int) -> tuple[Gr
         checkpoint_every=1000,
     )
     validation = Validation(method, RowSampler(), 1)
-    trainer = Trainer(method, RowSampler(), [validation], config, out, ranks=ranks)
+    directory = out / f"{sharding}-{accumulation}"
+    directory.mkdir(exist_ok=True)
+    trainer = Trainer(method, RowSampler(), [validation], config, directory, ranks=ranks)
     gradients: Gradients = []
 
     def record(*_: object) -> None:

@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 def show_manifest(manifest: Manifest, path: str, *, as_json: bool, quiet: bool = False) -> None:
     """The statistics of an artifact; for an evaluation, its tables."""
     if as_json:
-        print(plain_json(manifest.model_dump_json(indent=2)))
+        print(plain_json(manifest.text().rstrip()))
     elif not quiet:
         print(plain(f"{path}: {manifest.kind} {manifest.digest[:12]}"))
         statistics = plain_values(manifest.statistics)
@@ -41,7 +41,7 @@ def show_inspection(inspection: Inspection, path: str, *, as_json: bool, draw: b
     manifest = inspection.manifest
     if as_json:
         content = {
-            "manifest": manifest.model_dump(mode="json"),
+            "manifest": json.loads(manifest.text()),
             "counts": inspection.counts,
             "rows": [_plain(row) for row in inspection.rows],
         }
