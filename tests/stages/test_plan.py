@@ -128,8 +128,8 @@ def test_an_error_of_a_stage_names_its_file(settings: Path, pipeline: Pipeline) 
 
 def test_peak_memory_sees_what_was_allocated() -> None:
     peak = PeakMemory(CPU)
-    numbers = torch.ones(64 * 2**20 // 4)
-    assert peak.bytes() >= peak.before + 60 * 2**20
+    numbers = torch.ones(256 * 2**20 // 4)
+    assert peak.bytes() >= peak.before + 128 * 2**20  # memory freed before may be reused
     assert numbers.sum() == numbers.numel()
 
 
