@@ -90,12 +90,7 @@ class TrainingConfig(Config):
     """Updates between two checkpoints."""
     keep_state: bool = True
     """Keep the last checkpoint in the artifact, so that `resume` can go on for longer. It is three
-    times as large as the weights; turn it off to save that. With `sharding` it is not kept."""
-
-    @property
-    def keeps_state(self) -> bool:
-        """Whether a finished run keeps its last checkpoint."""
-        return self.keep_state and self.sharding == "none"
+    times as large as the weights; turn it off to save that."""
 
     def micro_batch(self, ranks: int = 1) -> int:
         """Windows per forward pass of one rank. Raises UsageError if that is not an integer."""

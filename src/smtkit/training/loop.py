@@ -128,7 +128,7 @@ class Trainer(Generic[BatchT]):
                 if not self._is_finished() and self.state.step % self._config.checkpoint_every == 0:
                     self._save()
         means = means or self._validate()
-        if self._config.keeps_state:
+        if self._config.keep_state:
             self._save()
         return means
 
@@ -148,7 +148,7 @@ class Trainer(Generic[BatchT]):
 
     def files(self) -> list[str]:
         """Names of the files in `directory` that belong to the artifact."""
-        state = self._directory.glob(f"{CHECKPOINT}*") if self._config.keeps_state else ()
+        state = self._directory.glob(f"{CHECKPOINT}*") if self._config.keep_state else ()
         return [METRICS, *sorted(path.name for path in state)]
 
     def _resume(self) -> None:

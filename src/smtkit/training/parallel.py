@@ -122,11 +122,11 @@ def _shard(caller: nn.Module, network: nn.Module, ranks: Ranks) -> None:
 def full_tensors(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     """The tensors with all shards gathered, on the CPU of rank 0; empty on other ranks.
 
-    All ranks must call it, with the same names in the same order.
+    All ranks must call it, with the same names.
     """
     gathered = {}
-    for name, tensor in tensors.items():
-        whole = _full_tensor(tensor)
+    for name in sorted(tensors):  # tensors that were loaded are in another order on each rank
+        whole = _full_tensor(tensors[name])
         if ranks.is_first:
             gathered[name] = whole.detach().cpu()
     return gathered
