@@ -17,7 +17,18 @@ from faults.writes import at_write
 Command = tuple[str, ...]
 Result = dict[str, str]
 
-ENCODER = """
+TRAINING = """
+[training]
+batch_size = 4
+max_steps = 4
+warmup_steps = 1
+log_every = 1
+validate_every = 2
+validation_windows = 4
+checkpoint_every = 2
+"""
+ENCODER = (
+    """
 data.window = 8
 encoder = {width = 8, layers = 1, heads = 1, slots = 1, slot_width = 8}
 decoder = {width = 8, layers = 1, heads = 1}
@@ -29,45 +40,19 @@ uniformity_positions = 2
 uniformity_group = 2
 dynamics_start = 1
 dynamics_ramp = 1
-[training]
-batch_size = 4
-max_steps = 4
-warmup_steps = 1
-log_every = 1
-validate_every = 2
-validation_windows = 4
-checkpoint_every = 2
 """
-RNN = """
+    + TRAINING
+)
+RNN = (
+    """
 cell.width = 8
 data.positions = 4
-[training]
-batch_size = 4
-max_steps = 4
-warmup_steps = 1
-log_every = 1
-validate_every = 2
-validation_windows = 4
-checkpoint_every = 2
 """
+    + TRAINING
+)
 BPTT = RNN.replace("data.positions = 4", "data.window = 8\nmemory = {slots = 1, slot_width = 8}")
-_WORDS = [
-    "ka",
-    "lo",
-    "mi",
-    "nu",
-    "re",
-    "sto",
-    "ve",
-    "zu",
-    "qua",
-    "bri",
-    "fen",
-    "gol",
-    "hax",
-    "jip",
-    "wyd",
-]
+_WORDS = ("ka", "lo", "mi", "nu", "re", "sto", "ve", "zu")
+_WORDS += ("qua", "bri", "fen", "gol", "hax", "jip", "wyd")
 DMT_SETTINGS = RNN.replace("data.positions = 4\n", "rollout.depth = 4\n")
 FILES = {
     "encoder.toml": ENCODER,

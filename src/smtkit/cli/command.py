@@ -1,4 +1,4 @@
-"""What every command is made of: shared options, ranks, the parsing of settings, and printing."""
+"""The class of all commands, and what they share: options, ranks, settings, printing."""
 
 import inspect
 import json
@@ -99,6 +99,17 @@ def run(stage: Any, config: schemas.Config, given: Given) -> None:
         from smtkit.cli.results import show_manifest
 
         show_manifest(manifest, given["out"], as_json=given["json"], quiet=given["quiet"])
+
+
+def shown_by(show: Callable[..., None]) -> Callable[[Any, Any, Given], None]:
+    """A function that runs a stage and shows its result by `show(result, as_json=...)`."""
+
+    def run_and_show(stage: Any, config: schemas.Config, given: Given) -> None:
+        result = on_ranks(given, lambda t: stage.run(config, progress=t, **for_stage(given)))
+        if given["json"] or not given["quiet"]:
+            show(result, as_json=given["json"])
+
+    return run_and_show
 
 
 @dataclass(frozen=True)

@@ -13,39 +13,10 @@ from smtkit.cli.command import (
     REQUIRED,
     SETTINGS,
     Command,
-    Given,
-    for_stage,
-    on_ranks,
+    shown_by,
 )
 from smtkit.cli.options import ARTIFACTS, argument, option
 from smtkit.cli.plain import plain, plain_json
-
-
-def _export(stage: Any, config: schemas.ExportConfig, given: Given) -> None:
-    exported = on_ranks(given, lambda t: stage.run(config, progress=t, **for_stage(given)))
-    if given["json"] or not given["quiet"]:
-        show_exported(exported, as_json=given["json"])
-
-
-EXPORT = Command(
-    "export",
-    schemas.ExportConfig,
-    (
-        argument("rnn", "RNN", "RNN artifact."),
-        option("--out, -o FILE", "File of the program.", str, REQUIRED, ARTIFACTS),
-        option("--tokens DIR|URI", "To measure what --quantize costs.", section=ARTIFACTS),
-        *SETTINGS,
-        OVERWRITE,
-        JSON,
-        QUIET,
-        DEBUG,
-    ),
-    (
-        "smtkit export rnn --out model.onnx",
-        "smtkit export rnn --out small.onnx --quantize int8 --tokens tokens",
-    ),
-    _export,
-)
 
 
 def show_exported(exported: Any, *, as_json: bool) -> None:
@@ -72,3 +43,24 @@ def show_exported(exported: Any, *, as_json: bool) -> None:
                 f"{cost.source}; float32 {cost.bits:.4f}: {change:+.4f}"
             )
         )
+
+
+EXPORT = Command(
+    "export",
+    schemas.ExportConfig,
+    (
+        argument("rnn", "RNN", "RNN artifact."),
+        option("--out, -o FILE", "File of the program.", str, REQUIRED, ARTIFACTS),
+        option("--tokens DIR|URI", "To measure what --quantize costs.", section=ARTIFACTS),
+        *SETTINGS,
+        OVERWRITE,
+        JSON,
+        QUIET,
+        DEBUG,
+    ),
+    (
+        "smtkit export rnn --out model.onnx",
+        "smtkit export rnn --out small.onnx --quantize int8 --tokens tokens",
+    ),
+    shown_by(show_exported),
+)

@@ -7,6 +7,7 @@ from typing import Any
 from smtkit.cli.command import DEBUG, JSON, Command, Given
 from smtkit.cli.options import ARTIFACTS, arguments, option, with_flags
 from smtkit.cli.plain import plain, plain_json
+from smtkit.training.sizes import gigabytes
 
 
 def _plan(stage: Any, config: None, given: Given) -> None:
@@ -35,10 +36,10 @@ def _lines(plan: Any) -> list[tuple[str, str]]:
         lines.append(("parameters", f"{sum(plan.parameters.values()):,}: {parts}"))
     lines.append(("windows", _windows(plan)))
     lines.append(("time", _duration(plan)))
-    limit = f" of {_size(plan.available)}" if plan.available else ""
-    lines.append(("memory", f"{_size(plan.memory)}{limit}{_scaled(plan)}"))
+    limit = f" of {gigabytes(plan.available)}" if plan.available else ""
+    lines.append(("memory", f"{gigabytes(plan.memory)}{limit}{_scaled(plan)}"))
     if plan.disk is not None:
-        lines.append(("disk", f"{_size(plan.disk)}, {_size(plan.disk_free)} are free here"))
+        lines.append(("disk", f"{gigabytes(plan.disk)}, {gigabytes(plan.disk_free)} are free here"))
     return lines
 
 
@@ -68,10 +69,6 @@ def _time(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
     return f"{seconds:.3g} s"
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:,.3g} GB"
 
 
 PLAN = Command(

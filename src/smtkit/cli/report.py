@@ -12,18 +12,23 @@ from smtkit.cli.command import (
     REQUIRED,
     SETTINGS,
     Command,
-    Given,
-    for_stage,
-    on_ranks,
+    shown_by,
 )
 from smtkit.cli.options import ARTIFACTS, arguments, option
 from smtkit.cli.plain import plain, plain_json
 
 
-def _report(stage: Any, config: schemas.ReportConfig, given: Given) -> None:
-    report = on_ranks(given, lambda t: stage.run(config, progress=t, **for_stage(given)))
-    if given["json"] or not given["quiet"]:
-        show_report(report, as_json=given["json"])
+def show_report(report: Any, *, as_json: bool) -> None:
+    """The page, and which commands give what it does not show."""
+    if as_json:
+        tables = list(map(str, report.tables))
+        found = {"page": str(report.page), "csv": tables, "missing": report.missing}
+        print(plain_json(json.dumps(found, indent=2)))
+        return
+    print(plain(f"{report.page}: {report.page.stat().st_size:,} bytes"))
+    for section, lines in report.missing.items():
+        for line in lines:
+            print(plain(f"  no {section}: {line}"))
 
 
 REPORT = Command(
@@ -43,18 +48,5 @@ REPORT = Command(
         "smtkit report encoder rnn tokens evaluation --out report.html",
         "smtkit report sweep/*/rnn sweep/*/evaluation --out sweep.html",
     ),
-    _report,
+    shown_by(show_report),
 )
-
-
-def show_report(report: Any, *, as_json: bool) -> None:
-    """The page, and which commands give what it does not show."""
-    if as_json:
-        tables = list(map(str, report.tables))
-        found = {"page": str(report.page), "csv": tables, "missing": report.missing}
-        print(plain_json(json.dumps(found, indent=2)))
-        return
-    print(plain(f"{report.page}: {report.page.stat().st_size:,} bytes"))
-    for section, lines in report.missing.items():
-        for line in lines:
-            print(plain(f"  no {section}: {line}"))

@@ -1,4 +1,4 @@
-"""What an RNN writes while it is trained, from its empty memory."""
+"""Samples of what an RNN writes during training, from its empty memory."""
 
 from collections.abc import Callable
 

@@ -39,9 +39,9 @@ class Step(nn.Module):
 
 
 def description(rnn: TrainedRNN) -> dict[str, Any]:
-    """What a program needs beside the step, as JSON: the empty memory (K, D), its logits (V,), and
-    the tokenizer; for text also the bytes of each token (hexadecimal), and the token that ends a
-    document."""
+    """The data that a program needs beside the step, as JSON: the empty memory (K, D), its logits
+    (V,), and the tokenizer; for text also the bytes of each token (hexadecimal), and the token that
+    ends a document."""
     tokenizer = rnn.tokenizer
     found = {
         "smtkit_version": __version__,

@@ -4,7 +4,7 @@ B: sequences, T: tokens, P: tokens of a prompt, K: slots, D: slot width, V: voca
 """
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, takewhile
 from typing import TypedDict, Unpack, get_args
 
@@ -47,7 +47,7 @@ class SamplingOptions(TypedDict, total=False):
 
 
 class Trained:
-    """What a trained RNN and a trained teacher have in common.
+    """Base class of a trained RNN and a trained teacher.
 
     Attributes: `artifact`, from which it was loaded, with its `manifest`; `tokenizer`.
     """
@@ -118,6 +118,11 @@ class Trained:
             )
         return memory
 
+    def _logits(self, read: Callable[[Tensor], Tensor], memory: Tensor) -> Tensor:
+        """(..., K, D) -> (..., V), where `read` maps (N, K, D) -> (N, V)."""
+        logits = read(memory.reshape(-1, self.slots, self.slot_width))
+        return logits.float().unflatten(0, memory.shape[:-2])
+
 
 class TrainedRNN(Trained):
     """An RNN for inference. It starts from `empty_memory` (K, D) and needs no teacher.
@@ -141,8 +146,7 @@ class TrainedRNN(Trained):
     @torch.no_grad()
     def logits(self, memory: Tensor) -> Tensor:
         """Logits of the target at memories: (..., K, D) -> (..., V)."""
-        logits = self.network.readout(memory.reshape(-1, self.slots, self.slot_width))
-        return logits.float().unflatten(0, memory.shape[:-2])
+        return self._logits(self.network.readout, memory)
 
     @torch.no_grad()
     def step(self, memory: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
@@ -254,8 +258,7 @@ class TrainedTeacher(Trained):
     @torch.no_grad()
     def logits(self, memory: Tensor) -> Tensor:
         """Logits of the target at memories: (..., K, D) -> (..., V)."""
-        logits = self.network.read(memory.reshape(-1, self.slots, self.slot_width))
-        return logits.float().unflatten(0, memory.shape[:-2])
+        return self._logits(self.network.read, memory)
 
     @torch.no_grad()
     def decode(self, memory: Tensor, future: Tokens) -> Tensor:

@@ -16,7 +16,7 @@ _REMEDIES = (
 
 
 def collapse(health: Mapping[str, float], prefix: str = "") -> str | None:
-    """What shows that memories collapse, and remedies; None where they do not.
+    """A warning that memories collapse, with the sign of it and remedies; None where they do not.
 
     `health` holds the values of `losses.memory_health`; their names begin with `prefix`.
     """

@@ -1,4 +1,4 @@
-"""What a report consists of: sections of figures, tables, texts and pictures, none of it HTML."""
+"""The content of a report: sections of figures, tables, texts and pictures, none of it HTML."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Sample:
-    """What an RNN wrote: text, or a picture as PNG; `given` is the prompt before a text."""
+    """A sample of an RNN: text, or a picture as PNG; `given` is the prompt before a text."""
 
     title: str
     text: str = ""

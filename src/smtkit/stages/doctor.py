@@ -15,6 +15,7 @@ import torch
 import smtkit
 from smtkit.errors import UsageError
 from smtkit.storage.cache import cache_directory
+from smtkit.training.sizes import gigabytes
 
 _EXTRA = re.compile(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"]")
 _LITTLE_DISK = 2**30
@@ -83,10 +84,10 @@ def _devices(found: Diagnosis) -> Iterator[tuple[str, str]]:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
         free = os.sysconf("SC_AVPHYS_PAGES")
-        yield "memory", f"{_gigabytes(pages * size)}, {_gigabytes(free * size)} of it unused"
+        yield "memory", f"{gigabytes(pages * size)}, {gigabytes(free * size)} of it unused"
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         properties = torch.cuda.get_device_properties(number)
-        name = f"{properties.name}, {_gigabytes(properties.total_memory)}"
+        name = f"{properties.name}, {gigabytes(properties.total_memory)}"
         yield f"cuda:{number}", name
     if torch.cuda.is_available():
         return
@@ -110,10 +111,10 @@ def _disk(found: Diagnosis) -> Iterator[tuple[str, str]]:
     for name, place in places.items():
         existing = next(path for path in (place, *place.parents) if path.exists())
         free = shutil.disk_usage(existing).free
-        yield name, f"{_gigabytes(free)} free, {place}"
+        yield name, f"{gigabytes(free)} free, {place}"
         if free < _LITTLE_DISK:
             found.problems.append(
-                f"{place}: only {_gigabytes(free)} free, and labels take gigabytes: free some, or "
+                f"{place}: only {gigabytes(free)} free, and labels take gigabytes: free some, or "
                 "write them elsewhere with `out`"
             )
         if not os.access(existing, os.W_OK):
@@ -130,7 +131,3 @@ def _extras() -> Iterator[tuple[str, str]]:
         missing = [name for name in packages if _version(name) is None]
         remedy = f"without {', '.join(missing)}: pip install 'smtkit[{extra}]'"
         yield extra, remedy if missing else ", ".join(packages)
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:,.3g} GB"

@@ -35,6 +35,7 @@ from smtkit.storage.location import PathOrURI
 from smtkit.storage.manifest import METRICS, Manifest
 from smtkit.training.distributed import choose_device
 from smtkit.training.machine import PeakMemory, available_memory
+from smtkit.training.sizes import gigabytes
 from smtkit.training.trial import PATIENCE, step_cost
 
 _SCHEMAS: dict[str, type[Config]] = {
@@ -160,8 +161,8 @@ class _Trial:
         self._planned.add(stage)
         if plan.available is not None and plan.memory > plan.available:
             plan.problems.append(
-                f"takes {_size(plan.memory)} of memory, {_size(plan.available)} are available: "
-                f"{change}"
+                f"takes {gigabytes(plan.memory)} of memory, {gigabytes(plan.available)} are "
+                f"available: {change}"
             )
         return plan
 
@@ -299,8 +300,8 @@ def _check_disk(plan: StagePlan, row_bytes: int, dtype: str) -> None:
     if plan.disk is not None and plan.disk > free:
         smaller = "" if dtype == "int8" else ", or set `dtype` to int8"
         plan.problems.append(
-            f"writes {_size(plan.disk)}, {_size(free)} are free here: lower `max_windows` to "
-            f"{free // row_bytes:,}{smaller}"
+            f"writes {gigabytes(plan.disk)}, {gigabytes(free)} are free here: lower `max_windows` "
+            f"to {free // row_bytes:,}{smaller}"
         )
 
 
@@ -311,7 +312,3 @@ def _parameters(network: torch.nn.Module) -> dict[str, int]:
         part = name.partition(".")[0]
         found[part] = found.get(part, 0) + parameter.numel()
     return found
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:,.3g} GB"

@@ -62,6 +62,7 @@ def _settings(training: TrainingConfig, batch: int, **limits: Any) -> TrainingCo
         "validate_seconds": None,
         "validation_windows": 1,
         "checkpoint_every": _NEVER,
+        "keep_state": False,
         "stop_at_accuracy": None,
         "compile": False,
         "clock": "wall",
